@@ -1,0 +1,31 @@
+"""The model: dense features of a CLIP in the image-text space, regions, categories."""
+
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
+
+from .categories import CategoryEmbeddings, CategorySet
+from .configuration_densevlm import DenseVLMConfig
+from .image_processing_densevlm import DenseVLMImageProcessor
+from .modeling_densevlm import DenseVLMModel, DenseVLMOutput
+from .processing_densevlm import DenseVLMProcessor
+
+
+# In this process, `AutoModel` and its kin know the classes by their model type; a saved folder carries these files
+# as remote code for processes in which the package is not installed.
+AutoConfig.register(DenseVLMConfig.model_type, DenseVLMConfig)
+AutoModel.register(DenseVLMConfig, DenseVLMModel)
+AutoImageProcessor.register(DenseVLMConfig, DenseVLMImageProcessor)
+AutoProcessor.register(DenseVLMConfig, DenseVLMProcessor)
+DenseVLMConfig.register_for_auto_class("AutoConfig")
+DenseVLMModel.register_for_auto_class("AutoModel")
+DenseVLMImageProcessor.register_for_auto_class("AutoImageProcessor")
+DenseVLMProcessor.register_for_auto_class("AutoProcessor")
+
+__all__ = [
+    "CategoryEmbeddings",
+    "CategorySet",
+    "DenseVLMConfig",
+    "DenseVLMImageProcessor",
+    "DenseVLMModel",
+    "DenseVLMOutput",
+    "DenseVLMProcessor",
+]

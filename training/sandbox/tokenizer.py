@@ -1,0 +1,46 @@
+"""A tokenizer that knows a list of words: enough for the captions of the sandbox and for category names in tests."""
+
+from collections.abc import Iterable
+
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from modeling_densevlm.categories import VILD_TEMPLATES, CategorySet, fill_template
+
+
+PAD, UNKNOWN, BEGIN, END = "<pad>", "<unk>", "<begin>", "<end>"
+
+
+def word_tokenizer(sentences: Iterable[str], max_length: int) -> PreTrainedTokenizerFast:
+    """
+    A word-level tokenizer whose vocabulary are the words of `sentences`. `<end>` has the largest id, where CLIP's
+    text tower reads the sentence's feature.
+
+    Args:
+        sentences (`Iterable[str]`): all that it has to know; case does not matter.
+        max_length (`int`): tokens a sentence, `<begin>` and `<end>` included.
+    """
+    split = pre_tokenizers.Whitespace()
+    words = sorted({word for sentence in sentences for word, _ in split.pre_tokenize_str(sentence.lower())})
+    vocabulary = {word: index for index, word in enumerate([PAD, UNKNOWN, BEGIN, *words, END])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = split
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BEGIN} $A {END}", special_tokens=[(token, vocabulary[token]) for token in (BEGIN, END)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=max_length,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        bos_token=BEGIN,
+        eos_token=END,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def category_sentences(categories: CategorySet) -> list[str]:
+    """Every sentence ViLD's templates make of the categories' names and synonyms."""
+    names = [name for name, more in zip(categories.names, categories.synonyms) for name in (name, *more)]
+    return [fill_template(template, name) for template in VILD_TEMPLATES for name in names]
