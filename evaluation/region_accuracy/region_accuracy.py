@@ -1,0 +1,75 @@
+"""Accuracy of region classification, things and stuff apart."""
+
+import datasets
+import evaluate
+import numpy as np
+
+from .accuracy import region_accuracy
+
+
+_DESCRIPTION = """
+Top-1 and top-5 accuracy of region classification, as means over classes, for things and stuff apart; and how often
+stuff is taken for a thing (foreground bias) and a thing for stuff (background bias).
+"""
+
+_KWARGS_DESCRIPTION = """
+Args:
+    predictions (list of lists of 5 int): the five best category ids of each region, best first.
+    references (list of int): the true category id of each region.
+    is_thing (list of bool): whether the region's reference is a thing.
+    category_is_thing (list of bool, optional): whether each category id is a thing; to `compute` only.
+Returns:
+    thing_top1, thing_top5, stuff_top1, stuff_top5 (float, 0..1): means over the classes that occur among the references.
+    foreground_bias (float): share of stuff regions whose first prediction is a thing; with `category_is_thing`.
+    background_bias (float): share of thing regions whose first prediction is stuff; with `category_is_thing`.
+    A group that does not occur is left out, and a warning says so.
+Examples:
+    >>> metric = evaluate.load("evaluation/region_accuracy")
+    >>> metric.compute(
+    ...     predictions=[[0, 1, 2, 3, 4], [0, 2, 1, 3, 4]], references=[0, 2], is_thing=[True, False],
+    ...     category_is_thing=[True, True, False, False, False],
+    ... )
+    {'thing_top1': 1.0, 'thing_top5': 1.0, 'background_bias': 0.0, 'stuff_top1': 0.0, 'stuff_top5': 1.0, 'foreground_bias': 1.0}
+"""
+
+_CITATION = """
+@inproceedings{li2025densevlm,
+  title={Unbiased Region-Language Alignment for Open-Vocabulary Dense Prediction},
+  author={Li, Yunheng and Li, Yuxuan and Zeng, Quansheng and Wang, Wenhai and Hou, Qibin and Cheng, Ming-Ming},
+  booktitle={ICCV},
+  year={2025}
+}
+"""
+
+
+class RegionAccuracy(evaluate.Metric):
+    """The `region_accuracy` metric."""
+
+    def _info(self):
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_KWARGS_DESCRIPTION,
+            features=datasets.Features(
+                {
+                    "predictions": datasets.Sequence(datasets.Value("int64")),
+                    "references": datasets.Value("int64"),
+                    "is_thing": datasets.Value("bool"),
+                }
+            ),
+        )
+
+    def _compute(self, predictions, references, is_thing, category_is_thing=None):
+        if len({len(row) for row in predictions}) > 1:
+            raise ValueError("`predictions`: every region needs the same number of ids.")
+        flags = None if category_is_thing is None else np.asarray(category_is_thing, dtype=bool)
+        results = region_accuracy(
+            np.asarray(predictions), np.asarray(references), np.asarray(is_thing, dtype=bool), flags
+        )
+        for group in ("thing", "stuff"):
+            if f"{group}_top1" not in results:
+                evaluate.logging.get_logger(__name__).warning(
+                    f"No region is a {group}: its numbers are left out." if group == "thing"
+                    else "No region is stuff: its numbers are left out."
+                )
+        return results

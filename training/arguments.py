@@ -1,0 +1,221 @@
+"""The keys of a recipe: three dataclasses, filled from YAML and from the command line."""
+
+import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+from modeling_densevlm.categories import TEMPLATES
+
+from .alignment import CONTRASTS, Contrast
+
+
+METHODS = ("densevlm", "clipself")
+
+
+@dataclass
+class ModelArguments:
+    """Which models, and what of the student is trained."""
+
+    model: str = field(metadata={"help": "U-VLM, the student: a folder or a Hub name of a DenseVLM or a CLIP."})
+    teacher: str | None = field(
+        default=None,
+        metadata={"help": "P-VLM, the teacher. CLIPSelf has none: there, the student before training teaches."},
+    )
+    teacher_dtype: str = field(default="float32", metadata={"help": "float32, bfloat16 or float16."})
+    attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa, eager or flash_attention_2."})
+    trained_blocks: int | None = field(
+        default=None,
+        metadata={"help": "Train so many of the student's last blocks; all by default. The rest is always frozen."},
+    )
+
+    def __post_init__(self):
+        if self.teacher_dtype not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"`teacher_dtype` is float32, bfloat16 or float16, got {self.teacher_dtype!r}.")
+
+
+@dataclass
+class DataArguments:
+    """Which images at which size, and which categories are retrieved."""
+
+    images: str = field(metadata={"help": "Folder of images, or the root of the annotation file's images."})
+    annotations: str | None = field(
+        default=None, metadata={"help": "COCO annotation file; only its list of images is read."}
+    )
+    max_samples: int | None = field(default=None, metadata={"help": "Only so many images, the first ones."})
+    image_size: int | None = field(
+        default=None,
+        metadata={"help": "The student's input side in pixels, a multiple of its patch. Its processor's by default."},
+    )
+    teacher_image_size: int | None = field(
+        default=None, metadata={"help": "The teacher's, likewise. 518 for a patch of 14 where the student has 512."}
+    )
+    max_grid: int = field(default=6, metadata={"help": "Grids have 1 to so many rows and columns."})
+    crops: int = field(default=6, metadata={"help": "CLIPSelf only: regions an image, each cut out for the teacher."})
+    categories: str = field(
+        default="coco_stuff_ade20k_316", metadata={"help": "A built-in category set or a JSON file."}
+    )
+    templates: str = field(default="vild", metadata={"help": f"Prompt templates: {', '.join(TEMPLATES)}."})
+    student_embeddings: str | None = field(
+        default=None,
+        metadata={"help": "Category embeddings (safetensors) of the student's text tower; computed by default."},
+    )
+    teacher_embeddings: str | None = field(default=None, metadata={"help": "Likewise of the teacher's."})
+
+    def __post_init__(self):
+        if self.templates not in TEMPLATES:
+            raise ValueError(f"`templates` is one of {', '.join(TEMPLATES)}, got {self.templates!r}.")
+        if self.max_grid < 1:
+            raise ValueError(f"`max_grid` is 1 or more, got {self.max_grid}.")
+
+
+@dataclass
+class MethodArguments(TrainingArguments):
+    """transformers' [`TrainingArguments`], the method's own keys, and other defaults where the method asks for them."""
+
+    method: str = field(default="densevlm", metadata={"help": f"{' or '.join(METHODS)}."})
+    temperature: float = field(default=0.01, metadata={"help": "τ of retrieval and alignment."})
+    threshold: float = field(
+        default=0.3, metadata={"help": "Regions whose best teacher probability is not above it are dropped."}
+    )
+    contrast: str = field(
+        default="decoupled",
+        metadata={"help": f"{', '.join(CONTRASTS)}, or a JSON matrix: rows = region's group, columns = categories'."},
+    )
+    reduction: str = field(default="group_mean", metadata={"help": "group_mean or region_mean."})
+    ensemble_alpha: float = field(
+        default=1.0, metadata={"help": "Share of the trained weights in what is saved at the end; the rest initial."}
+    )
+    global_batch_size: int | None = field(
+        default=None, metadata={"help": "Images a step, over all processes; sets gradient_accumulation_steps."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.method not in METHODS:
+            raise ValueError(f"`method` is {' or '.join(METHODS)}, got {self.method!r}.")
+        if self.reduction not in ("group_mean", "region_mean"):
+            raise ValueError(f"`reduction` is group_mean or region_mean, got {self.reduction!r}.")
+        if not 0 <= self.ensemble_alpha <= 1:
+            raise ValueError(f"`ensemble_alpha` is a share, 0..1, got {self.ensemble_alpha}.")
+        if self.temperature <= 0:
+            raise ValueError(f"`temperature` is above 0, got {self.temperature}.")
+        self.contrast_matrix  # noqa: B018 - a wrong one shall stop here
+        self.remove_unused_columns = False  # the collator's keys are no arguments of `forward`
+        if self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = False  # exactly the parameters that get gradients are trainable
+        if self.global_batch_size is not None:
+            self._set_accumulation()
+
+    def _set_accumulation(self) -> None:
+        if self.n_gpu > 1:
+            raise ValueError(
+                f"{self.n_gpu} GPUs are visible to one process: start one process a GPU, with `accelerate launch` or "
+                "`torchrun`."
+            )
+        step = self.per_device_train_batch_size * self.world_size
+        if self.global_batch_size % step:
+            raise ValueError(
+                f"`global_batch_size` {self.global_batch_size} is no multiple of {self.per_device_train_batch_size} "
+                f"images (`per_device_train_batch_size`) on {self.world_size} processes."
+            )
+        self.gradient_accumulation_steps = self.global_batch_size // step
+
+    @property
+    def contrast_matrix(self) -> Contrast:
+        if self.contrast in CONTRASTS:
+            return CONTRASTS[self.contrast]
+        try:
+            matrix = json.loads(self.contrast)
+            if matrix and all(len(row) == len(matrix) and all(isinstance(v, bool) for v in row) for row in matrix):
+                return matrix
+        except (json.JSONDecodeError, TypeError):
+            pass
+        raise ValueError(
+            f"`contrast` is one of {', '.join(CONTRASTS)} or a square JSON matrix of true and false, "
+            f"got {self.contrast!r}."
+        )
+
+
+Arguments = tuple[ModelArguments, DataArguments, MethodArguments]
+CLASSES = (ModelArguments, DataArguments, MethodArguments)
+
+
+def parse_arguments(argv: Sequence[str]) -> Arguments:
+    """
+    `RECIPE.yaml [--key value ...]`: the recipe's values, overridden by the command line's.
+
+    Raises:
+        `SystemExit` with a message for a key that nobody knows, naming the nearest known one, or a missing key.
+    """
+    parser = HfArgumentParser(CLASSES, prog="python -m training.train", usage="%(prog)s RECIPE.yaml [--key value ...]")
+    argv = list(argv)
+    if argv and not argv[0].startswith("-"):
+        recipe = read_recipe(Path(argv.pop(0)), parser)
+        parser.set_defaults(**recipe)
+        for action in parser._actions:
+            if action.dest in recipe:
+                action.required = False
+    *arguments, remaining = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    if remaining:
+        parser.error(f"unknown: {' '.join(remaining)}{_nearest(remaining[0].lstrip('-'), parser)}")
+    return tuple(arguments)
+
+
+def read_recipe(file: Path, parser: HfArgumentParser) -> dict[str, Any]:
+    """The keys and values of a YAML file; an unknown key ends the program with the file's name and the key."""
+    try:
+        recipe = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        parser.error(f"recipe {file}: {error.strerror or error}")
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        parser.error(f"recipe {file} is no YAML: {error}")
+    if not isinstance(recipe, dict):
+        parser.error(f"recipe {file}: expected `key: value` lines.")
+    known = {action.dest for action in parser._actions}
+    for key in recipe:
+        if key not in known:
+            parser.error(f"recipe {file}: unknown key `{key}`{_nearest(str(key), parser)}")
+    # argparse converts texts only: a number in a text field, or 1e-4 (a text to YAML), becomes what the field is.
+    return {key: value if isinstance(value, bool | list | dict | None) else str(value) for key, value in recipe.items()}
+
+
+def _nearest(key: str, parser: HfArgumentParser) -> str:
+    close = difflib.get_close_matches(key, [action.dest for action in parser._actions], n=1)
+    return f" (did you mean `{close[0]}`?)" if close else ""
+
+
+def save_recipe(arguments: Arguments, file: Path) -> None:
+    """The resolved configuration as a recipe that starts the same run again."""
+    recipe = {}
+    for part in arguments:
+        values = {f.name: getattr(part, f.name) for f in fields(part) if f.init}
+        if isinstance(part, TrainingArguments):
+            own = MethodArguments.__annotations__
+            values = {name: v for name, v in values.items() if name in own or v != _default(part, name)}
+            for name in ("resume_from_checkpoint", "hub_token", "accelerator_config"):
+                values.pop(name, None)
+        recipe.update({name: value.value if isinstance(value, Enum) else value for name, value in values.items()})
+    if recipe.get("global_batch_size") is not None:
+        recipe.pop("gradient_accumulation_steps", None)  # follows from it, on any number of processes
+    text = yaml.safe_dump({key: value for key, value in recipe.items() if _plain(value)}, sort_keys=False)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+
+
+def _default(part: TrainingArguments, name: str) -> Any:
+    found = next(f for f in fields(part) if f.name == name)
+    return found.default_factory() if found.default_factory is not MISSING else found.default
+
+
+def _plain(value: Any) -> bool:
+    return value is not None and isinstance(value, str | int | float | bool | list | dict)
+
+
+__all__ = ["Arguments", "DataArguments", "MethodArguments", "ModelArguments", "parse_arguments", "save_recipe"]
