@@ -199,7 +199,9 @@ def main() -> None:
     if arguments.embeddings:
         embeddings = CategoryEmbeddings.load(arguments.embeddings)
         encoder = None if model.text_model is None else encoder_fingerprint(model, processor.tokenizer)
-        embeddings.check(regions.categories, model.config.projection_dim, encoder, f"--embeddings {arguments.embeddings}")
+        embeddings.check(
+            regions.categories, model.config.projection_dim, encoder, f"--embeddings {arguments.embeddings}"
+        )
     else:
         templates = TEMPLATES[arguments.templates]
         embeddings = CategoryEmbeddings.compute(regions.categories, model, processor.tokenizer, templates)

@@ -312,7 +312,9 @@ class CategoryEmbeddings:
         """Reads what [`CategoryEmbeddings.save`] wrote; a `ValueError` names what is missing in the file."""
         try:
             with safe_open(file, framework="pt") as content:
-                facts = {key: json.loads(value) for key, value in (content.metadata() or {}).items() if key != "format"}
+                facts = {
+                    key: json.loads(value) for key, value in (content.metadata() or {}).items() if key != "format"
+                }
                 embeds = content.get_tensor("embeds")
             embeddings = cls(embeds, **facts)
         except FileNotFoundError:

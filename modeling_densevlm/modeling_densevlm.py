@@ -231,9 +231,7 @@ class DenseVLMModel(DenseVLMPreTrainedModel):
         hidden_states = self.text_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         end = input_ids.argmax(dim=-1)
         pooled = hidden_states[torch.arange(len(end), device=hidden_states.device), end.to(hidden_states.device)]
-        return BaseModelOutputWithPooling(
-            last_hidden_state=hidden_states, pooler_output=self.text_projection(pooled)
-        )
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=self.text_projection(pooled))
 
     def forward(
         self,

@@ -1,5 +1,5 @@
 """
-The mathematics of DenseVLM as pure functions of tensors: retrieval (Eq. 1-2), denoising, decoupled alignment (Eq. 3-5).
+The mathematics of DenseVLM as pure functions of tensors: retrieval (Eq. 1-2), denoising, decoupled KL (Eq. 3-5).
 
 Everything is computed in float32, whatever the autocast around it.
 """

@@ -77,7 +77,7 @@ class DataArguments:
 
 @dataclass
 class MethodArguments(TrainingArguments):
-    """transformers' [`TrainingArguments`], the method's own keys, and other defaults where the method asks for them."""
+    """transformers' [`TrainingArguments`] and the method's own keys."""
 
     method: str = field(default="densevlm", metadata={"help": f"{' or '.join(METHODS)}."})
     temperature: float = field(default=0.01, metadata={"help": "τ of retrieval and alignment."})
@@ -183,7 +183,9 @@ def read_recipe(file: Path, parser: HfArgumentParser) -> dict[str, Any]:
         if key not in known:
             parser.error(f"recipe {file}: unknown key `{key}`{_nearest(str(key), parser)}")
     # argparse converts texts only: a number in a text field, or 1e-4 (a text to YAML), becomes what the field is.
-    return {key: value if isinstance(value, bool | list | dict | None) else str(value) for key, value in recipe.items()}
+    return {
+        key: value if isinstance(value, bool | list | dict | None) else str(value) for key, value in recipe.items()
+    }
 
 
 def _nearest(key: str, parser: HfArgumentParser) -> str:

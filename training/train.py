@@ -7,6 +7,7 @@ Trains a dense VLM. One program, however it is started:
 """
 
 import copy
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,13 +15,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import set_seed
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMModel, DenseVLMProcessor
 from modeling_densevlm.categories import TEMPLATES, encoder_fingerprint
 
-from .arguments import Arguments, DataArguments, MethodArguments, ModelArguments, parse_arguments, save_recipe
+from .arguments import Arguments, MethodArguments, parse_arguments, save_recipe
 from .clipself import CLIPSelfTrainer
 from .data import RegionCollator, RegionDataset, list_images
 from .trainer import DenseTrainer, DenseVLMTrainer
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> DenseTrainer:
 
 def find_checkpoint(args: MethodArguments) -> str | None:
     """The checkpoint to resume from; a folder with checkpoints is never trained over by accident."""
-    last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+    last = last_checkpoint(Path(args.output_dir))
     wanted = args.resume_from_checkpoint
     if wanted in (None, "False", "false"):
         if last is not None:
@@ -67,6 +67,17 @@ def find_checkpoint(args: MethodArguments) -> str | None:
     if not Path(wanted).is_dir():
         raise SystemExit(f"`--resume_from_checkpoint`: there is no folder {wanted}.")
     return wanted
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest complete checkpoint. Its `trainer_state.json` is written last: without it, saving was cut short."""
+    complete = []
+    for state in folder.glob("checkpoint-*/trainer_state.json"):
+        try:
+            complete.append((json.loads(state.read_text())["global_step"], str(state.parent)))
+        except (json.JSONDecodeError, KeyError, UnicodeDecodeError):
+            logger.warning(f"{state.parent} is not complete and is passed over.")
+    return max(complete)[1] if complete else None
 
 
 def build_trainer(arguments: Arguments) -> DenseTrainer:

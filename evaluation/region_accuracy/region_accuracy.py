@@ -19,7 +19,7 @@ Args:
     is_thing (list of bool): whether the region's reference is a thing.
     category_is_thing (list of bool, optional): whether each category id is a thing; to `compute` only.
 Returns:
-    thing_top1, thing_top5, stuff_top1, stuff_top5 (float, 0..1): means over the classes that occur among the references.
+    thing_top1, thing_top5, stuff_top1, stuff_top5 (float, 0..1): means over the classes that occur.
     foreground_bias (float): share of stuff regions whose first prediction is a thing; with `category_is_thing`.
     background_bias (float): share of thing regions whose first prediction is stuff; with `category_is_thing`.
     A group that does not occur is left out, and a warning says so.
@@ -29,7 +29,8 @@ Examples:
     ...     predictions=[[0, 1, 2, 3, 4], [0, 2, 1, 3, 4]], references=[0, 2], is_thing=[True, False],
     ...     category_is_thing=[True, True, False, False, False],
     ... )
-    {'thing_top1': 1.0, 'thing_top5': 1.0, 'background_bias': 0.0, 'stuff_top1': 0.0, 'stuff_top5': 1.0, 'foreground_bias': 1.0}
+    {'thing_top1': 1.0, 'thing_top5': 1.0, 'background_bias': 0.0,
+     'stuff_top1': 0.0, 'stuff_top5': 1.0, 'foreground_bias': 1.0}
 """
 
 _CITATION = """
@@ -69,7 +70,8 @@ class RegionAccuracy(evaluate.Metric):
         for group in ("thing", "stuff"):
             if f"{group}_top1" not in results:
                 evaluate.logging.get_logger(__name__).warning(
-                    f"No region is a {group}: its numbers are left out." if group == "thing"
+                    f"No region is a {group}: its numbers are left out."
+                    if group == "thing"
                     else "No region is stuff: its numbers are left out."
                 )
         return results

@@ -39,12 +39,13 @@ class Tower:
     learning_rate: float
     stuff_probability: float
     seed: int
+    steps: int
 
 
 TOWERS = {
     # Captions name a piece of stuff seldom: this is where the foreground bias comes from.
-    "U": Tower(128, 512, 4, 4, 1.5e-3, stuff_probability=0.1, seed=1),
-    "P": Tower(192, 576, 6, 6, 1.0e-3, stuff_probability=0.3, seed=2),
+    "U": Tower(128, 512, 4, 4, 1.5e-3, stuff_probability=0.1, seed=1, steps=1_800),
+    "P": Tower(192, 576, 6, 6, 1.0e-3, stuff_probability=0.3, seed=2, steps=2_400),
 }
 
 
@@ -123,10 +124,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=TOWERS, help="which of the two towers")
     parser.add_argument("--output", type=Path, required=True, help="folder to save to")
-    parser.add_argument("--steps", type=int, default=1_500)
+    parser.add_argument("--steps", type=int, help="batches; by default those of the shipped models")
     parser.add_argument("--scenes", type=int, default=20_000)
     arguments = parser.parse_args()
-    pretrain(arguments.name, arguments.output, arguments.steps, arguments.scenes)
+    steps = arguments.steps or TOWERS[arguments.name].steps
+    pretrain(arguments.name, arguments.output, steps, arguments.scenes)
 
 
 if __name__ == "__main__":

@@ -141,12 +141,10 @@ def _drop_hidden(scene: Scene, least: int = 40) -> Scene:
     kept = [i for i, area in enumerate(areas) if area >= least]
     new = np.zeros(len(areas) + 1, np.int32)
     new[[i + 1 for i in kept]] = np.arange(1, len(kept) + 1)
-    return Scene(
-        scene.image, new[scene.segment_ids], [scene.names[i] for i in kept], [scene.at_home[i] for i in kept]
-    )
+    return Scene(scene.image, new[scene.segment_ids], [scene.names[i] for i in kept], [scene.at_home[i] for i in kept])
 
 
-# --- stuff ------------------------------------------------------------------------------------------------------------
+# --- stuff ----------------------------------------------------------------------------------------------------
 
 
 def _noise(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
@@ -197,7 +195,7 @@ _COLOURS = {
 }
 
 
-# --- things -----------------------------------------------------------------------------------------------------------
+# --- things ----------------------------------------------------------------------------------------------------
 
 
 def _sprite(rng: np.random.Generator, name: str, side: int) -> Image.Image:
@@ -331,7 +329,7 @@ class _Pen:
             self.polygon(dark, 50, 42, 66, 92, 34, 92)
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------------------
 
 
 def write_scenes(folder: Path, seed: int, split: str, count: int) -> None:

@@ -1,0 +1,107 @@
+"""Pictures of what a model sees."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+
+def classify_locations(
+    dense_embeds: Tensor, text_embeds: Tensor, size: int, thing_offset: Tensor | float = 0
+) -> Tensor:
+    """
+    The best category at every pixel: cosines on the map, enlarged bilinearly, then the maximum.
+
+    Args:
+        dense_embeds (`Tensor` of shape `(batch, dim, height, width)`): unit norm.
+        text_embeds (`Tensor` of shape `(categories, dim)`).
+        size (`int`): side of the result in pixels.
+        thing_offset (`Tensor` of shape `(categories,)`, *optional*): subtracted from the cosines.
+
+    Returns:
+        `Tensor` of shape `(batch, size, size)`: indices of categories.
+    """
+    cosines = torch.einsum("bdhw,cd->bchw", dense_embeds, text_embeds) - torch.as_tensor(thing_offset).reshape(
+        -1, 1, 1
+    )
+    return interpolate(cosines, size=(size, size), mode="bilinear", align_corners=False).argmax(1)
+
+
+def location_figure(
+    file: str | Path,
+    images: Sequence[np.ndarray],
+    panels: Mapping[str, np.ndarray],
+    names: Sequence[str],
+    is_thing: Sequence[bool],
+) -> None:
+    """
+    A row a scene: the image, then one panel a model in which every location has the colour and the name of the
+    category given to it. Things are hatched and their names in italics, so that nothing hangs on colour alone.
+
+    Args:
+        file (path): picture to write; the suffix says which kind.
+        images (sequence of `(height, width, 3)` arrays): uint8.
+        panels (mapping of titles to `(images, height, width)` arrays): indices of categories.
+        names, is_thing (sequences): of the categories.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    colours = category_colours(is_thing)
+    rows, columns = len(images), 1 + len(panels)
+    figure, axes = plt.subplots(rows, columns, figsize=(1.9 * columns, 1.9 * rows + 0.3), squeeze=False)
+    for row, image in enumerate(images):
+        axes[row, 0].imshow(image)
+        for column, labels in enumerate(panels.values(), 1):
+            _draw_labels(axes[row, column], labels[row], names, is_thing, colours)
+    for axis, title in zip(axes[0], ["scene", *panels]):
+        axis.set_title(title, fontsize=10)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    figure.subplots_adjust(0.005, 0.005, 0.995, 1 - 0.3 / (1.9 * rows + 0.3), 0.03, 0.03)
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
+def category_colours(is_thing: Sequence[bool]) -> np.ndarray:
+    """`(categories, 3)`: stuff in pale tones of blue to green, things in warm, strong ones."""
+    import matplotlib
+
+    thing, stuff = matplotlib.colormaps["autumn"], matplotlib.colormaps["GnBu"]
+    counts = {True: max(sum(map(bool, is_thing)), 1), False: max(len(is_thing) - sum(map(bool, is_thing)), 1)}
+    seen = {True: 0, False: 0}
+    colours = []
+    for flag in map(bool, is_thing):
+        share = seen[flag] / counts[flag]
+        seen[flag] += 1
+        colours.append((thing(share) if flag else stuff(0.15 + 0.7 * share))[:3])
+    return np.array(colours)
+
+
+def _draw_labels(
+    axis, labels: np.ndarray, names: Sequence[str], is_thing: Sequence[bool], colours: np.ndarray
+) -> None:
+    axis.imshow(colours[labels], interpolation="nearest")
+    axis.contourf(np.isin(labels, np.flatnonzero(is_thing)), levels=[0.5, 1.5], colors="none", hatches=["///"])
+    for category in np.unique(labels):
+        y, x = np.nonzero(labels == category)
+        if len(y) < 0.02 * labels.size:
+            continue
+        # The location of the category nearest to its middle: inside it, whatever its shape.
+        nearest = np.argmin((y - y.mean()) ** 2 + (x - x.mean()) ** 2)
+        axis.text(
+            x[nearest],
+            y[nearest],
+            names[category],
+            ha="center",
+            va="center",
+            fontsize=7,
+            style="italic" if is_thing[category] else "normal",
+            bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "boxstyle": "round,pad=0.15"},
+        )

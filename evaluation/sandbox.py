@@ -1,0 +1,195 @@
+"""
+What came out of the sandbox: a table on the test split and a picture.
+
+    python -m evaluation.sandbox --runs runs/sandbox --seeds 0
+
+reads the trained students in `runs/sandbox/{densevlm,all}-seed0`, compares them with the shipped models, and writes
+`metrics.json`, `report.md` and `locations.png` into `runs/sandbox`.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from modeling_densevlm import CategoryEmbeddings, DenseVLMModel, DenseVLMProcessor
+from modeling_densevlm.categories import SHORT_TEMPLATES, CategorySet
+from modeling_densevlm.image_processing_densevlm import load_image
+
+from .evaluate_regions import RegionScores, evaluate_regions, map_side, region_metrics, top_categories
+from .figures import classify_locations, location_figure
+from .panoptic import PanopticRegions
+from .region_accuracy.accuracy import class_mean
+
+
+COLUMNS = {
+    "boxes_top1": "Boxes",
+    "masks_thing_top1": "Masks-T",
+    "masks_stuff_top1": "Masks-S",
+    "foreground_bias": "stuff called a thing",
+    "background_bias": "thing called stuff",
+    "masks_thing_home_top1": "Masks-T at home",
+    "masks_thing_away_top1": "Masks-T away",
+}
+
+
+@dataclass
+class Entry:
+    """A model of the table: its title there, its key in `metrics.json`, its folders (one a seed)."""
+
+    title: str
+    key: str
+    folders: list[Path]
+
+
+@dataclass
+class Measured:
+    """Scores of one model on both splits."""
+
+    val: RegionScores
+    test: RegionScores
+
+
+def measure(folder: Path, data: Path, categories: CategorySet) -> Measured:
+    """Evaluates the model of a folder on the validation and the test split."""
+    model = DenseVLMModel.from_pretrained(folder, dtype=torch.float32).eval()
+    processor = DenseVLMProcessor.from_pretrained(folder)
+    embeddings = CategoryEmbeddings.compute(categories, model, processor.tokenizer, SHORT_TEMPLATES)
+    side = map_side(model, processor.image_processor.size["longest_edge"])
+    scores = []
+    for split in ("val", "test"):
+        root = data / split
+        regions = PanopticRegions(
+            root / "panoptic.json", root / "images", root / "panoptic", processor.image_processor, side, categories
+        )
+        scores.append(evaluate_regions(model, regions, embeddings, batch_size=50, num_workers=1))
+    return Measured(*scores)
+
+
+def harmonic_mean(scores: RegionScores, categories: CategorySet, offset: float) -> float:
+    """Of Masks-T and Masks-S: high only where both are."""
+    metrics = region_metrics(scores, categories, offset)
+    thing, stuff = metrics["masks_thing_top1"], metrics["masks_stuff_top1"]
+    return 2 * thing * stuff / max(thing + stuff, 1e-12)
+
+
+def choose_offset(scores: RegionScores, categories: CategorySet) -> float:
+    """The δ, subtracted from every thing's cosine, with the best harmonic mean on these scores."""
+    return float(max(np.linspace(-0.3, 0.3, 121), key=lambda offset: harmonic_mean(scores, categories, offset)))
+
+
+def home_and_away(scores: RegionScores, annotations: Path, categories: CategorySet, offset: float) -> dict[str, float]:
+    """Masks-T of the things that stand on their home, and of those that do not."""
+    content = json.loads(annotations.read_text())
+    at_home = {
+        (record["image_id"], segment["id"]): segment["at_home"]
+        for record in content["annotations"]
+        for segment in record["segments_info"]
+    }
+    is_thing = np.array(categories.is_thing)
+    home = np.array([at_home[key] for key in zip(scores.image_ids.tolist(), scores.segment_ids.tolist())])
+    hits = top_categories(scores.masks - offset * is_thing, 1)[:, 0] == scores.labels
+    things = is_thing[scores.labels]
+    parts = {"home": things & home, "away": things & ~home}
+    return {f"masks_thing_{name}_top1": class_mean(hits[rows], scores.labels[rows]) for name, rows in parts.items()}
+
+
+def row_of(measured: Measured, data: Path, categories: CategorySet, offset: float) -> dict[str, float]:
+    """All numbers of one model on the test split."""
+    return {
+        **region_metrics(measured.test, categories, offset),
+        **home_and_away(measured.test, data / "test" / "panoptic.json", categories, offset),
+        "harmonic_mean": harmonic_mean(measured.test, categories, offset),
+        "thing_offset": offset,
+    }
+
+
+def average(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Mean over seeds, number by number."""
+    return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+
+
+def collect(entries: Sequence[Entry], data: Path, categories: CategorySet) -> dict[str, dict]:
+    """
+    `metrics.json`: under each entry's key its numbers (means over seeds where there are several, `seeds` then holds
+    each), and under `<key>_offset` the same with the δ chosen on the validation split.
+    """
+    metrics = {}
+    for entry in entries:
+        measured = [measure(folder, data, categories) for folder in entry.folders]
+        plain = [row_of(m, data, categories, 0.0) for m in measured]
+        shifted = [row_of(m, data, categories, choose_offset(m.val, categories)) for m in measured]
+        for key, rows in ((entry.key, plain), (f"{entry.key}_offset", shifted)):
+            metrics[key] = average(rows) | ({"seeds": rows} if len(rows) > 1 else {})
+    return metrics
+
+
+def report(entries: Sequence[Entry], metrics: dict[str, dict], seeds: Sequence[int]) -> str:
+    """The table in Markdown: every model as it is, then with its best offset."""
+    header = ["model", "δ", *COLUMNS.values(), "H"]
+    lines = [" | ".join(header), " | ".join(["---"] * len(header))]
+    for suffix in ("", "_offset"):
+        for entry in entries:
+            row = metrics[f"{entry.key}{suffix}"]
+            offset = "–" if not suffix else f"{row['thing_offset']:+.3f}"
+            numbers = [f"{100 * row[column]:.1f}" for column in (*COLUMNS, "harmonic_mean")]
+            lines.append(" | ".join([entry.title, offset, *numbers]))
+    counts = metrics[entries[0].key]
+    notes = (
+        f"Test split: {counts['images']:.0f} scenes, {counts['thing_regions']:.0f} things, "
+        f"{counts['stuff_regions']:.0f} pieces of stuff. Top-1 in %, means over classes; the two error shares are of "
+        "masks. δ is subtracted from every thing's cosine, and was chosen on the validation split for the best "
+        "H = harmonic mean of Masks-T and Masks-S. One pre-training seed; alignment seeds: "
+        f"{', '.join(map(str, seeds))} (the mean is shown)."
+    )
+    return "# Sandbox\n\n" + "\n".join(f"| {line} |" for line in lines) + f"\n\n{notes}\n\n![](locations.png)\n"
+
+
+def draw(entries: Sequence[Entry], data: Path, categories: CategorySet, file: Path, count: int = 4) -> None:
+    """The first test scenes with a thing and at least two kinds of stuff: what each model calls each location."""
+    content = json.loads((data / "test" / "panoptic.json").read_text())
+    is_thing = dict(zip(categories.ids, categories.is_thing))
+    flags = [[is_thing[s["category_id"]] for s in record["segments_info"]] for record in content["annotations"]]
+    chosen = [i for i, row in enumerate(flags) if any(row) and row.count(False) >= 2][:count]
+    images = [load_image(data / "test" / "images" / content["images"][i]["file_name"]) for i in chosen]
+    panels = {}
+    for entry in entries:
+        model = DenseVLMModel.from_pretrained(entry.folders[0], dtype=torch.float32).eval()
+        processor = DenseVLMProcessor.from_pretrained(entry.folders[0])
+        text = CategoryEmbeddings.compute(categories, model, processor.tokenizer, SHORT_TEMPLATES).embeds
+        with torch.inference_mode():
+            dense = model.get_dense_features(processor.image_processor(images)["pixel_values"])
+            panels[entry.title] = classify_locations(dense, text, images[0].width).numpy()
+    location_figure(file, [np.asarray(image) for image in images], panels, categories.names, categories.is_thing)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs/sandbox"), help="where the students and scenes are")
+    parser.add_argument("--models", type=Path, default=Path("model_cards"), help="where the shipped models are")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="alignment seeds that were trained")
+    arguments = parser.parse_args()
+    data = arguments.runs / "data"
+    categories = CategorySet.load(data / "categories.json")
+    trained = {key: [arguments.runs / f"{key}-seed{seed}" for seed in arguments.seeds] for key in ("all", "densevlm")}
+    entries = [
+        Entry("U (a CLIP)", "before", [arguments.models / "densevlm-sandbox-u"]),
+        Entry("CLIPSelf(U)", "clipself", [arguments.models / "densevlm-sandbox-clipself-u"]),
+        Entry("P (teacher)", "teacher", [arguments.models / "densevlm-sandbox-p"]),
+        Entry("DenseVLM, all against all", "all_against_all", trained["all"]),
+        Entry("DenseVLM", "after", trained["densevlm"]),
+    ]
+    metrics = collect(entries, data, categories)
+    (arguments.runs / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    text = report(entries, metrics, arguments.seeds)
+    (arguments.runs / "report.md").write_text(text)
+    draw(entries, data, categories, arguments.runs / "locations.png")
+    print(f"{text}\nWritten to {arguments.runs}: metrics.json, report.md, locations.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""Small real components that many tests share."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from transformers import CLIPConfig, CLIPModel
+
+from modeling_densevlm import CategorySet, DenseVLMImageProcessor, DenseVLMModel, DenseVLMProcessor
+from training.sandbox.scenes import CATEGORIES, write_scenes
+from training.sandbox.tokenizer import category_sentences, word_tokenizer
+
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is downloaded
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared"
+
+
+class Golden:
+    """Tensors of one golden file by name, and its configuration."""
+
+    def __init__(self, file: Path):
+        self.file = safe_open(file, framework="pt")
+        self.keys = set(self.file.keys())
+        self.metadata = self.file.metadata()
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        return self.file.get_tensor(key)
+
+    @property
+    def config(self) -> dict:
+        return json.loads(self.metadata["config"])
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        return {key.removeprefix("weights."): self[key] for key in self.keys if key.startswith("weights.")}
+
+
+@pytest.fixture(scope="session")
+def golden():
+    def load(name: str) -> Golden:
+        file = SHARED / "golden" / f"{name}.safetensors"
+        if not file.is_file():
+            pytest.skip(f"the golden tensors {name} are not here (a folder `shared` beside the checkout)")
+        return Golden(file)
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def coco_sample() -> Path:
+    folder = SHARED / "data" / "coco_panoptic_sample"
+    if not folder.is_dir():
+        pytest.skip("the two COCO images are not here (a folder `shared` beside the checkout)")
+    return folder
+
+
+@pytest.fixture(scope="session", name="make_clip")
+def make_clip_fixture():
+    return make_clip
+
+
+def make_clip(tokenizer, hidden_size=32, layers=3, image_size=96, patch_size=12, projection_dim=24, seed=0):
+    """A freshly drawn CLIP, large enough to be a model and small enough for a test."""
+    torch.manual_seed(seed)
+    config = CLIPConfig(
+        vision_config={
+            "hidden_size": hidden_size,
+            "intermediate_size": 2 * hidden_size,
+            "num_hidden_layers": layers,
+            "num_attention_heads": 4,
+            "image_size": image_size,
+            "patch_size": patch_size,
+        },
+        text_config={
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": 32,
+            "pad_token_id": tokenizer.pad_token_id,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+        },
+        projection_dim=projection_dim,
+    )
+    return CLIPModel(config).eval()
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return word_tokenizer(category_sentences(CATEGORIES), 32)
+
+
+@pytest.fixture(scope="session")
+def clip(tokenizer) -> CLIPModel:
+    return make_clip(tokenizer)
+
+
+@pytest.fixture(scope="session")
+def clip_folder(clip, tokenizer, tmp_path_factory) -> Path:
+    """A CLIP checkpoint of transformers, as it comes from the Hub."""
+    from transformers import CLIPImageProcessor
+
+    folder = tmp_path_factory.mktemp("clip")
+    clip.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 96}, crop_size=96).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def model(clip) -> DenseVLMModel:
+    return DenseVLMModel.from_clip(clip)
+
+
+@pytest.fixture(scope="session")
+def student(clip, tokenizer, tmp_path_factory) -> Path:
+    """A saved student: 96 pixels, 24 dimensions."""
+    return save_folder(DenseVLMModel.from_clip(clip), tokenizer, 96, tmp_path_factory.mktemp("student"))
+
+
+@pytest.fixture(scope="session")
+def teacher(tokenizer, tmp_path_factory) -> Path:
+    """A saved teacher of another width, another space and another patch size."""
+    clip = make_clip(tokenizer, hidden_size=48, image_size=112, patch_size=14, projection_dim=40, seed=1)
+    return save_folder(DenseVLMModel.from_clip(clip), tokenizer, 112, tmp_path_factory.mktemp("teacher"))
+
+
+def save_folder(model: DenseVLMModel, tokenizer, size: int, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    DenseVLMProcessor(DenseVLMImageProcessor(size), tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory) -> Path:
+    """Sandbox scenes as files: 24 to train, 6 to validate, 10 to test."""
+    folder = tmp_path_factory.mktemp("scenes")
+    CATEGORIES.save(folder / "categories.json")
+    for split, count in (("train", 24), ("val", 6), ("test", 10)):
+        write_scenes(folder, 0, split, count)
+    return folder
+
+
+@pytest.fixture
+def recipe(scenes, student, teacher, tmp_path):
+    """Command-line arguments of a small run; keyword arguments override them."""
+
+    def arguments(**overrides) -> list[str]:
+        values = {
+            "model": student,
+            "teacher": teacher,
+            "images": scenes / "train" / "images",
+            "categories": scenes / "categories.json",
+            "templates": "short",
+            "output_dir": tmp_path / "run",
+            # Freshly drawn models are sure of nothing: a low threshold keeps some of their regions.
+            "temperature": 0.05,
+            "threshold": 0.15,
+            "per_device_train_batch_size": 8,
+            "max_steps": 3,
+            "learning_rate": 1e-3,
+            "logging_steps": 1,
+            "dataloader_drop_last": True,
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+            "use_cpu": True,
+        } | overrides
+        return [part for key, value in values.items() for part in (f"--{key}", str(value))]
+
+    return arguments
+
+
+@pytest.fixture(scope="session")
+def run_module():
+    """Runs `python -m module arguments` in the repository and returns the finished process."""
+
+    def run(module: str, arguments, launcher=("-m",), check=True, **options) -> subprocess.CompletedProcess:
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+        command = [sys.executable, *launcher, module, *map(str, arguments)]
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, **options
+        )
+        if check and done.returncode:
+            raise AssertionError(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def picture():
+    """Draws a small colour image."""
+
+    def make(width: int, height: int, mode: str = "RGB") -> Image.Image:
+        pixels = torch.arange(width * height * 3).reshape(height, width, 3) * 7 % 256
+        return Image.fromarray(pixels.to(torch.uint8).numpy()).convert(mode)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def sandbox_categories() -> CategorySet:
+    return CATEGORIES

@@ -1,0 +1,178 @@
+import json
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+from torch.testing import assert_close
+
+from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMModel
+from modeling_densevlm.categories import SHORT_TEMPLATES, VILD_TEMPLATES, encoder_fingerprint, fill_template
+
+
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "things"),
+    [
+        ("coco_panoptic_133", 133, 80),
+        ("coco_stuff_171", 171, 80),
+        ("coco_stuff_ade20k_273", 273, 160),
+        ("coco_stuff_ade20k_316", 316, 204),
+        ("ade20k_panoptic_150", 150, 100),
+    ],
+)
+def test_the_sets_of_the_paper_are_built_in(name, count, things):
+    categories = CategorySet.load(name)
+    assert len(categories.names) == count
+    assert sum(categories.is_thing) == things
+
+
+def test_the_last_thing_of_the_316_is_a_thing():
+    categories = CategorySet.load("coco_stuff_ade20k_316")
+    assert categories.is_thing == [True] * 204 + [False] * 112
+    assert categories.names[203] == "house"
+
+
+def write(path, categories):
+    path.write_text(json.dumps({"name": "mine", "categories": categories}))
+    return path
+
+
+def test_a_users_set_reads_names_synonyms_and_groups(tmp_path):
+    rows = [
+        {"name": "kite", "is_thing": True, "synonyms": ["toy kite"]},
+        {"name": "sky", "group": "stuff"},
+    ]
+    categories = CategorySet.load(write(tmp_path / "c.json", rows))
+    assert categories.names == ["kite", "sky"]
+    assert categories.is_thing == [True, False]
+    assert categories.synonyms == [["toy kite"], []]
+    categories.save(tmp_path / "again.json")
+    assert CategorySet.load(tmp_path / "again.json").__dict__ == categories.__dict__
+
+
+def test_a_set_without_flags_is_read_and_refused_where_flags_are_needed(tmp_path):
+    categories = CategorySet.load(write(tmp_path / "c.json", [{"name": "kite"}, {"name": "sky"}]))
+    assert categories.is_thing is None
+    with pytest.raises(ValueError, match="mine does not say what is a thing; training needs"):
+        categories.require_flags("training")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"name": "kite", "is_thing": True}] * 2, "'kite' stands 2 times as a thing"),
+        ([{"name": "kite", "is_thing": "yes"}], r"category 0 \('kite'\): `is_thing` is true, false"),
+        ([{"name": "kite", "group": "animal"}], r"category 0 \('kite'\): `group` is"),
+        ([{"name": "kite", "isthing": True}], "unknown field 'isthing'"),
+        ([{"name": "kite", "is_thing": True}, {"name": "sky"}], "'sky' has no `is_thing`, others have"),
+        ([{"name": " "}], "category 0: expected an object with a `name`"),
+        ([{"name": "kite", "synonyms": "toy"}], "`synonyms` is a list"),
+        ([{"name": "a", "id": 1}, {"name": "b", "id": 1}], "the id 1 stands twice"),
+        ([], "expected"),
+    ],
+)
+def test_a_wrong_category_file_is_refused_by_file_and_field(tmp_path, rows, message):
+    with pytest.raises(ValueError, match=message):
+        CategorySet.load(write(tmp_path / "c.json", rows))
+
+
+def test_a_file_that_is_no_json_and_a_set_that_does_not_exist_are_refused(tmp_path):
+    (tmp_path / "c.json").write_text("{")
+    with pytest.raises(ValueError, match=r"c\.json is no JSON"):
+        CategorySet.load(tmp_path / "c.json")
+    with pytest.raises(FileNotFoundError, match=r"nor a built-in category set .*coco_panoptic_133"):
+        CategorySet.load("coco_134")
+
+
+def test_a_name_in_both_groups_is_allowed_and_said(caplog):
+    import logging
+
+    logger = logging.getLogger("modeling_densevlm.categories")
+    logger.addHandler(caplog.handler)
+    CategorySet("both", ["fruit", "sky", "fruit"], [True, False, False])
+    logger.removeHandler(caplog.handler)
+    assert "both: fruit stand in several groups" in caplog.text
+
+
+def test_the_63_templates_of_vild():
+    assert len(set(VILD_TEMPLATES)) == 63
+    assert all(template.count("{}") == 1 for template in VILD_TEMPLATES)
+
+
+@pytest.mark.parametrize(
+    ("template", "name", "sentence"),
+    [
+        ("a photo of {article} {}.", "Airplane", "This is a photo of an airplane."),
+        ("the plastic {}.", "traffic_light", "This is the plastic traffic light."),
+        ("itap of my {}.", "sea/ocean.", "itap of my sea or ocean."),
+        ("There is {article} {} in the scene.", "kite", "There is a kite in the scene."),
+    ],
+)
+def test_a_template_is_filled_as_by_vild(template, name, sentence):
+    assert fill_template(template, name) == sentence
+
+
+@pytest.fixture
+def categories():
+    return CategorySet("two", ["kite", "sky", "bus"], [True, False, True], synonyms=[["airplane"], [], []])
+
+
+def test_embeddings_average_normalised_sentences_over_templates_and_synonyms(model, tokenizer, categories):
+    templates = ("a photo of {article} {}.", "a toy {}.")
+    embeddings = CategoryEmbeddings.compute(categories, model, tokenizer, templates, batch_size=3)
+    sentences = [fill_template(t, name) for name in ("kite", "airplane") for t in templates]
+    rows = []
+    with torch.no_grad():
+        for sentence in sentences:
+            tokens = tokenizer(sentence, return_tensors="pt")
+            rows.append(normalize(model.get_text_features(tokens.input_ids).pooler_output[0], dim=0))
+    assert_close(embeddings.embeds[0], normalize(torch.stack(rows).mean(0), dim=0), atol=1e-6, rtol=1e-5)
+    assert_close(embeddings.embeds.norm(dim=1), torch.ones(3))
+
+
+def test_embeddings_come_from_any_clip_of_transformers(clip, model, tokenizer, categories):
+    ours, theirs = (CategoryEmbeddings.compute(categories, m, tokenizer) for m in (model, clip))
+    assert_close(ours.embeds, theirs.embeds)
+    assert ours.encoder == theirs.encoder
+
+
+def test_a_file_carries_names_flags_templates_and_encoder(model, tokenizer, categories, tmp_path):
+    embeddings = CategoryEmbeddings.compute(categories, model, tokenizer)
+    embeddings.save(tmp_path / "e.safetensors")
+    loaded = CategoryEmbeddings.load(tmp_path / "e.safetensors")
+    assert torch.equal(loaded.embeds, embeddings.embeds)
+    for field in ("names", "is_thing", "synonyms", "templates", "encoder"):
+        assert getattr(loaded, field) == getattr(embeddings, field)
+    assert loaded.templates == list(SHORT_TEMPLATES)
+    loaded.check(categories, 24, encoder_fingerprint(model, tokenizer))
+
+
+def test_embeddings_of_another_width_set_flag_or_encoder_are_refused_by_name(model, make_clip, tokenizer, categories):
+    embeddings = CategoryEmbeddings.compute(categories, model, tokenizer)
+    with pytest.raises(ValueError, match="width 24, but the model's space has 512"):
+        embeddings.check(categories, 512)
+    other = CategorySet("other", ["kite", "sea", "bus"], [True, False, True])
+    with pytest.raises(ValueError, match="the first difference is at 1: 'sky', 'sea'"):
+        embeddings.check(other, 24)
+    with pytest.raises(ValueError, match="`is_thing` differs"):
+        embeddings.check(CategorySet("other", categories.names, [True] * 3, synonyms=categories.synonyms), 24)
+    another = DenseVLMModel.from_clip(make_clip(tokenizer, seed=5))
+    with pytest.raises(ValueError, match="made by the text encoder .* Compute them anew"):
+        embeddings.check(categories, 24, encoder_fingerprint(another, tokenizer))
+
+
+def test_the_fingerprint_is_the_same_in_half_precision(model, tokenizer):
+    fingerprint = encoder_fingerprint(model, tokenizer)
+    assert encoder_fingerprint(model.half(), tokenizer) == fingerprint
+
+
+def test_a_file_that_holds_no_embeddings_is_refused(tmp_path):
+    (tmp_path / "e.safetensors").write_bytes(b"garbage")
+    with pytest.raises(ValueError, match=r"e\.safetensors is no file of category embeddings"):
+        CategoryEmbeddings.load(tmp_path / "e.safetensors")
+
+
+def test_a_name_the_tokenizer_does_not_know_is_refused(model, tokenizer):
+    with pytest.raises(ValueError, match="does not know 'zebra'"):
+        CategoryEmbeddings.compute(CategorySet("z", ["kite", "zebra"], [True, True]), model, tokenizer)

@@ -1,0 +1,129 @@
+import json
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from modeling_densevlm import DenseVLMModel
+from modeling_densevlm.convert_open_clip import convert_checkpoint, read_checkpoint
+
+
+CONFIG = {
+    "embed_dim": 8,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 16, "patch_size": 16, "head_width": 8},
+    "text_cfg": {"context_length": 6, "vocab_size": 10, "width": 12, "heads": 2, "layers": 1},
+}
+
+
+def block(prefix, width):
+    shapes = {
+        "ln_1.weight": (width,),
+        "ln_1.bias": (width,),
+        "ln_2.weight": (width,),
+        "ln_2.bias": (width,),
+        "attn.in_proj_weight": (3 * width, width),
+        "attn.in_proj_bias": (3 * width,),
+        "attn.out_proj.weight": (width, width),
+        "attn.out_proj.bias": (width,),
+        "mlp.c_fc.weight": (4 * width, width),
+        "mlp.c_fc.bias": (4 * width,),
+        "mlp.c_proj.weight": (width, 4 * width),
+        "mlp.c_proj.bias": (width,),
+    }
+    return {f"{prefix}.{name}": torch.randn(shape) for name, shape in shapes.items()}
+
+
+@pytest.fixture
+def checkpoint():
+    torch.manual_seed(0)
+    shapes = {
+        "visual.class_embedding": (16,),
+        "visual.conv1.weight": (16, 3, 16, 16),
+        "visual.positional_embedding": (5, 16),
+        "visual.ln_pre.weight": (16,),
+        "visual.ln_pre.bias": (16,),
+        "visual.ln_post.weight": (16,),
+        "visual.ln_post.bias": (16,),
+        "visual.proj": (16, 8),
+        "token_embedding.weight": (10, 12),
+        "positional_embedding": (6, 12),
+        "ln_final.weight": (12,),
+        "ln_final.bias": (12,),
+        "text_projection": (12, 8),
+        "logit_scale": (),
+    }
+    tensors = {name: torch.randn(shape) for name, shape in shapes.items()}
+    for layer in range(2):
+        tensors.update(block(f"visual.transformer.resblocks.{layer}", 16))
+    return tensors | block("transformer.resblocks.0", 12)
+
+
+def test_every_key_finds_its_place(checkpoint):
+    model = convert_checkpoint(checkpoint, CONFIG)
+    weights = model.state_dict()
+    assert sum(tensor.numel() for tensor in weights.values()) == sum(tensor.numel() for tensor in checkpoint.values())
+    assert torch.equal(weights["visual_projection.weight"], checkpoint["visual.proj"].T)
+    rows = checkpoint["visual.transformer.resblocks.1.attn.in_proj_weight"]
+    assert torch.equal(weights["vision_model.encoder.layers.1.self_attn.v_proj.weight"], rows[32:])
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt", "training"])
+def test_files_of_every_kind_are_read(checkpoint, tmp_path, suffix):
+    file = tmp_path / f"checkpoint.{'pt' if suffix == 'training' else suffix}"
+    if suffix == "safetensors":
+        save_file(checkpoint, file)
+    elif suffix == "pt":
+        torch.save(checkpoint, file)
+    else:
+        torch.save({"epoch": 3, "state_dict": {f"module.{key}": tensor for key, tensor in checkpoint.items()}}, file)
+    assert torch.equal(convert_checkpoint(file, CONFIG).logit_scale, checkpoint["logit_scale"])
+
+
+def test_a_missing_a_left_over_and_a_misshapen_key_are_named(checkpoint):
+    without = {key: tensor for key, tensor in checkpoint.items() if key != "visual.proj"}
+    with pytest.raises(ValueError, match=r"missing: visual_projection\.weight"):
+        convert_checkpoint(without, CONFIG)
+    with pytest.raises(ValueError, match="Left over: the key 'visual.rope'"):
+        convert_checkpoint({**checkpoint, "visual.rope": torch.zeros(1)}, CONFIG)
+    with pytest.raises(ValueError, match=r"left over: vision_model\.encoder\.layers\.2\..*"):
+        convert_checkpoint(checkpoint | block("visual.transformer.resblocks.2", 16), CONFIG)
+    with pytest.raises(ValueError, match=r"of another shape: visual_projection\.weight \(9, 16\) instead of \(8, 16\)"):
+        convert_checkpoint({**checkpoint, "visual.proj": torch.zeros(16, 9)}, CONFIG)
+
+
+class Harmful:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+def test_a_file_with_code_is_not_unpickled(tmp_path, capsys):
+    with open(tmp_path / "evil.pt", "wb") as file:
+        pickle.dump({"state_dict": Harmful()}, file)
+    with pytest.raises(ValueError, match="not unpickled"):
+        read_checkpoint(tmp_path / "evil.pt")
+    assert "executed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["garbage.pt", "garbage.safetensors"])
+def test_garbage_is_refused(tmp_path, name):
+    (tmp_path / name).write_bytes(b"no checkpoint at all")
+    with pytest.raises(ValueError, match="garbage"):
+        read_checkpoint(tmp_path / name)
+
+
+def test_an_incomplete_and_a_foreign_configuration_are_refused(checkpoint):
+    with pytest.raises(ValueError, match="no field 'text_cfg'"):
+        convert_checkpoint(checkpoint, {key: CONFIG[key] for key in ("embed_dim", "vision_cfg")})
+    eva = {**CONFIG, "vision_cfg": {**CONFIG["vision_cfg"], "eva_model_name": "eva-clip-b-16"}}
+    with pytest.raises(ValueError, match="another tower"):
+        convert_checkpoint(checkpoint, eva)
+
+
+def test_the_command_line_writes_a_folder_that_loads(checkpoint, tmp_path, run_module):
+    save_file(checkpoint, tmp_path / "c.safetensors")
+    (tmp_path / "c.json").write_text(json.dumps(CONFIG))
+    arguments = [tmp_path / "c.safetensors", tmp_path / "c.json", tmp_path / "out"]
+    run_module("modeling_densevlm.convert_open_clip", arguments)
+    model = DenseVLMModel.from_pretrained(tmp_path / "out")
+    assert torch.equal(model.visual_projection.weight, checkpoint["visual.proj"].T)

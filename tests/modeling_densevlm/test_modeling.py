@@ -1,0 +1,212 @@
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import cosine_similarity, normalize
+from torch.testing import assert_close
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, CLIPModel
+
+from modeling_densevlm import DenseVLMConfig, DenseVLMImageProcessor, DenseVLMModel
+
+
+@pytest.fixture
+def pixel_values():
+    return torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(1))
+
+
+def reference_dense(clip: CLIPModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """The dense path written out with the parts of transformers' CLIP, for a square image of the native size."""
+    vision = clip.vision_model
+    hidden = vision.pre_layrnorm(vision.embeddings(pixel_values))
+    for layer in vision.encoder.layers[:-1]:
+        hidden = layer(hidden, None)
+    last = vision.encoder.layers[-1]
+    hidden = hidden + last.self_attn.out_proj(last.self_attn.v_proj(last.layer_norm1(hidden)))
+    hidden = hidden + last.mlp(last.layer_norm2(hidden))
+    tokens = clip.visual_projection(vision.post_layernorm(hidden[:, 1:]))
+    side = int(tokens.shape[1] ** 0.5)
+    return normalize(tokens, dim=-1).transpose(1, 2).unflatten(2, (side, side))
+
+
+@torch.no_grad()
+def test_dense_features_are_the_value_path_of_the_last_block(clip, model, pixel_values):
+    dense = model.get_dense_features(pixel_values)
+    assert dense.shape == (2, 24, 8, 8)
+    assert_close(dense, reference_dense(clip, pixel_values))
+    assert_close(dense.norm(dim=1), torch.ones(2, 8, 8))
+
+
+@torch.no_grad()
+def test_image_and_text_features_are_those_of_clip(clip, model, pixel_values, tokenizer):
+    assert_close(model.get_image_features(pixel_values).pooler_output, clip.get_image_features(pixel_values).pooler_output)
+    tokens = tokenizer(["a photo of a kite", "this is a bus"], padding=True, return_tensors="pt")
+    expected = clip.get_text_features(**tokens).pooler_output
+    assert_close(model.get_text_features(tokens.input_ids, tokens.attention_mask).pooler_output, expected)
+
+
+@torch.no_grad()
+def test_a_text_is_read_at_its_largest_token_whatever_the_config_says(clip, tokenizer):
+    model = DenseVLMModel.from_clip(clip)
+    tokens = tokenizer(["a photo of a kite"], return_tensors="pt").input_ids
+    expected = model.get_text_features(tokens).pooler_output
+    model.config.text_config.eos_token_id = 7
+    assert_close(model.get_text_features(tokens).pooler_output, expected)
+
+
+@torch.no_grad()
+def test_a_clip_folder_loads_straight_away(clip, clip_folder, pixel_values):
+    model = DenseVLMModel.from_pretrained(clip_folder)
+    assert isinstance(model.config, DenseVLMConfig)
+    assert_close(model.get_dense_features(pixel_values), reference_dense(clip, pixel_values))
+
+
+@torch.no_grad()
+def test_save_and_load_keep_every_output(model, pixel_values, tmp_path):
+    model.save_pretrained(tmp_path)
+    for loaded in (DenseVLMModel.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
+        assert type(loaded) is DenseVLMModel
+        assert torch.equal(loaded.get_dense_features(pixel_values), model.get_dense_features(pixel_values))
+    assert AutoConfig.from_pretrained(tmp_path).model_type == "densevlm"
+
+
+def test_auto_image_processor_knows_the_class_in_process(student):
+    processor = AutoImageProcessor.from_pretrained(student)
+    assert isinstance(processor, DenseVLMImageProcessor)
+    assert processor.size == {"longest_edge": 96}
+
+
+@pytest.mark.parametrize("size", [(96, 96), (48, 48), (144, 144), (60, 132), (100, 101), (12, 12)])
+@torch.no_grad()
+def test_any_size_and_aspect_gives_a_map_of_whole_patches(model, size):
+    image = torch.randn(1, 3, *size)
+    assert model.get_dense_features(image).shape == (1, 24, size[0] // 12, size[1] // 12)
+    assert model.get_image_features(image).pooler_output.shape == (1, 24)
+
+
+@torch.no_grad()
+def test_a_side_that_is_no_multiple_of_the_patch_is_floored(model):
+    image = torch.randn(1, 3, 100, 101)
+    assert_close(model.get_dense_features(image), model.get_dense_features(image[:, :, :96, :96]))
+
+
+def test_an_image_smaller_than_a_patch_is_refused(model):
+    with pytest.raises(ValueError, match="no patch"):
+        model.get_dense_features(torch.randn(1, 3, 8, 40))
+
+
+@torch.no_grad()
+def test_a_batch_gives_what_its_images_give_one_by_one(model, pixel_values):
+    boxes = [torch.tensor([[0.0, 0.0, 0.5, 0.7]]), torch.tensor([[0.2, 0.1, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]])]
+    together = model.get_region_features(pixel_values, boxes=boxes)
+    alone = [model.get_region_features(pixel_values[i : i + 1], boxes=boxes[i : i + 1]) for i in range(2)]
+    assert_close(together, torch.cat(alone), atol=1e-6, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_forward_gives_dense_region_and_image_features_of_one_trunk(model, pixel_values):
+    boxes = [torch.tensor([[0.0, 0.0, 0.5, 0.7]])] * 2
+    calls = []
+    model.vision_model.encoder.layers[0].register_forward_hook(lambda *_: calls.append(1))
+    output = model(pixel_values, boxes=boxes, return_image_embeds=True)
+    assert len(calls) == 1
+    assert_close(output.dense_embeds, model.get_dense_features(pixel_values))
+    assert_close(output.region_embeds, model.get_region_features(pixel_values, boxes=boxes))
+    assert_close(output.image_embeds, model.get_image_features(pixel_values).pooler_output)
+    assert model(pixel_values).region_embeds is None
+
+
+@torch.no_grad()
+def test_the_dense_pass_computes_no_query_and_no_key_in_the_last_block(model, pixel_values):
+    attention = model.vision_model.encoder.layers[-1].self_attn
+    called = []
+    for name in ("q_proj", "k_proj", "v_proj"):
+        getattr(attention, name).register_forward_hook(lambda *_, name=name: called.append(name))
+    model.get_dense_features(pixel_values)
+    assert called == ["v_proj"]
+
+
+def test_boxes_and_masks_at_once_or_neither_are_refused(model, pixel_values):
+    with pytest.raises(ValueError, match="either"):
+        model.get_region_features(pixel_values)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@torch.no_grad()
+def test_attention_implementations_agree(clip_folder, pixel_values, implementation, model):
+    other = DenseVLMModel.from_pretrained(clip_folder, attn_implementation=implementation)
+    assert_close(other.get_dense_features(pixel_values), model.get_dense_features(pixel_values), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_bf16_is_float32_within_its_precision(clip_folder, pixel_values, model):
+    half = DenseVLMModel.from_pretrained(clip_folder, dtype=torch.bfloat16)
+    dense = half.get_dense_features(pixel_values.bfloat16())
+    assert dense.dtype == torch.bfloat16
+    assert_close(dense.float().norm(dim=1), torch.ones(2, 8, 8), atol=1e-2, rtol=0)
+    assert cosine_similarity(dense.float(), model.get_dense_features(pixel_values)).min() > 0.999
+
+
+def gradients_of(model, pixel_values):
+    model.train().zero_grad()
+    boxes = [torch.tensor([[0.1, 0.0, 0.5, 0.7]])] * 2
+    model(pixel_values, boxes=boxes).region_embeds.square().sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_gradient_checkpointing_changes_no_gradient_and_reaches_the_dense_block(clip, pixel_values):
+    plain = gradients_of(DenseVLMModel.from_clip(clip), pixel_values)
+    model = DenseVLMModel.from_clip(clip)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    passes = []
+    model.vision_model.encoder.layers[-1].mlp.register_forward_pre_hook(lambda *_: passes.append(1))
+    checkpointed = gradients_of(model, pixel_values)
+    assert len(passes) == 2  # forward, and again in backward
+    assert checkpointed.keys() == plain.keys()
+    for name, gradient in plain.items():
+        assert_close(checkpointed[name], gradient)
+
+
+def test_trainable_blocks_are_exactly_the_block_parameters_that_get_gradients(model, pixel_values):
+    names = {id(p): name for name, p in model.named_parameters()}
+    listed = {names[id(p)] for block in model.vision_model.trainable_blocks() for p in block}
+    reached = {name for name in gradients_of(model, pixel_values) if ".encoder.layers." in name}
+    assert listed == reached
+    assert not any("layers.2.self_attn.q_proj" in name for name in listed)
+
+
+def test_without_a_text_tower_there_are_dense_features_and_a_clear_error_for_texts(clip_folder, pixel_values, tmp_path):
+    config = DenseVLMConfig.from_pretrained(clip_folder, text_config=None)
+    model = DenseVLMModel.from_pretrained(clip_folder, config=config)
+    assert model.text_model is None
+    with pytest.raises(ValueError, match="no text tower"):
+        model.get_text_features(torch.tensor([[1, 2]]))
+    model.save_pretrained(tmp_path)
+    again = DenseVLMModel.from_pretrained(tmp_path)
+    assert torch.equal(again.get_dense_features(pixel_values), model.get_dense_features(pixel_values))
+
+
+def test_a_checkpoint_with_a_missing_key_is_refused_by_name(student, tmp_path):
+    for file in student.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["visual_projection.weight"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"Missing: visual_projection\.weight"):
+        DenseVLMModel.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"Missing: visual_projection\.weight"):
+        AutoModel.from_pretrained(tmp_path)
+
+
+def test_a_truncated_checkpoint_is_refused(student, tmp_path):
+    for file in student.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(Exception, match="(?i)safetensors|header|incomplete|corrupt"):
+        DenseVLMModel.from_pretrained(tmp_path)
+
+
+def test_fresh_weights_are_drawn_with_a_width_dependent_spread(model):
+    torch.manual_seed(0)
+    fresh = DenseVLMModel(model.config)
+    assert fresh.visual_projection.weight.std().item() == pytest.approx(32**-0.5, rel=0.15)
+    assert fresh.logit_scale.item() == pytest.approx(2.6592)
