@@ -163,7 +163,7 @@ def recipe(scenes, student, teacher, tmp_path):
             "templates": "short",
             "output_dir": tmp_path / "run",
             # Freshly drawn models are sure of nothing: a low threshold keeps some of their regions.
-            "temperature": 0.05,
+            "temperature": 0.01,
             "threshold": 0.15,
             "per_device_train_batch_size": 8,
             "max_steps": 3,

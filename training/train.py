@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> DenseTrainer:
     set_seed(args.seed)
     trainer = build_trainer(arguments)
     if trainer.is_world_process_zero():
+        images = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        print(f"{args.world_size} processes, {images} images a step")
         save_recipe(arguments, Path(args.output_dir) / "recipe.yaml")
     initial = trained_parameters(trainer.model, copied=True) if args.ensemble_alpha < 1 else {}
     trainer.train(resume_from_checkpoint=checkpoint)

@@ -1,0 +1,70 @@
+"""N ranks equal one rank on the same global batch, with accumulation too."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def launch(arguments, ranks: int) -> str:
+    """`torchrun -m training.train`, on gloo; returns what it printed."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", str(port)]
+    command = [sys.executable, *launcher, "-m", "training.train", *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout + done.stderr
+
+
+# Plain SGD: a step is the gradient itself, so that equal parameters mean equal gradients.
+SGD = {
+    "optim": "sgd",
+    "learning_rate": 0.05,
+    "lr_scheduler_type": "constant",
+    "warmup_steps": 0,
+    "weight_decay": 0.0,
+    "max_grad_norm": 0.0,
+    "global_batch_size": 8,
+    "max_steps": 3,
+}
+
+
+def compare(first: Path, second: Path) -> float:
+    first, second = (load_file(folder / "model.safetensors") for folder in (first, second))
+    return max((first[name] - second[name]).abs().max().item() for name in first)
+
+
+@pytest.fixture(scope="module", params=["densevlm", "clipself"])
+def method(request):
+    return request.param
+
+
+@pytest.mark.parametrize(("ranks", "per_device"), [(1, 2), (2, 4), (2, 2)])
+def test_ranks_and_accumulation_give_the_parameters_of_one_large_batch(
+    recipe, student, tmp_path, method, ranks, per_device
+):
+    from training.train import main
+
+    options = SGD | {"method": method}
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    main(recipe(output_dir=alone, per_device_train_batch_size=8, **options))
+    output = launch(recipe(output_dir=together, per_device_train_batch_size=per_device, **options), ranks)
+    assert f"{ranks} processes, 8 images a step" in output
+    assert compare(student, alone) > 1e-3
+    assert compare(alone, together) < 1e-6
+    # What is logged is of the whole global batch, too.
+    logs = [json.loads((folder / "trainer_state.json").read_text())["log_history"] for folder in (alone, together)]
+    for one, other in zip(*logs):
+        for key in {"loss", "regions", "regions_kept", "thing_share"} & one.keys():
+            assert other[key] == pytest.approx(one[key], rel=1e-4), key

@@ -1,0 +1,209 @@
+"""Whole runs of the training program, small, in this process."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMModel, DenseVLMProcessor
+from training.train import main, mix_weights, trained_parameters
+
+
+def run(arguments):
+    return main(arguments)
+
+
+def weights_of(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def test_every_trained_parameter_moves_and_every_other_stays(recipe, student, tmp_path):
+    trainer = run(recipe(learning_rate=1e-2))
+    before, after = weights_of(student), weights_of(tmp_path / "run")
+    assert before.keys() == after.keys()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == set(trained_parameters(trainer.model))
+    assert all(".encoder.layers." in name and name.startswith("vision_model.") for name in moved)
+    assert not any("layers.2.self_attn.q_proj" in name or "layers.2.self_attn.k_proj" in name for name in moved)
+
+
+def test_the_loss_goes_down(recipe):
+    trainer = run(recipe(max_steps=20, learning_rate=3e-3, per_device_train_batch_size=24))
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+
+
+def test_each_step_logs_loss_regions_things_rate_and_speed(recipe):
+    trainer = run(recipe())
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(entries) == 3
+    for entry in entries:
+        assert entry["regions"] >= entry["regions_kept"] > 0
+        assert 0 <= entry["thing_share"] <= 1
+        assert entry["images_per_second"] > 0 and entry["skipped_images"] == 0
+        assert "learning_rate" in entry
+
+
+def test_the_saved_folder_is_complete_and_the_recipe_in_it_starts_the_same_run(recipe, tmp_path, scenes):
+    run(recipe())
+    folder = tmp_path / "run"
+    DenseVLMModel.from_pretrained(folder)
+    assert DenseVLMProcessor.from_pretrained(folder).image_processor.size == {"longest_edge": 96}
+    categories = CategorySet.load(scenes / "categories.json")
+    CategoryEmbeddings.load(folder / "teacher_embeddings.safetensors").check(categories, 40)
+    first = weights_of(folder)
+    shutil.copy(folder / "recipe.yaml", tmp_path / "again.yaml")
+    run([str(tmp_path / "again.yaml"), "--output_dir", str(tmp_path / "second")])
+    second = weights_of(tmp_path / "second")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_teacher_is_frozen_in_eval_and_not_saved(recipe, teacher, tmp_path):
+    trainer = run(recipe())
+    assert not trainer.teacher.training
+    assert not any(p.requires_grad for p in trainer.teacher.parameters())
+    after = trainer.teacher.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in weights_of(teacher).items())
+    assert not any("teacher" in name for name in weights_of(tmp_path / "run"))
+
+
+def test_only_the_last_blocks_train_where_asked_for(recipe):
+    trainer = run(recipe(trained_blocks=1))
+    assert {name.split(".")[3] for name in trained_parameters(trainer.model)} == {"2"}
+    with pytest.raises(SystemExit, match="1 to 3"):
+        run(recipe(trained_blocks=4, output_dir="elsewhere"))
+
+
+def test_weight_decay_is_on_matrices_only(recipe):
+    trainer = run(recipe(weight_decay=0.1))
+    for group in trainer.optimizer.param_groups:
+        assert all((p.ndim >= 2) == (group["weight_decay"] > 0) for p in group["params"])
+
+
+def test_ensemble_alpha_is_the_share_of_the_trained_weights(recipe, student, tmp_path):
+    run(recipe(output_dir=tmp_path / "full"))
+    run(recipe(output_dir=tmp_path / "mixed", ensemble_alpha=0.25))
+    initial, full, mixed = (weights_of(folder) for folder in (student, tmp_path / "full", tmp_path / "mixed"))
+    for name in initial:
+        torch.testing.assert_close(mixed[name], 0.25 * full[name] + 0.75 * initial[name], atol=1e-6, rtol=1e-5)
+
+
+def test_mixing_leaves_untrained_parameters_alone(model):
+    model.requires_grad_(False)
+    before = model.visual_projection.weight.clone()
+    mix_weights(model, {}, 0.5)
+    assert torch.equal(model.visual_projection.weight, before)
+
+
+def test_gradient_checkpointing_and_bf16_train_as_well(recipe, tmp_path):
+    plain = run(recipe(output_dir=tmp_path / "plain"))
+    for key in ("activation_checkpointing", "bf16"):
+        other = run(recipe(output_dir=tmp_path / key, **{key: True}))
+        losses = [[e["loss"] for e in t.state.log_history if "loss" in e] for t in (plain, other)]
+        assert losses[1] == pytest.approx(losses[0], rel=1e-5 if key == "activation_checkpointing" else 0.05)
+
+
+def test_damaged_images_are_skipped_counted_and_named(recipe, scenes, tmp_path, caplog):
+    shutil.copytree(scenes / "train" / "images", tmp_path / "images")
+    broken = tmp_path / "images" / "000003.jpg"
+    broken.write_bytes(broken.read_bytes()[:700])
+    trainer = run(recipe(images=tmp_path / "images", max_steps=3))
+    assert sum(e.get("skipped_images", 0) for e in trainer.state.log_history) == 1
+    assert any("000003.jpg" in message for message in trainer.skipped)
+
+
+def test_a_batch_in_which_nothing_can_be_read_does_not_stop_the_run(recipe, tmp_path, student):
+    (tmp_path / "images").mkdir()
+    for index in range(4):
+        (tmp_path / "images" / f"{index}.jpg").write_bytes(b"no image")
+    trainer = run(recipe(images=tmp_path / "images", per_device_train_batch_size=2, max_steps=2))
+    assert [e["loss"] for e in trainer.state.log_history if "loss" in e] == [0, 0]
+    before, after = weights_of(student), weights_of(tmp_path / "run")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_nothing_kept_changes_nothing_and_is_in_the_log(recipe, tmp_path, student):
+    trainer = run(recipe(threshold=1.0, weight_decay=0.0))
+    assert [e["regions_kept"] for e in trainer.state.log_history if "loss" in e] == [0, 0, 0]
+    before, after = weights_of(student), weights_of(tmp_path / "run")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_clipself_needs_no_teacher_and_lowers_its_loss(recipe):
+    trainer = run(recipe(method="clipself", max_steps=20, learning_rate=3e-3, crops=3, max_grid=3))
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert sum(losses[-5:]) < sum(losses[:5])
+
+
+def test_a_run_never_goes_over_the_checkpoints_of_another(recipe, tmp_path):
+    run(recipe(save_strategy="steps", save_steps=2))
+    with pytest.raises(SystemExit, match="--resume_from_checkpoint last"):
+        run(recipe())
+    with pytest.raises(SystemExit, match="no checkpoint in"):
+        run(recipe(output_dir=tmp_path / "new", resume_from_checkpoint="last"))
+
+
+def test_a_checkpoint_whose_saving_was_cut_short_is_passed_over(recipe, tmp_path):
+    run(recipe(save_strategy="steps", save_steps=1, max_steps=3))
+    newest = tmp_path / "run" / "checkpoint-3"
+    (newest / "trainer_state.json").unlink()
+    trainer = run(recipe(save_strategy="steps", save_steps=1, max_steps=3, resume_from_checkpoint="last"))
+    assert [e["step"] for e in trainer.state.log_history if "loss" in e] == [1, 2, 3]
+
+
+def test_embedding_files_are_used_and_those_of_another_encoder_refused(recipe, tmp_path):
+    run(recipe(output_dir=tmp_path / "first"))
+    files = {role: tmp_path / "first" / f"{role}_embeddings.safetensors" for role in ("student", "teacher")}
+    given = {f"{role}_embeddings": file for role, file in files.items()}
+    run(recipe(output_dir=tmp_path / "second", **given))
+    first, second = (weights_of(tmp_path / name) for name in ("first", "second"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    with pytest.raises(ValueError, match="`student_embeddings` .*teacher_embeddings.safetensors: embeddings of width 40"):
+        run(recipe(output_dir=tmp_path / "third", student_embeddings=files["teacher"]))
+
+
+def test_embeddings_of_another_encoder_of_the_same_width_are_refused(recipe, tmp_path, student):
+    run(recipe(output_dir=tmp_path / "first"))
+    other = tmp_path / "other"
+    shutil.copytree(student, other)
+    weights = load_file(other / "model.safetensors")
+    weights["text_projection.weight"] = weights["text_projection.weight"] + 1
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    file = tmp_path / "first" / "student_embeddings.safetensors"
+    with pytest.raises(ValueError, match="made by the text encoder"):
+        run(recipe(output_dir=tmp_path / "second", model=other, student_embeddings=file))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"per_device_train_batch_size": 100}, "24 images make no batch of 100"),
+        ({"resume_from_checkpoint": "nowhere"}, "there is no folder nowhere"),
+    ],
+)
+def test_a_bad_configuration_stops_before_the_first_step(recipe, overrides, message):
+    with pytest.raises(SystemExit, match=message):
+        run(recipe(**overrides))
+
+
+def test_a_set_without_flags_is_refused(recipe, tmp_path):
+    content = {"categories": [{"name": "kite"}, {"name": "sky"}]}
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="training needs `is_thing`"):
+        run(recipe(categories=tmp_path / "c.json"))
+
+
+def test_a_missing_teacher_is_said(recipe):
+    arguments = recipe()
+    at = arguments.index("--teacher")
+    with pytest.raises(SystemExit, match="`teacher` is missing"):
+        run(arguments[:at] + arguments[at + 2 :])
+
+
+def test_the_saved_recipe_is_plain_yaml(recipe, tmp_path):
+    run(recipe())
+    saved = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    assert saved["threshold"] == 0.15 and saved["contrast"] == "decoupled" and saved["max_steps"] == 3
