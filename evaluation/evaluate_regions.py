@@ -180,8 +180,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     arguments = parser.parse_args()
-    model = DenseVLMModel.from_pretrained(arguments.model, dtype=getattr(torch, arguments.dtype))
-    model = model.to(arguments.device).eval()
+    model = DenseVLMModel.from_pretrained(arguments.model, dtype=torch.float32).to(arguments.device).eval()
     processor = DenseVLMProcessor.from_pretrained(arguments.model)
     if arguments.image_size:
         processor.image_processor.size = {"longest_edge": arguments.image_size}
@@ -205,6 +204,7 @@ def main() -> None:
     else:
         templates = TEMPLATES[arguments.templates]
         embeddings = CategoryEmbeddings.compute(regions.categories, model, processor.tokenizer, templates)
+    model = model.to(getattr(torch, arguments.dtype))  # after the texts were embedded in float32
     scores = evaluate_regions(model, regions, embeddings, arguments.batch_size, arguments.num_workers)
     metrics = region_metrics(scores, regions.categories, arguments.thing_offset)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

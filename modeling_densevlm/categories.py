@@ -221,6 +221,7 @@ def fill_template(template: str, name: str) -> str:
 def encoder_fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
     """
     Names a text encoder by its weights and its vocabulary, so that embeddings cannot be used in another one's space.
+    For a model in float32 or float16; bfloat16 has lost the digits that tell.
     """
     digest = hashlib.sha256()
     for module in ("text_model", "text_projection"):

@@ -110,15 +110,15 @@ class MethodArguments(TrainingArguments):
         self.remove_unused_columns = False  # the collator's keys are no arguments of `forward`
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # exactly the parameters that get gradients are trainable
+        if self.n_gpu > 1:  # Trainer would split batches by DataParallel, and the regions' lists with them
+            raise ValueError(
+                f"{self.n_gpu} GPUs are visible to one process: start one process a GPU, with `accelerate launch` or "
+                "`torchrun`, or show it a single one by CUDA_VISIBLE_DEVICES."
+            )
         if self.global_batch_size is not None:
             self._set_accumulation()
 
     def _set_accumulation(self) -> None:
-        if self.n_gpu > 1:
-            raise ValueError(
-                f"{self.n_gpu} GPUs are visible to one process: start one process a GPU, with `accelerate launch` or "
-                "`torchrun`."
-            )
         step = self.per_device_train_batch_size * self.world_size
         if self.global_batch_size % step:
             raise ValueError(

@@ -121,15 +121,14 @@ def prepare_teacher(arguments: Arguments, model: DenseVLMModel, processor: Dense
     categories = CategorySet.load(data_args.categories)
     categories.require_flags("training")
     teacher = DenseVLMModel.from_pretrained(
-        model_args.teacher,
-        dtype=getattr(torch, model_args.teacher_dtype),
-        attn_implementation=model_args.attn_implementation,
+        model_args.teacher, dtype=torch.float32, attn_implementation=model_args.attn_implementation
     )
     teacher_processor = load_processor(model_args.teacher, data_args.teacher_image_size)
     embeddings = {
         f"{role}_embeddings": category_embeddings(arguments, role, categories, tower, its_processor)
         for role, tower, its_processor in (("student", model, processor), ("teacher", teacher, teacher_processor))
     }
+    teacher = teacher.to(getattr(torch, model_args.teacher_dtype))  # after its texts were embedded in float32
     return {"teacher": teacher, "contrast": args.contrast_matrix, **embeddings}, teacher_processor
 
 

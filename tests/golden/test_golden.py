@@ -168,4 +168,6 @@ def test_class_mean_accuracy_matches(golden, case):
     )
     for group in ("thing", "stuff"):
         for top in (1, 5):
-            assert found[f"{group}_top{top}"] == pytest.approx(tensors[f"{case}.{group}.macc{top}_exact"].item(), abs=1e-9)
+            assert found[f"{group}_top{top}"] == pytest.approx(
+                tensors[f"{case}.{group}.macc{top}_exact"].item(), abs=1e-9
+            )

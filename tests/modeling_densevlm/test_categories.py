@@ -9,8 +9,6 @@ from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMModel
 from modeling_densevlm.categories import SHORT_TEMPLATES, VILD_TEMPLATES, encoder_fingerprint, fill_template
 
 
-
-
 @pytest.mark.parametrize(
     ("name", "count", "things"),
     [

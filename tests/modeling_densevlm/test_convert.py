@@ -88,7 +88,9 @@ def test_a_missing_a_left_over_and_a_misshapen_key_are_named(checkpoint):
         convert_checkpoint({**checkpoint, "visual.rope": torch.zeros(1)}, CONFIG)
     with pytest.raises(ValueError, match=r"left over: vision_model\.encoder\.layers\.2\..*"):
         convert_checkpoint(checkpoint | block("visual.transformer.resblocks.2", 16), CONFIG)
-    with pytest.raises(ValueError, match=r"of another shape: visual_projection\.weight \(9, 16\) instead of \(8, 16\)"):
+    with pytest.raises(
+        ValueError, match=r"of another shape: visual_projection\.weight \(9, 16\) instead of \(8, 16\)"
+    ):
         convert_checkpoint({**checkpoint, "visual.proj": torch.zeros(16, 9)}, CONFIG)
 
 

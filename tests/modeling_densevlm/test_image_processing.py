@@ -26,7 +26,9 @@ def test_black_is_padded_before_normalising(picture):
 def test_the_content_extent_is_the_exact_fraction_not_rounded_pixels(picture):
     assert content_extent(640, 427) == (1.0, 427 / 640)
     batch = DenseVLMImageProcessor(32)([picture(97, 61), picture(61, 97)])
-    assert_close(batch["content_extent"], torch.tensor([[1, 61 / 97], [61 / 97, 1]], dtype=torch.float64), check_dtype=False)
+    assert_close(
+        batch["content_extent"], torch.tensor([[1, 61 / 97], [61 / 97, 1]], dtype=torch.float64), check_dtype=False
+    )
 
 
 def test_another_size_can_be_asked_for_once(picture):

@@ -37,7 +37,9 @@ def test_dense_features_are_the_value_path_of_the_last_block(clip, model, pixel_
 
 @torch.no_grad()
 def test_image_and_text_features_are_those_of_clip(clip, model, pixel_values, tokenizer):
-    assert_close(model.get_image_features(pixel_values).pooler_output, clip.get_image_features(pixel_values).pooler_output)
+    assert_close(
+        model.get_image_features(pixel_values).pooler_output, clip.get_image_features(pixel_values).pooler_output
+    )
     tokens = tokenizer(["a photo of a kite", "this is a bus"], padding=True, return_tensors="pt")
     expected = clip.get_text_features(**tokens).pooler_output
     assert_close(model.get_text_features(tokens.input_ids, tokens.attention_mask).pooler_output, expected)
@@ -173,7 +175,9 @@ def test_trainable_blocks_are_exactly_the_block_parameters_that_get_gradients(mo
     assert not any("layers.2.self_attn.q_proj" in name for name in listed)
 
 
-def test_without_a_text_tower_there_are_dense_features_and_a_clear_error_for_texts(clip_folder, pixel_values, tmp_path):
+def test_without_a_text_tower_there_are_dense_features_and_a_clear_error_for_texts(
+    clip_folder, pixel_values, tmp_path
+):
     config = DenseVLMConfig.from_pretrained(clip_folder, text_config=None)
     model = DenseVLMModel.from_pretrained(clip_folder, config=config)
     assert model.text_model is None

@@ -80,7 +80,13 @@ def features():
     def draw(*shape):
         return torch.randn(*shape, generator=generator)
 
-    return draw(30, 8), draw(30, 12), normalize(draw(10, 8), dim=-1), normalize(draw(10, 12), dim=-1), torch.arange(10) < 6
+    return (
+        draw(30, 8),
+        draw(30, 12),
+        normalize(draw(10, 8), dim=-1),
+        normalize(draw(10, 12), dim=-1),
+        torch.arange(10) < 6,
+    )
 
 
 def test_group_mean_adds_the_means_and_region_mean_is_one_mean(features):
@@ -104,7 +110,9 @@ def test_parts_with_the_counts_of_the_whole_add_up_to_the_whole(features, reduct
     options = {"temperature": 0.2, "threshold": 0.2, "reduction": reduction}
     counts = retrieve(normalize(teacher, dim=-1) @ teacher_text.T / 0.2, is_thing, 0.2).counts(2)
     parts = [
-        decoupled_alignment_loss(student[r], teacher[r], student_text, teacher_text, is_thing, counts=counts, **options)
+        decoupled_alignment_loss(
+            student[r], teacher[r], student_text, teacher_text, is_thing, counts=counts, **options
+        )
         for r in (slice(0, 4), slice(4, 30))
     ]
     assert_close(parts[0].loss + parts[1].loss, decoupled_alignment_loss(*features, **options).loss)

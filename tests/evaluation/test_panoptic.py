@@ -1,0 +1,130 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from evaluation.panoptic import PanopticRegions, collate_regions, pixel_boxes, segment_masks
+from modeling_densevlm import CategorySet, DenseVLMImageProcessor
+from training.sandbox.scenes import make_scene
+
+
+@pytest.fixture
+def split(scenes, tmp_path):
+    shutil.copytree(scenes / "test", tmp_path / "test")
+    return tmp_path / "test"
+
+
+def regions_of(split, categories=None, side=8):
+    return PanopticRegions(
+        split / "panoptic.json", split / "images", split / "panoptic", DenseVLMImageProcessor(96), side, categories
+    )
+
+
+def edit(split, change):
+    content = json.loads((split / "panoptic.json").read_text())
+    change(content)
+    (split / "panoptic.json").write_text(json.dumps(content))
+
+
+def test_a_scene_comes_back_as_the_regions_it_was_written_with(split):
+    regions = regions_of(split)
+    scene, sample = make_scene(0, "test", 3), regions[3]
+    assert [regions.categories.names[label] for label in sample["labels"]] == scene.names
+    assert sample["segment_ids"].tolist() == list(range(1, len(scene.names) + 1))
+    assert sample["masks"].shape == (len(scene.names), 8, 8) and sample["masks"].flatten(1).any(1).all()
+
+
+def test_the_files_own_categories_are_the_default(split):
+    categories = regions_of(split).categories
+    assert len(categories) == 24 and sum(categories.is_thing) == 16
+
+
+def test_categories_without_ids_are_found_by_name(split):
+    own = regions_of(split)
+    reversed_set = CategorySet("reversed", own.categories.names[::-1], own.categories.is_thing[::-1])
+    assert regions_of(split, reversed_set)[0]["labels"].tolist() == [23 - label for label in own[0]["labels"].tolist()]
+
+
+def test_boxes_are_xyxy_and_those_of_stuff_end_where_their_last_pixel_begins():
+    boxes = pixel_boxes([[10, 20, 30, 40], [10, 20, 30, 40]], torch.tensor([False, True]))
+    assert boxes.tolist() == [[10, 20, 40, 60], [10, 20, 39, 59]]
+
+
+def test_masks_lie_in_the_content_at_the_top_left():
+    ids = np.zeros((40, 80), dtype=np.int64)
+    ids[:, 40:] = 5
+    mask = segment_masks(torch.tensor([5]), ids, 8)[0]
+    assert not mask[4:].any()  # the padding below
+    assert mask[:4, 4:].all() and not mask[:4, :3].any()
+
+
+def test_regions_too_small_or_too_large_are_counted_and_left_out(split):
+    edit(split, lambda c: c["annotations"][0]["segments_info"][0].update(bbox=[0, 0, 7, 9]))
+    edit(split, lambda c: c["annotations"][1]["segments_info"][0].update(bbox=[0, 0, 1100, 1100]))
+    regions, whole = regions_of(split), json.loads((split / "panoptic.json").read_text())["annotations"]
+    for index in (0, 1):
+        sample = regions[index]
+        assert sample["skipped_regions"] == 1
+        assert len(sample["labels"]) == len(whole[index]["segments_info"]) - 1
+
+
+def spoil_image(split):
+    (split / "images" / "000002.jpg").unlink()
+
+
+def truncate_image(split):
+    file = split / "images" / "000002.jpg"
+    file.write_bytes(file.read_bytes()[:500])
+
+
+def spoil_png(split):
+    (split / "panoptic" / "000002.png").write_bytes(b"no image")
+
+
+def resize_png(split):
+    Image.new("RGB", (50, 40)).save(split / "panoptic" / "000002.png")
+
+
+def forget_image(split):
+    edit(split, lambda c: c["images"].pop(2))
+
+
+@pytest.mark.parametrize("spoil", [spoil_image, truncate_image, spoil_png, resize_png, forget_image])
+def test_an_image_that_cannot_be_evaluated_is_skipped_and_named(split, spoil):
+    spoil(split)
+    regions = regions_of(split)
+    batch = collate_regions([regions[i] for i in range(4)])
+    assert len(batch["pixel_values"]) == 3
+    assert len(batch["skipped"]) == 1 and "2" in batch["skipped"][0]
+
+
+def test_a_category_that_the_set_does_not_have_is_named(split):
+    edit(split, lambda c: c["annotations"][0]["segments_info"][0].update(category_id=99))
+    with pytest.raises(ValueError, match=r"category 99 \(not listed\), which the set panoptic does not have"):
+        regions_of(split)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is no JSON"),
+        ("[]", "no list `images`"),
+        ('{"images": [], "annotations": [{"bbox": []}], "categories": []}', "without `segments_info`: not panoptic"),
+        ('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}', "annotates no image"),
+    ],
+)
+def test_an_annotation_file_of_another_kind_is_refused(split, content, message):
+    (split / "panoptic.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        regions_of(split)
+
+
+@pytest.mark.parametrize("name", ["images", "panoptic", "panoptic.json"])
+def test_what_is_missing_is_named(split, name):
+    path = split / name
+    path.unlink() if path.is_file() else shutil.rmtree(path)
+    with pytest.raises(FileNotFoundError, match=name):
+        regions_of(split)

@@ -1,0 +1,50 @@
+"""The `region_accuracy` metric as `evaluate` loads it."""
+
+from pathlib import Path
+
+import pytest
+
+
+evaluate = pytest.importorskip("evaluate")
+FOLDER = Path(__file__).parents[2] / "evaluation" / "region_accuracy"
+
+PREDICTIONS = [[0, 1, 2, 3, 4], [1, 0, 2, 3, 4], [0, 2, 1, 3, 4], [3, 2, 1, 0, 4]]
+REFERENCES = [0, 0, 2, 3]
+IS_THING = [True, True, False, False]
+CATEGORY_IS_THING = [True, True, False, False, False]
+
+
+@pytest.fixture
+def metric():
+    return evaluate.load(str(FOLDER))
+
+
+def test_means_over_classes_of_things_and_stuff(metric):
+    results = metric.compute(predictions=PREDICTIONS, references=REFERENCES, is_thing=IS_THING)
+    assert results == {"thing_top1": 0.5, "thing_top5": 1.0, "stuff_top1": 0.5, "stuff_top5": 1.0}
+
+
+def test_the_two_error_shares_come_with_the_flags_of_the_categories(metric):
+    results = metric.compute(
+        predictions=PREDICTIONS, references=REFERENCES, is_thing=IS_THING, category_is_thing=CATEGORY_IS_THING
+    )
+    assert (results["foreground_bias"], results["background_bias"]) == (0.5, 0.0)
+
+
+def test_batches_add_up(metric):
+    for rows in (slice(0, 1), slice(1, 4)):
+        metric.add_batch(predictions=PREDICTIONS[rows], references=REFERENCES[rows], is_thing=IS_THING[rows])
+    assert metric.compute()["thing_top1"] == 0.5
+
+
+def test_an_absent_group_is_left_out(metric):
+    results = metric.compute(predictions=PREDICTIONS[:2], references=REFERENCES[:2], is_thing=IS_THING[:2])
+    assert set(results) == {"thing_top1", "thing_top5"}
+
+
+def test_the_folder_is_laid_out_as_a_space():
+    for name in ("README.md", "app.py", "requirements.txt", "region_accuracy.py", "tests.py"):
+        assert (FOLDER / name).is_file(), name
+    head = (FOLDER / "README.md").read_text().split("---")[1]
+    for line in ("title:", "- evaluate", "- metric", "sdk: gradio", "app_file: app.py"):
+        assert line in head

@@ -1,0 +1,56 @@
+"""The house: arrows point one way, and README tells the truth about what is there."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+FORBIDDEN = {
+    "modeling_densevlm": {"training", "evaluation"},
+    "training": {"evaluation"},
+    "evaluation": {"training"},
+}
+
+
+def imports_of(file: Path) -> set[str]:
+    nodes = list(ast.walk(ast.parse(file.read_text())))
+    found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    found |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 0}
+    return {name.split(".")[0] for name in found}
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_arrows_point_one_way(package):
+    for file in (ROOT / package).rglob("*.py"):
+        assert not imports_of(file) & FORBIDDEN[package], file
+
+
+def test_the_core_needs_neither_torchvision_nor_timm():
+    for package in FORBIDDEN:
+        for file in (ROOT / package).rglob("*.py"):
+            assert not imports_of(file) & {"torchvision", "timm"}, file
+
+
+def test_every_link_of_the_readme_leads_somewhere():
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", README) if not link.startswith("http")]
+    assert len(links) > 10
+    for link in links:
+        assert (ROOT / link).exists(), link
+
+
+def test_the_first_python_lines_of_the_readme_run():
+    lines = re.search(r"```python\n(.+?)```", README, re.DOTALL).group(1)
+    done = subprocess.run([sys.executable, "-c", lines], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(ast.literal_eval(done.stdout.splitlines()[-1])) == 9
+
+
+def test_every_recipe_is_in_the_readme():
+    for recipe in (ROOT / "training" / "recipes").glob("*.yaml"):
+        assert f"](training/recipes/{recipe.name})" in README, recipe.name

@@ -1,0 +1,113 @@
+"""The sandbox: its scenes, its tokenizer, its tiny models and the folders they are shipped in."""
+
+import filecmp
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from modeling_densevlm import DenseVLMModel, DenseVLMProcessor
+from training.sandbox.pretrain import TOWERS, pretrain
+from training.sandbox.scenes import CATEGORIES, HOMES, SIZE, STUFF, THINGS, caption, make_scene
+from training.sandbox.tokenizer import word_tokenizer
+
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = ("densevlm-sandbox-u", "densevlm-sandbox-clipself-u", "densevlm-sandbox-p")
+
+
+def test_a_scene_is_a_function_of_seed_split_and_index():
+    first, again, other = make_scene(0, "test", 5), make_scene(0, "test", 5), make_scene(1, "test", 5)
+    assert (first.image == again.image).all() and first.names == again.names
+    assert (first.image != other.image).any()
+    assert (first.image != make_scene(0, "val", 5).image).any()
+
+
+def test_segments_cover_the_scene_exactly():
+    for index in range(30):
+        scene = make_scene(0, "train", index)
+        assert scene.image.shape == (SIZE, SIZE, 3)
+        numbers = np.unique(scene.segment_ids[scene.segment_ids > 0])
+        assert numbers.tolist() == list(range(1, len(scene.names) + 1))
+        assert (scene.segment_ids == 0).mean() < 0.02  # only what was left of segments hidden almost wholly
+
+
+@pytest.mark.parametrize(("split", "share"), [("train", 0.5), ("test", 0.125)])
+def test_things_stand_on_their_home_as_often_as_the_split_says(split, share):
+    scenes = [make_scene(0, split, index) for index in range(300)]
+    at_home = [home for s in scenes for name, home in zip(s.names, s.at_home) if name in THINGS]
+    assert np.mean(at_home) == pytest.approx(share, abs=0.06)
+
+
+def test_a_caption_names_every_thing_and_stuff_seldom():
+    rng = np.random.default_rng(0)
+    scenes = [make_scene(0, "train", index) for index in range(200)]
+    named, told = 0, 0
+    for scene in scenes:
+        words = caption(scene, rng, stuff_probability=0.1).split()
+        things = [name for name in scene.names if name in THINGS]
+        assert all(name in words for name in things)
+        if things:
+            named += sum(name in words for name in scene.names if name in STUFF)
+            told += sum(name in STUFF for name in scene.names)
+    assert named / told == pytest.approx(0.1, abs=0.05)
+
+
+def test_a_scene_without_things_names_its_stuff():
+    rng = np.random.default_rng(0)
+    bare = next(s for s in (make_scene(0, "train", i) for i in range(200)) if not set(s.names) & set(THINGS))
+    assert all(name in caption(bare, rng, 0.0).split() for name in bare.names)
+
+
+def test_every_thing_has_a_home():
+    assert set(CATEGORIES.names) == set(THINGS) | set(STUFF)
+    assert len(THINGS) == 2 * len(HOMES) == 16
+
+
+def test_the_word_tokenizer_ends_every_sentence_with_its_largest_id():
+    tokenizer = word_tokenizer(["A photo of a kite"], max_length=8)
+    tokens = tokenizer(["a kite", "PHOTO of a kite"], padding=True, return_tensors="pt").input_ids
+    assert tokens.max() == tokenizer.eos_token_id == len(tokenizer) - 1
+    assert (tokens.argmax(1) == torch.tensor([3, 5])).all()
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_pretraining_writes_a_folder_that_trains_and_evaluates(name, tmp_path):
+    pretrain(name, tmp_path, steps=2, scenes=16, batch_size=8)
+    model = DenseVLMModel.from_pretrained(tmp_path)
+    processor = DenseVLMProcessor.from_pretrained(tmp_path)
+    tokens = processor(text=["a kite"], return_tensors="pt")
+    assert model.get_text_features(**tokens).pooler_output.shape == (1, 96)
+
+
+def test_p_is_larger_than_u():
+    sizes = [
+        sum(p.numel() for p in DenseVLMModel.from_pretrained(ROOT / "model_cards" / name).parameters())
+        for name in ("densevlm-sandbox-u", "densevlm-sandbox-p")
+    ]
+    assert sizes[0] < 1.5e6 < sizes[1]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_folder_is_a_complete_hub_repository(name):
+    folder = ROOT / "model_cards" / name
+    for file in ("README.md", "config.json", "model.safetensors", "tokenizer.json", "processor_config.json"):
+        assert (folder / file).is_file(), file
+    model = DenseVLMModel.from_pretrained(folder)
+    assert model.dtype == torch.float16
+    head = (folder / "README.md").read_text().split("---")[1]
+    assert "license: apache-2.0" in head and "library_name: transformers" in head
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_code_in_a_shipped_folder_is_that_of_the_package(name):
+    for copy in (ROOT / "model_cards" / name).glob("*.py"):
+        assert filecmp.cmp(copy, ROOT / "modeling_densevlm" / copy.name, shallow=False), (
+            f"{copy.name} has changed: run `python -m training.sandbox.ship`"
+        )
+
+
+def test_the_shipped_folders_are_small():
+    files = [f for name in SHIPPED for f in (ROOT / "model_cards" / name).rglob("*") if f.is_file()]
+    assert sum(f.stat().st_size for f in files) < 10e6
