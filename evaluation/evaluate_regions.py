@@ -19,12 +19,13 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers.utils import logging
 
-from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMModel, DenseVLMProcessor
+from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMModel
 from modeling_densevlm.categories import TEMPLATES, encoder_fingerprint, is_thing_group
+from modeling_densevlm.processing_densevlm import load_processing
 from modeling_densevlm.region_pooling import pool_boxes, pool_masks
 
 from .panoptic import PanopticRegions, collate_regions
-from .region_accuracy.accuracy import region_accuracy
+from .region_accuracy.accuracy import NO_CATEGORY, region_accuracy
 
 
 logger = logging.get_logger(__name__)
@@ -38,7 +39,7 @@ class RegionScores:
     Args:
         image_ids, segment_ids, labels (`np.ndarray` of shape `(regions,)`): which region, and its category's index.
         boxes, masks (`np.ndarray` of shape `(regions, categories)`): cosines of the feature pooled over the region's
-            box and over its mask.
+            box and over its mask. NaN where there is no feature: a small mask can be empty on the map.
         images, skipped_regions (`int`): images evaluated, regions too small or too large.
         skipped_images (`list[str]`): "file: reason" of each image that could not be evaluated.
     """
@@ -109,7 +110,9 @@ def evaluate_regions(
 
 
 def _cosines(region_embeds: Tensor, text_embeds: Tensor) -> np.ndarray:
-    return (normalize(region_embeds.float(), dim=-1) @ text_embeds.T).cpu().numpy()
+    cosines = normalize(region_embeds.float(), dim=-1) @ text_embeds.T
+    cosines[(region_embeds == 0).all(dim=-1)] = torch.nan
+    return cosines.cpu().numpy()
 
 
 def region_metrics(scores: RegionScores, categories: CategorySet, thing_offset: float = 0.0) -> dict[str, float]:
@@ -123,7 +126,7 @@ def region_metrics(scores: RegionScores, categories: CategorySet, thing_offset: 
     Returns:
         A flat dict of numbers in 0..1 and counts. `boxes_*` are the boxes of things, as in the paper;
         `stuff_boxes_*` those of stuff. `foreground_bias` and `background_bias` are those of the masks. Numbers of a
-        group without regions are left out.
+        group without regions are left out. The `empty_masks`, too small for the map, are misses.
     """
     category_is_thing = np.array([is_thing_group(flag) for flag in categories.require_flags("thing / stuff metrics")])
     is_thing = category_is_thing[scores.labels]
@@ -153,14 +156,19 @@ def region_metrics(scores: RegionScores, categories: CategorySet, thing_offset: 
         "images": scores.images,
         "thing_regions": int(is_thing.sum()),
         "stuff_regions": int((~is_thing).sum()),
+        "empty_masks": int(np.isnan(scores.masks).all(1).sum()),
         "skipped_regions": scores.skipped_regions,
         "skipped_images": len(scores.skipped_images),
     }
 
 
 def top_categories(cosines: np.ndarray, count: int = 5) -> np.ndarray:
-    """The ids of the best categories, best first, `(regions, count)`; fewer where there are fewer."""
-    return np.argsort(-cosines, axis=1, kind="stable")[:, :count]
+    """
+    The ids of the best categories, best first, `(regions, count)`; fewer where there are fewer. -1, no category, where
+    the cosines are NaN.
+    """
+    best = np.argsort(-cosines, axis=1, kind="stable")[:, :count]
+    return np.where(np.isnan(cosines).any(axis=1, keepdims=True), NO_CATEGORY, best)
 
 
 def main() -> None:
@@ -181,29 +189,31 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     arguments = parser.parse_args()
     model = DenseVLMModel.from_pretrained(arguments.model, dtype=torch.float32).to(arguments.device).eval()
-    processor = DenseVLMProcessor.from_pretrained(arguments.model)
+    image_processor, tokenizer = load_processing(arguments.model)
     if arguments.image_size:
-        processor.image_processor.size = {"longest_edge": arguments.image_size}
-    side = processor.image_processor.size["longest_edge"]
+        image_processor.size = {"longest_edge": arguments.image_size}
+    side = image_processor.size["longest_edge"]
     categories = CategorySet.load(arguments.categories) if arguments.categories else None
     regions = PanopticRegions(
         arguments.annotations,
         arguments.images,
         arguments.panoptic,
-        processor.image_processor,
+        image_processor,
         map_side(model, side),
         categories,
     )
     regions.categories.require_flags("thing / stuff metrics")
+    has_text = model.text_model is not None and tokenizer is not None
     if arguments.embeddings:
         embeddings = CategoryEmbeddings.load(arguments.embeddings)
-        encoder = None if model.text_model is None else encoder_fingerprint(model, processor.tokenizer)
-        embeddings.check(
-            regions.categories, model.config.projection_dim, encoder, f"--embeddings {arguments.embeddings}"
-        )
+        encoder = encoder_fingerprint(model, tokenizer) if has_text else None
+        source = f"--embeddings {arguments.embeddings}"
+        embeddings.check(regions.categories, model.config.projection_dim, encoder, source=source)
+    elif not has_text:
+        parser.error(f"{arguments.model} has no text tower or no tokenizer: give --embeddings")
     else:
         templates = TEMPLATES[arguments.templates]
-        embeddings = CategoryEmbeddings.compute(regions.categories, model, processor.tokenizer, templates)
+        embeddings = CategoryEmbeddings.compute(regions.categories, model, tokenizer, templates)
     model = model.to(getattr(torch, arguments.dtype))  # after the texts were embedded in float32
     scores = evaluate_regions(model, regions, embeddings, arguments.batch_size, arguments.num_workers)
     metrics = region_metrics(scores, regions.categories, arguments.thing_offset)

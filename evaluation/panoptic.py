@@ -151,6 +151,13 @@ def _read(annotations: Path) -> dict[str, Any]:
             raise ValueError(f"`annotations`: {annotations} has no list `{field}`: is it COCO's panoptic format?")
     if any("segments_info" not in record for record in content["annotations"]):
         raise ValueError(f"`annotations`: {annotations} has annotations without `segments_info`: not panoptic.")
+    for record in content["annotations"]:
+        for segment in record["segments_info"]:
+            for field in ("id", "category_id", "bbox"):
+                if field not in segment:
+                    raise ValueError(
+                        f"`annotations`: {annotations}, image {record.get('image_id')}: a segment without `{field}`."
+                    )
     return content
 
 
@@ -174,4 +181,10 @@ def _labels(annotations: str | Path, content: dict[str, Any], categories: Catego
                 f"{categories.name} does not have. Add it, or evaluate with the file's own categories."
             )
         labels[number] = index_of[key]
+        listed, ours = names.get(number), categories.names[labels[number]]
+        if listed not in (None, ours):
+            raise ValueError(
+                f"{annotations} calls category {number} {listed!r}, the set {categories.name} {ours!r}: these are not "
+                "the same categories. Give a set with the file's ids, or one without ids, to match by name."
+            )
     return labels

@@ -96,7 +96,20 @@ class CategorySet:
             values = getattr(self, field)
             if values is not None and len(values) != len(self.names):
                 raise ValueError(f"{name}: {len(self.names)} names but {len(values)} values of `{field}`.")
+        self._check_flags()
         self._check_names()
+
+    def _check_flags(self) -> None:
+        kinds = {type(flag) for flag in self.is_thing or []}
+        if kinds <= {bool}:
+            return
+        if kinds != {int} or min(self.is_thing) < 0:
+            raise ValueError(f"{self.name}: `is_thing` is a bool for every category, or a group's number for each.")
+        if max(self.is_thing) < 2:
+            raise ValueError(
+                f"{self.name}: `is_thing` in 0 and 1 is ambiguous: write true and false. (Numbers name groups, "
+                "0 thing and 1 stuff, where there are more than two.)"
+            )
 
     def _check_names(self) -> None:
         if not self.names:
@@ -202,7 +215,7 @@ def _read_flag(path: Path, index: int, category: dict) -> bool | int | None:
             raise ValueError(f'{where}: `group` is "thing" or "stuff", got {category["group"]!r}.')
         return category["group"] == "thing"
     flag = category.get("is_thing")
-    if flag is None or (isinstance(flag, int) and flag >= 0):
+    if flag is None or isinstance(flag, int):
         return flag
     raise ValueError(f"{where}: `is_thing` is true, false or the number of a group, got {flag!r}.")
 
@@ -324,12 +337,21 @@ class CategoryEmbeddings:
             raise ValueError(f"{file} is no file of category embeddings: {error}") from None
         if embeds.ndim != 2 or len(embeds) != len(embeddings.names):
             raise ValueError(f"{file}: {len(embeddings.names)} names but embeddings of shape {tuple(embeds.shape)}.")
+        if not torch.allclose(embeds.float().norm(dim=1), torch.ones(len(embeds)), atol=1e-3):
+            raise ValueError(f"{file}: the embeddings are not of unit norm.")
         return embeddings
 
-    def check(self, categories: CategorySet, dim: int, encoder: str | None = None, source: str = "embeddings") -> None:
+    def check(
+        self,
+        categories: CategorySet,
+        dim: int,
+        encoder: str | None = None,
+        templates: Sequence[str] | None = None,
+        source: str = "embeddings",
+    ) -> None:
         """
         Raises a `ValueError` that names the difference unless these are the embeddings of `categories` in a space of
-        width `dim`, by the text encoder with the fingerprint `encoder` (`None`: the encoder is not known).
+        width `dim`, by the text encoder with the fingerprint `encoder`, in `templates` (`None`: not compared).
         """
         if self.embeds.shape[1] != dim:
             raise ValueError(f"{source}: embeddings of width {self.embeds.shape[1]}, but the model's space has {dim}.")
@@ -344,6 +366,10 @@ class CategoryEmbeddings:
         for field in ("is_thing", "synonyms"):
             if getattr(self, field) != getattr(categories, field):
                 raise ValueError(f"{source}: `{field}` differs from that of the category set {categories.name}.")
+        if templates is not None and list(templates) != self.templates:
+            raise ValueError(
+                f"{source}: made with other templates ({len(self.templates)}: {self.templates[0]!r} ...)."
+            )
         if encoder is not None and encoder != self.encoder:
             raise ValueError(
                 f"{source}: made by the text encoder {self.encoder}, but the model's is {encoder}. Compute them anew."

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .configuration_densevlm import DenseVLMConfig
+from .image_processing_densevlm import DenseVLMImageProcessor
 from .modeling_densevlm import DenseVLMModel
 from .processing_densevlm import DenseVLMProcessor
 
@@ -48,6 +49,8 @@ _BLOCK = {
     "mlp.c_proj": "mlp.fc2",
 }
 _TRANSPOSED = ("visual.proj", "text_projection")
+_VISION_FIELDS = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"}
+_TEXT_FIELDS = {"context_length", "vocab_size", "width", "heads", "layers"}
 _BLOCK_KEY = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+)")
 
 
@@ -58,6 +61,9 @@ def convert_config(config: Mapping[str, Any]) -> DenseVLMConfig:
         activation = "quick_gelu" if config.get("quick_gelu") else "gelu"
         if "eva_model_name" in vision or "timm_model_name" in vision or isinstance(vision["layers"], list):
             raise ValueError("Only OpenAI-style vision transformers are converted so far; this is another tower.")
+        for name, part, known in (("vision_cfg", vision, _VISION_FIELDS), ("text_cfg", text, _TEXT_FIELDS)):
+            if unknown := {field for field in set(part) - known if part[field] not in (None, False)}:
+                raise ValueError(f"`{name}` has fields that are not converted: {', '.join(sorted(unknown))}.")
         return DenseVLMConfig(
             vision_config={
                 "hidden_size": vision["width"],
@@ -175,6 +181,9 @@ def main() -> None:
     model.save_pretrained(arguments.output)
     if arguments.processor:
         DenseVLMProcessor.from_pretrained(arguments.processor).save_pretrained(arguments.output)
+    else:
+        DenseVLMImageProcessor(model.config.vision_config.image_size).save_pretrained(arguments.output)
+        print("No tokenizer is saved: training and evaluation need one for texts. Give its folder by --processor.")
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters in {arguments.output}")
 
 

@@ -17,6 +17,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 
+LARGEST_BOX = 8
+"""Boxes may reach outside the map, but one that spans several maps is given in pixels by mistake."""
+
+
 def grid_boxes(rows: int, columns: int) -> Tensor:
     """
     The cells of a regular grid over the whole map (Sec. 3.2 of the paper draws `rows` and `columns` at random).
@@ -48,8 +52,13 @@ def axis_weights(start: Tensor, end: Tensor, cells: int) -> Tensor:
     start, end = start - 0.5, end - 0.5  # aligned=True: the centre of cell i is at coordinate i
     extent = end - start
     count = extent.ceil().clamp(min=0)  # adaptive: one sample a cell of extent
-    most = int(count.max()) if len(count) else 0
-    index = torch.arange(most, device=start.device, dtype=start.dtype)
+    most = count.max().item() if len(count) else 0
+    if not most <= LARGEST_BOX * cells:  # NaN too
+        raise ValueError(
+            f"A box spans {most / cells:.0f} times the map, or holds NaN: boxes are fractions of the map, 0..1, "
+            "not pixels."
+        )
+    index = torch.arange(int(most), device=start.device, dtype=start.dtype)
     step = extent / count.clamp(min=1)
     position = start[:, None] + (index + 0.5) * step[:, None]  # (boxes, samples)
     # Samples further than one cell outside count as zeros; nearer ones take the border's value.
@@ -102,9 +111,18 @@ def pool_boxes(feature_map: Tensor, boxes: Sequence[Tensor]) -> Tensor:
 
     Returns:
         `Tensor` of shape `(sum n_i, dim)`, in image order, in the map's dtype.
+
+    Raises:
+        `ValueError` for boxes of another shape, with NaN, or so large that they must be pixels.
     """
-    height, width = feature_map.shape[-2:]
-    return _pool(feature_map, [box_weights(b.to(feature_map.device).reshape(-1, 4), height, width) for b in boxes])
+    for box in boxes:
+        if box.ndim != 2 or box.shape[1] != 4:
+            raise ValueError(f"Boxes of an image are a tensor of shape (n, 4), xyxy; got {tuple(box.shape)}.")
+    if not len(boxes):
+        return _pool(feature_map, [])
+    together = torch.cat([box.to(feature_map.device) for box in boxes])
+    weights = box_weights(together, *feature_map.shape[-2:])
+    return _pool(feature_map, weights.split([len(box) for box in boxes]))
 
 
 def pool_masks(feature_map: Tensor, masks: Sequence[Tensor]) -> Tensor:

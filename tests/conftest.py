@@ -1,7 +1,11 @@
 """Small real components that many tests share."""
 
-import json
 import os
+
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded; read when transformers is imported
+
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +21,6 @@ from training.sandbox.scenes import CATEGORIES, write_scenes
 from training.sandbox.tokenizer import category_sentences, word_tokenizer
 
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is downloaded
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 

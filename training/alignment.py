@@ -144,7 +144,9 @@ def align(
         counts = retrieval.counts(len(contrast)) if counts is None else counts.to(retrieval.logits)
         logits = region_logits(student_region_embeds, student_text_embeds, temperature)
         mask = contrast_mask(retrieval.group, is_thing, contrast)
-        kl = masked_kl(retrieval.logits, logits, mask)
+        # What a dropped region holds (a teacher in half precision may overflow) must not reach the gradients.
+        teacher_logits = retrieval.logits.masked_fill(~retrieval.kept[:, None], 0.0)
+        kl = masked_kl(teacher_logits, logits, mask)
         loss = reduce_regions(kl, retrieval, counts, reduction)
     things = (retrieval.kept & (retrieval.group == THING)).sum()
     return AlignmentOutput(loss, len(logits), retrieval.kept.sum(), things)

@@ -93,7 +93,15 @@ class MethodArguments(TrainingArguments):
         default=1.0, metadata={"help": "Share of the trained weights in what is saved at the end; the rest initial."}
     )
     global_batch_size: int | None = field(
-        default=None, metadata={"help": "Images a step, over all processes; sets gradient_accumulation_steps."}
+        default=None,
+        metadata={
+            "help": "Images a step, over all processes. Sets gradient_accumulation_steps; "
+            "per_device_train_batch_size is then an upper bound."
+        },
+    )
+    dataloader_drop_last: bool = field(
+        default=True,
+        metadata={"help": "Leave out an epoch's last, smaller batch. Else ranks fill up with repetitions."},
     )
 
     def __post_init__(self):
@@ -104,9 +112,14 @@ class MethodArguments(TrainingArguments):
             raise ValueError(f"`reduction` is group_mean or region_mean, got {self.reduction!r}.")
         if not 0 <= self.ensemble_alpha <= 1:
             raise ValueError(f"`ensemble_alpha` is a share, 0..1, got {self.ensemble_alpha}.")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"`threshold` is a probability, 0..1, got {self.threshold}.")
         if self.temperature <= 0:
             raise ValueError(f"`temperature` is above 0, got {self.temperature}.")
         self.contrast_matrix  # noqa: B018 - a wrong one shall stop here
+        if self.ensemble_alpha < 1 and self.fsdp:
+            raise ValueError("`ensemble_alpha` below 1 mixes whole weights and does not work with FSDP. Use DDP.")
+        self.logging_nan_inf_filter = False  # a loss that is not finite shall be seen
         self.remove_unused_columns = False  # the collator's keys are no arguments of `forward`
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # exactly the parameters that get gradients are trainable
@@ -119,13 +132,15 @@ class MethodArguments(TrainingArguments):
             self._set_accumulation()
 
     def _set_accumulation(self) -> None:
-        step = self.per_device_train_batch_size * self.world_size
-        if self.global_batch_size % step:
+        share, rest = divmod(self.global_batch_size, self.world_size)
+        if rest or share == 0:
             raise ValueError(
-                f"`global_batch_size` {self.global_batch_size} is no multiple of {self.per_device_train_batch_size} "
-                f"images (`per_device_train_batch_size`) on {self.world_size} processes."
+                f"`global_batch_size` {self.global_batch_size} cannot be divided among {self.world_size} processes."
             )
-        self.gradient_accumulation_steps = self.global_batch_size // step
+        # At most `per_device_train_batch_size` images at a time: the largest number that divides the share.
+        fitting = next(n for n in range(min(self.per_device_train_batch_size, share), 0, -1) if share % n == 0)
+        self.per_device_train_batch_size = fitting
+        self.gradient_accumulation_steps = share // fitting
 
     @property
     def contrast_matrix(self) -> Contrast:
@@ -154,7 +169,8 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     Raises:
         `SystemExit` with a message for a key that nobody knows, naming the nearest known one, or a missing key.
     """
-    parser = HfArgumentParser(CLASSES, prog="python -m training.train", usage="%(prog)s RECIPE.yaml [--key value ...]")
+    usage = "%(prog)s RECIPE.yaml [--key value ...]"
+    parser = HfArgumentParser(CLASSES, prog="python -m training.train", usage=usage, allow_abbrev=False)
     argv = list(argv)
     if argv and not argv[0].startswith("-"):
         recipe = read_recipe(Path(argv.pop(0)), parser)
@@ -182,6 +198,9 @@ def read_recipe(file: Path, parser: HfArgumentParser) -> dict[str, Any]:
     for key in recipe:
         if key not in known:
             parser.error(f"recipe {file}: unknown key `{key}`{_nearest(str(key), parser)}")
+    for key in ("save_strategy", "eval_strategy", "logging_strategy"):
+        if recipe.get(key) is False:  # YAML reads a bare `no` as false
+            recipe[key] = "no"
     # argparse converts texts only: a number in a text field, or 1e-4 (a text to YAML), becomes what the field is.
     return {
         key: value if isinstance(value, bool | list | dict | None) else str(value) for key, value in recipe.items()

@@ -11,14 +11,22 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging
 
-from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMModel, DenseVLMProcessor
+from modeling_densevlm import (
+    CategoryEmbeddings,
+    CategorySet,
+    DenseVLMImageProcessor,
+    DenseVLMModel,
+    DenseVLMProcessor,
+)
 from modeling_densevlm.categories import TEMPLATES, encoder_fingerprint
+from modeling_densevlm.processing_densevlm import load_processing
 
 from .arguments import Arguments, MethodArguments, parse_arguments, save_recipe
 from .clipself import CLIPSelfTrainer
@@ -47,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> DenseTrainer:
     trainer.save_state()
     if trainer.skipped:
         logger.warning(f"{len(trainer.skipped)} images were skipped by this process; the log names them.")
-    logger.info(f"{model_args.model} trained by {args.method}: saved in {args.output_dir}")
+    if trainer.is_world_process_zero():
+        print(f"{model_args.model}, trained by {args.method}: saved in {args.output_dir}")
     return trainer
 
 
@@ -87,34 +96,40 @@ def build_trainer(arguments: Arguments) -> DenseTrainer:
     model_args, data_args, args = arguments
     model = DenseVLMModel.from_pretrained(
         model_args.model, dtype=torch.float32, attn_implementation=model_args.attn_implementation
-    )
-    processor = load_processor(model_args.model, data_args.image_size)
-    if args.method == "clipself":
-        trainer_class, extras, teacher_processor = CLIPSelfTrainer, {"teacher": copy.deepcopy(model)}, None
-    else:
-        trainer_class, (extras, teacher_processor) = DenseVLMTrainer, prepare_teacher(arguments, model, processor)
+    ).eval()
+    image_processor, tokenizer = load_at_size(model_args.model, data_args.image_size)
+    files = list_images(data_args.images, data_args.annotations, data_args.max_samples)
+    check_size(len(files), args)
     freeze(model, model_args.trained_blocks)
+    if args.method == "clipself":
+        trainer_class, extras, teacher_image_processor = CLIPSelfTrainer, {"teacher": copy.deepcopy(model)}, None
+    else:
+        trainer_class = DenseVLMTrainer
+        extras, teacher_image_processor = prepare_teacher(arguments, model, tokenizer)
+        if not differ(image_processor, teacher_image_processor):
+            teacher_image_processor = None
     dataset = RegionDataset(
-        list_images(data_args.images, data_args.annotations, data_args.max_samples),
-        processor.image_processor,
-        teacher_processor.image_processor if differ(processor, teacher_processor) else None,
+        files,
+        image_processor,
+        teacher_image_processor,
         max_grid=data_args.max_grid,
         crops=data_args.crops if args.method == "clipself" else 0,
         seed=args.seed,
     )
-    check_size(dataset, args)
     return trainer_class(
         model=model,
         args=args,
         train_dataset=dataset,
         data_collator=RegionCollator(dataset),
-        processing_class=processor,
+        processing_class=image_processor if tokenizer is None else DenseVLMProcessor(image_processor, tokenizer),
         **extras,
     )
 
 
-def prepare_teacher(arguments: Arguments, model: DenseVLMModel, processor: DenseVLMProcessor):
-    """The teacher, its processor, and the categories in both models' spaces."""
+def prepare_teacher(
+    arguments: Arguments, model: DenseVLMModel, tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[dict[str, Any], DenseVLMImageProcessor]:
+    """The teacher and the categories in both models' spaces, as [`DenseVLMTrainer`] takes them; its image processor."""
     model_args, data_args, args = arguments
     if model_args.teacher is None:
         raise SystemExit("`teacher` is missing: DenseVLM learns from a P-VLM (a folder or a Hub name).")
@@ -123,47 +138,65 @@ def prepare_teacher(arguments: Arguments, model: DenseVLMModel, processor: Dense
     teacher = DenseVLMModel.from_pretrained(
         model_args.teacher, dtype=torch.float32, attn_implementation=model_args.attn_implementation
     )
-    teacher_processor = load_processor(model_args.teacher, data_args.teacher_image_size)
-    embeddings = {
-        f"{role}_embeddings": category_embeddings(arguments, role, categories, tower, its_processor)
-        for role, tower, its_processor in (("student", model, processor), ("teacher", teacher, teacher_processor))
+    image_processor, teacher_tokenizer = load_at_size(model_args.teacher, data_args.teacher_image_size)
+    extras = {
+        "student_embeddings": category_embeddings(arguments, "student", categories, model, tokenizer),
+        "teacher_embeddings": category_embeddings(arguments, "teacher", categories, teacher.eval(), teacher_tokenizer),
+        "teacher": teacher.to(getattr(torch, model_args.teacher_dtype)),  # after its texts were embedded in float32
+        "contrast": args.contrast_matrix,
     }
-    teacher = teacher.to(getattr(torch, model_args.teacher_dtype))  # after its texts were embedded in float32
-    return {"teacher": teacher, "contrast": args.contrast_matrix, **embeddings}, teacher_processor
+    return extras, image_processor
 
 
 def category_embeddings(
-    arguments: Arguments, role: str, categories: CategorySet, model: DenseVLMModel, processor: DenseVLMProcessor
+    arguments: Arguments,
+    role: str,
+    categories: CategorySet,
+    model: DenseVLMModel,
+    tokenizer: PreTrainedTokenizerBase | None,
 ) -> CategoryEmbeddings:
-    """Those of the given file, checked against the categories and the model, or computed and kept with the run."""
+    """
+    Those of the given file, checked against the categories and the model; else those that the run has kept, if they
+    fit; else computed, by the first process, and kept with the run.
+    """
     _, data_args, args = arguments
-    file = getattr(data_args, f"{role}_embeddings")
-    if file is None:
-        embeddings = CategoryEmbeddings.compute(
-            categories, model.to(args.device).eval(), processor.tokenizer, TEMPLATES[data_args.templates]
-        )
-        if args.process_index == 0:
-            embeddings.save(Path(args.output_dir) / f"{role}_embeddings.safetensors")
+    templates = TEMPLATES[data_args.templates]
+    has_text = model.text_model is not None and tokenizer is not None
+    encoder = encoder_fingerprint(model, tokenizer) if has_text else None
+
+    def load(file: Path, compared: Sequence[str] | None) -> CategoryEmbeddings:
+        embeddings = CategoryEmbeddings.load(file)
+        source = f"`{role}_embeddings` {file}"
+        embeddings.check(categories, model.config.projection_dim, encoder, compared, source)
         return embeddings
-    embeddings = CategoryEmbeddings.load(file)
-    encoder = None if model.text_model is None else encoder_fingerprint(model, processor.tokenizer)
-    embeddings.check(categories, model.config.projection_dim, encoder, source=f"`{role}_embeddings` {file}")
-    return embeddings
+
+    given = getattr(data_args, f"{role}_embeddings")
+    if given is not None:
+        return load(Path(given), None)
+    if not has_text:
+        raise SystemExit(f"The {role} has no text tower or no tokenizer: give its `{role}_embeddings`.")
+    kept = Path(args.output_dir) / f"{role}_embeddings.safetensors"
+    with args.main_process_first(local=False, desc=f"{role} embeddings"):
+        try:
+            return load(kept, templates)
+        except (FileNotFoundError, ValueError):
+            embeddings = CategoryEmbeddings.compute(categories, model.to(args.device), tokenizer, templates)
+            if args.process_index == 0:
+                embeddings.save(kept)
+            return embeddings
 
 
-def load_processor(source: str, image_size: int | None) -> DenseVLMProcessor:
-    processor = DenseVLMProcessor.from_pretrained(source)
+def load_at_size(source: str, image_size: int | None) -> tuple[DenseVLMImageProcessor, PreTrainedTokenizerBase | None]:
+    """Image processor and tokenizer of a model; the former at `image_size` where one is given."""
+    image_processor, tokenizer = load_processing(source)
     if image_size is not None:
-        processor.image_processor.size = {"longest_edge": image_size}
-    return processor
+        image_processor.size = {"longest_edge": image_size}
+    return image_processor, tokenizer
 
 
-def differ(processor: DenseVLMProcessor, other: DenseVLMProcessor | None) -> bool:
+def differ(first: DenseVLMImageProcessor, second: DenseVLMImageProcessor) -> bool:
     """Whether two towers see an image in different pixels."""
-    keys = ("size", "image_mean", "image_std")
-    return other is not None and any(
-        getattr(processor.image_processor, key) != getattr(other.image_processor, key) for key in keys
-    )
+    return any(getattr(first, key) != getattr(second, key) for key in ("size", "image_mean", "image_std"))
 
 
 def freeze(model: DenseVLMModel, trained_blocks: int | None) -> None:
@@ -180,11 +213,11 @@ def freeze(model: DenseVLMModel, trained_blocks: int | None) -> None:
         parameter.requires_grad_(True)
 
 
-def check_size(dataset: RegionDataset, args: MethodArguments) -> None:
+def check_size(images: int, args: MethodArguments) -> None:
     batch = args.per_device_train_batch_size * args.world_size
-    if args.dataloader_drop_last and len(dataset) < batch:
+    if args.dataloader_drop_last and images < batch:
         raise SystemExit(
-            f"{len(dataset)} images make no batch of {batch} (`per_device_train_batch_size` "
+            f"{images} images make no batch of {batch} (`per_device_train_batch_size` "
             f"{args.per_device_train_batch_size} on {args.world_size} processes, `dataloader_drop_last`)."
         )
 

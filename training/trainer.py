@@ -56,6 +56,8 @@ class DenseTrainer(Trainer):
             self._name_skipped(skipped)
             with torch.no_grad():
                 batch["answer"] = self.ask_teacher(self._prepare_inputs(batch))
+            for seen in ("teacher_pixel_values", "crop_pixel_values"):  # no one looks at them again
+                batch.pop(seen, None)
             images = len(batch["pixel_values"]) if any(len(boxes) for boxes in batch["boxes"]) else 0
             self.add_to_log(images=images, skipped_images=len(skipped))
         if batches:

@@ -3,6 +3,10 @@
 import numpy as np
 
 
+NO_CATEGORY = -1
+"""A prediction that is none: a miss, and in no error share."""
+
+
 def class_mean(hits: np.ndarray, references: np.ndarray) -> float:
     """Mean over the classes among `references` of each class's share of hits; both `(regions,)`."""
     _, classes = np.unique(references, return_inverse=True)
@@ -18,7 +22,7 @@ def region_accuracy(
 ) -> dict[str, float]:
     """
     Args:
-        predictions (`(regions, k)`): category ids, best first.
+        predictions (`(regions, k)`): category ids, best first; -1 for none.
         references (`(regions,)`): the true ids.
         is_thing (`(regions,)`): whether the region's reference is a thing.
         category_is_thing (`(categories,)`, *optional*): whether each id is one.
@@ -36,8 +40,10 @@ def region_accuracy(
             continue
         results[f"{group}_top1"] = class_mean(hits[rows, 0], references[rows])
         results[f"{group}_top5"] = class_mean(hits[rows].any(1), references[rows])
-        if category_is_thing is not None:
-            called_thing = category_is_thing[predictions[rows, 0]]
+        called = predictions[rows, 0]
+        called = called[called != NO_CATEGORY]
+        if category_is_thing is not None and len(called):
+            called_thing = category_is_thing[called]
             bias = "background_bias" if group == "thing" else "foreground_bias"
             results[bias] = float((~called_thing if group == "thing" else called_thing).mean())
     return results

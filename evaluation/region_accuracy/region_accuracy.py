@@ -14,7 +14,7 @@ stuff is taken for a thing (foreground bias) and a thing for stuff (background b
 
 _KWARGS_DESCRIPTION = """
 Args:
-    predictions (list of lists of 5 int): the five best category ids of each region, best first.
+    predictions (list of lists of 5 int): the five best category ids of each region, best first; -1 for none: a miss.
     references (list of int): the true category id of each region.
     is_thing (list of bool): whether the region's reference is a thing.
     category_is_thing (list of bool, optional): whether each category id is a thing; to `compute` only.

@@ -1,5 +1,6 @@
 """DenseVLM: a CLIP whose last block gives a feature in the image-text space for every location of the image."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -168,7 +169,7 @@ class DenseVLMModel(DenseVLMPreTrainedModel):
     @classmethod
     def from_clip(cls, clip: PreTrainedModel) -> "DenseVLMModel":
         """A DenseVLM with the weights (copied) of a [`CLIPModel`]."""
-        model = cls(DenseVLMConfig(**{key: getattr(clip.config, key) for key in _CLIP_FIELDS}))
+        model = cls(DenseVLMConfig(**{key: copy.deepcopy(getattr(clip.config, key)) for key in _CLIP_FIELDS}))
         model.load_state_dict(clip.state_dict())
         return model.to(clip.device, clip.dtype).train(clip.training)
 

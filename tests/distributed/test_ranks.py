@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -48,6 +49,25 @@ def compare(first: Path, second: Path) -> float:
 @pytest.fixture(scope="module", params=["densevlm", "clipself"])
 def method(request):
     return request.param
+
+
+def test_a_rank_that_can_read_nothing_changes_nothing_for_the_others(recipe, student, scenes, tmp_path, method):
+    """Half of the images are damaged, one image a rank: in many steps one rank has none."""
+    from training.train import main
+
+    images = tmp_path / "images"
+    shutil.copytree(scenes / "train" / "images", images)
+    for index in range(0, 24, 2):
+        (images / f"{index:06d}.jpg").write_bytes(b"no image")
+    options = SGD | {"method": method, "images": images, "global_batch_size": 2, "learning_rate": 0.005}
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    main(recipe(output_dir=alone, per_device_train_batch_size=2, **options))
+    launch(recipe(output_dir=together, per_device_train_batch_size=1, **options), ranks=2)
+    assert compare(student, alone) > 1e-3
+    assert compare(alone, together) < 1e-6
+    logs = [json.loads((folder / "trainer_state.json").read_text())["log_history"] for folder in (alone, together)]
+    skipped = [[entry["skipped_images"] for entry in log if "loss" in entry] for log in logs]
+    assert skipped[0] == skipped[1] and 1 in skipped[0]
 
 
 @pytest.mark.parametrize(("ranks", "per_device"), [(1, 2), (2, 4), (2, 2)])

@@ -94,6 +94,37 @@ def test_metrics_by_hand():
     assert (metrics["images"], metrics["skipped_regions"], metrics["skipped_images"]) == (6, 3, 1)
 
 
+def test_a_region_without_a_feature_is_a_miss_in_no_error_share_and_counted():
+    nothing = [np.nan] * 4
+    metrics = region_metrics(scores_of([nothing, nothing, [0, 0, 0.9, 0.0]], [0, 2, 2]), CATEGORIES, thing_offset=0.1)
+    assert (metrics["masks_thing_top1"], metrics["masks_thing_top5"], metrics["masks_stuff_top1"]) == (0, 0, 0.5)
+    assert "background_bias" not in metrics and metrics["foreground_bias"] == 0
+    assert metrics["empty_masks"] == 2
+
+
+def test_a_mask_too_small_for_the_map_gives_no_feature(evaluated):
+    model, regions, embeddings = evaluated
+    sample = regions[0]
+    sample["masks"][0] = False
+    scores = evaluate_regions(model, _Samples(regions, [sample]), embeddings, num_workers=0)
+    assert (
+        np.isnan(scores.masks[0]).all() and not np.isnan(scores.boxes).any() and not np.isnan(scores.masks[1:]).any()
+    )
+
+
+class _Samples(torch.utils.data.Dataset):
+    """Given samples in the place of those of an annotation file."""
+
+    def __init__(self, regions, samples):
+        self.categories, self.samples = regions.categories, samples
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        return self.samples[index]
+
+
 def test_boxes_are_those_of_things_and_stuff_stands_beside_them():
     right, wrong = [[1.0, 0, 0, 0], [0, 0, 1.0, 0]], [[0, 1.0, 0, 0], [0, 0, 0, 1.0]]
     metrics = region_metrics(scores_of(wrong, [0, 2], boxes=[right[0], wrong[1]]), CATEGORIES)

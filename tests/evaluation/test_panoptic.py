@@ -107,6 +107,20 @@ def test_a_category_that_the_set_does_not_have_is_named(split):
         regions_of(split)
 
 
+def test_ids_that_mean_something_else_in_the_set_are_refused(split):
+    with pytest.raises(
+        ValueError, match=r"calls category \d+ '\w+', the set coco_panoptic_133 '.+': these are not the same"
+    ):
+        regions_of(split, CategorySet.load("coco_panoptic_133"))
+
+
+@pytest.mark.parametrize("field", ["id", "category_id", "bbox"])
+def test_a_segment_without_a_field_is_refused_by_image_and_field(split, field):
+    edit(split, lambda c: c["annotations"][4]["segments_info"][0].pop(field))
+    with pytest.raises(ValueError, match=f"image 4: a segment without `{field}`"):
+        regions_of(split)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

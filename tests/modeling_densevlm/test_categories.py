@@ -49,6 +49,11 @@ def test_a_users_set_reads_names_synonyms_and_groups(tmp_path):
     assert CategorySet.load(tmp_path / "again.json").__dict__ == categories.__dict__
 
 
+def test_numbers_name_finer_groups(tmp_path):
+    rows = [{"name": name, "is_thing": group} for name, group in (("kite", 0), ("sky", 1), ("person", 2))]
+    assert CategorySet.load(write(tmp_path / "c.json", rows)).is_thing == [0, 1, 2]
+
+
 def test_a_set_without_flags_is_read_and_refused_where_flags_are_needed(tmp_path):
     categories = CategorySet.load(write(tmp_path / "c.json", [{"name": "kite"}, {"name": "sky"}]))
     assert categories.is_thing is None
@@ -64,6 +69,8 @@ def test_a_set_without_flags_is_read_and_refused_where_flags_are_needed(tmp_path
         ([{"name": "kite", "group": "animal"}], r"category 0 \('kite'\): `group` is"),
         ([{"name": "kite", "isthing": True}], "unknown field 'isthing'"),
         ([{"name": "kite", "is_thing": True}, {"name": "sky"}], "'sky' has no `is_thing`, others have"),
+        ([{"name": "kite", "is_thing": 1}, {"name": "sky", "is_thing": 0}], "ambiguous: write true and false"),
+        ([{"name": "kite", "is_thing": True}, {"name": "sky", "is_thing": 0}], "a bool for every category"),
         ([{"name": " "}], "category 0: expected an object with a `name`"),
         ([{"name": "kite", "synonyms": "toy"}], "`synonyms` is a list"),
         ([{"name": "a", "id": 1}, {"name": "b", "id": 1}], "the id 1 stands twice"),
@@ -156,6 +163,8 @@ def test_embeddings_of_another_width_set_flag_or_encoder_are_refused_by_name(mod
     with pytest.raises(ValueError, match="`is_thing` differs"):
         embeddings.check(CategorySet("other", categories.names, [True] * 3, synonyms=categories.synonyms), 24)
     another = DenseVLMModel.from_clip(make_clip(tokenizer, seed=5))
+    with pytest.raises(ValueError, match="made with other templates"):
+        embeddings.check(categories, 24, templates=VILD_TEMPLATES)
     with pytest.raises(ValueError, match="made by the text encoder .* Compute them anew"):
         embeddings.check(categories, 24, encoder_fingerprint(another, tokenizer))
 
@@ -169,6 +178,15 @@ def test_a_file_that_holds_no_embeddings_is_refused(tmp_path):
     (tmp_path / "e.safetensors").write_bytes(b"garbage")
     with pytest.raises(ValueError, match=r"e\.safetensors is no file of category embeddings"):
         CategoryEmbeddings.load(tmp_path / "e.safetensors")
+
+
+def test_embeddings_that_are_not_of_unit_norm_are_refused(model, tokenizer, categories, tmp_path):
+    embeddings = CategoryEmbeddings.compute(categories, model, tokenizer)
+    for index, factor in enumerate((0.9, float("nan"))):
+        embeddings.embeds[1] *= factor
+        embeddings.save(tmp_path / f"{index}.safetensors")
+        with pytest.raises(ValueError, match="not of unit norm"):
+            CategoryEmbeddings.load(tmp_path / f"{index}.safetensors")
 
 
 def test_a_name_the_tokenizer_does_not_know_is_refused(model, tokenizer):

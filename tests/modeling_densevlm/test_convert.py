@@ -5,8 +5,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from modeling_densevlm import DenseVLMModel
+from modeling_densevlm import DenseVLMModel, DenseVLMProcessor
 from modeling_densevlm.convert_open_clip import convert_checkpoint, read_checkpoint
+from modeling_densevlm.processing_densevlm import load_processing
 
 
 CONFIG = {
@@ -120,6 +121,9 @@ def test_an_incomplete_and_a_foreign_configuration_are_refused(checkpoint):
     eva = {**CONFIG, "vision_cfg": {**CONFIG["vision_cfg"], "eva_model_name": "eva-clip-b-16"}}
     with pytest.raises(ValueError, match="another tower"):
         convert_checkpoint(checkpoint, eva)
+    other = {**CONFIG, "vision_cfg": {**CONFIG["vision_cfg"], "no_ln_pre": True}}
+    with pytest.raises(ValueError, match="`vision_cfg` has fields that are not converted: no_ln_pre"):
+        convert_checkpoint(checkpoint, other)
 
 
 def test_the_command_line_writes_a_folder_that_loads(checkpoint, tmp_path, run_module):
@@ -129,3 +133,7 @@ def test_the_command_line_writes_a_folder_that_loads(checkpoint, tmp_path, run_m
     run_module("modeling_densevlm.convert_open_clip", arguments)
     model = DenseVLMModel.from_pretrained(tmp_path / "out")
     assert torch.equal(model.visual_projection.weight, checkpoint["visual.proj"].T)
+    image_processor, tokenizer = load_processing(tmp_path / "out")
+    assert image_processor.size == {"longest_edge": 32} and tokenizer is None
+    with pytest.raises(ValueError, match="out holds no tokenizer"):
+        DenseVLMProcessor.from_pretrained(tmp_path / "out")

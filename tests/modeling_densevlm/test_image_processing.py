@@ -42,7 +42,9 @@ def test_an_array_and_a_tensor_give_what_the_image_gives(picture):
     array = np.asarray(image)
     expected = DenseVLMImageProcessor(32)(image)["pixel_values"]
     assert torch.equal(DenseVLMImageProcessor(32)(array)["pixel_values"], expected)
-    assert torch.equal(DenseVLMImageProcessor(32)(torch.from_numpy(array).permute(2, 0, 1))["pixel_values"], expected)
+    assert torch.equal(
+        DenseVLMImageProcessor(32)(torch.from_numpy(array.copy()).permute(2, 0, 1))["pixel_values"], expected
+    )
     with pytest.raises(ValueError, match="uint8"):
         DenseVLMImageProcessor(32)(array / 255.0)
 

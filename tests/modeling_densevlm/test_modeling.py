@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -48,10 +50,20 @@ def test_image_and_text_features_are_those_of_clip(clip, model, pixel_values, to
 @torch.no_grad()
 def test_a_text_is_read_at_its_largest_token_whatever_the_config_says(clip, tokenizer):
     model = DenseVLMModel.from_clip(clip)
+    config = copy.deepcopy(model.config)
+    config.text_config.eos_token_id = 7  # CLIP's own text tower would pool position 0
+    misled = DenseVLMModel(config).eval()
+    misled.load_state_dict(model.state_dict())
     tokens = tokenizer(["a photo of a kite"], return_tensors="pt").input_ids
     expected = model.get_text_features(tokens).pooler_output
-    model.config.text_config.eos_token_id = 7
-    assert_close(model.get_text_features(tokens).pooler_output, expected)
+    assert_close(misled.get_text_features(tokens).pooler_output, expected)
+
+
+def test_from_clip_shares_nothing_with_the_clip(clip):
+    model = DenseVLMModel.from_clip(clip)
+    assert model.config.text_config is not clip.config.text_config
+    model.visual_projection.weight.data.zero_()
+    assert (clip.visual_projection.weight != 0).any()
 
 
 @torch.no_grad()
@@ -154,10 +166,10 @@ def gradients_of(model, pixel_values):
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def test_gradient_checkpointing_changes_no_gradient_and_reaches_the_dense_block(clip, pixel_values):
+def test_activation_checkpointing_changes_no_gradient_and_reaches_the_dense_block(clip, pixel_values):
     plain = gradients_of(DenseVLMModel.from_clip(clip), pixel_values)
     model = DenseVLMModel.from_clip(clip)
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.activation_checkpointing_enable({"use_reentrant": False})
     passes = []
     model.vision_model.encoder.layers[-1].mlp.register_forward_pre_hook(lambda *_: passes.append(1))
     checkpointed = gradients_of(model, pixel_values)

@@ -105,3 +105,17 @@ def test_a_half_precision_map_is_pooled_with_exact_weights():
     half = pool_boxes(feature_map.bfloat16(), boxes)
     assert half.dtype == torch.bfloat16
     assert_close(half.float(), pool_boxes(feature_map.bfloat16().float(), boxes), atol=1e-2, rtol=8e-3)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        (torch.tensor([[0.0, 0, 512, 512]]), "fractions of the map, 0..1, not pixels"),
+        (torch.tensor([[0.0, 0, float("nan"), 1]]), "holds NaN"),
+        (torch.zeros(4, 5), r"shape \(n, 4\), xyxy; got \(4, 5\)"),
+        (torch.zeros(4), r"shape \(n, 4\)"),
+    ],
+)
+def test_boxes_in_pixels_with_nan_or_of_another_shape_are_refused(boxes, message):
+    with pytest.raises(ValueError, match=message):
+        pool_boxes(torch.ones(1, 3, 4, 4), [boxes])

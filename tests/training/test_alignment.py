@@ -182,3 +182,13 @@ def test_align_is_the_second_half_of_the_loss(features):
     retrieval = retrieve(normalize(teacher, dim=-1) @ teacher_text.T / 0.01, is_thing, 0.3)
     found = align(student, student_text, retrieval, is_thing, 0.01, DECOUPLED).loss
     assert_close(found, decoupled_alignment_loss(*features).loss)
+
+
+def test_a_dropped_region_whose_teacher_overflowed_poisons_no_gradient(features):
+    student, teacher, *rest = features
+    teacher[3] = torch.nan
+    student.requires_grad_()
+    output = decoupled_alignment_loss(student, teacher, *rest)
+    output.loss.backward()
+    assert output.loss.isfinite() and student.grad.isfinite().all()
+    assert (student.grad[3] == 0).all()

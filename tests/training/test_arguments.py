@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from training.arguments import parse_arguments, save_recipe
+from training.arguments import MethodArguments, parse_arguments, save_recipe
 
 
 REQUIRED = {"model": "u", "teacher": "p", "images": "folder"}
@@ -70,6 +70,7 @@ def test_a_recipe_that_is_none_stops_with_its_name(tmp_path, capsys, content):
         ("templates", "none"),
         ("teacher_dtype", "float8"),
         ("max_grid", 0),
+        ("threshold", 1.5),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_its_key(write_recipe, key, value):
@@ -85,8 +86,33 @@ def test_a_contrast_may_be_a_matrix(write_recipe):
 def test_the_global_batch_sets_the_accumulation(write_recipe):
     method = parse_arguments([write_recipe(global_batch_size=192, per_device_train_batch_size=48)])[2]
     assert method.gradient_accumulation_steps == 4
-    with pytest.raises(ValueError, match="192 is no multiple of 50 images"):
-        parse_arguments([write_recipe(global_batch_size=192, per_device_train_batch_size=50)])
+    smaller = parse_arguments([write_recipe(global_batch_size=192, per_device_train_batch_size=50)])[2]
+    assert (smaller.per_device_train_batch_size, smaller.gradient_accumulation_steps) == (48, 4)
+
+
+@pytest.mark.parametrize(("processes", "per_device", "accumulation"), [(1, 48, 4), (4, 48, 1), (8, 24, 1), (6, 32, 1)])
+def test_the_global_batch_is_the_same_on_any_number_of_processes(monkeypatch, processes, per_device, accumulation):
+    monkeypatch.setattr(MethodArguments, "world_size", processes)
+    file = next(file for file in recipe_files() if file.stem == "coco")
+    method = parse_arguments([str(file), "--use_cpu", "true", "--bf16", "false"])[2]
+    assert (method.per_device_train_batch_size, method.gradient_accumulation_steps) == (per_device, accumulation)
+    assert per_device * accumulation * processes == 192
+
+
+def test_a_global_batch_that_cannot_be_divided_among_the_processes_is_refused(monkeypatch, write_recipe):
+    monkeypatch.setattr(MethodArguments, "world_size", 5)
+    with pytest.raises(ValueError, match="192 cannot be divided among 5 processes"):
+        parse_arguments([write_recipe(global_batch_size=192)])
+
+
+def test_a_bare_no_in_yaml_is_a_strategy(write_recipe):
+    assert parse_arguments([write_recipe(save_strategy=False)])[2].save_strategy == "no"
+
+
+def test_an_abbreviated_key_is_unknown(write_recipe, capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments([write_recipe(), "--thresh", "0.3"])
+    assert "unknown: --thresh" in capsys.readouterr().err
 
 
 def test_the_saved_recipe_starts_the_same_run(write_recipe, tmp_path):

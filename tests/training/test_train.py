@@ -8,7 +8,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMModel, DenseVLMProcessor
+from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMConfig, DenseVLMModel, DenseVLMProcessor
 from training.train import main, mix_weights, trained_parameters
 
 
@@ -70,11 +70,12 @@ def test_the_teacher_is_frozen_in_eval_and_not_saved(recipe, teacher, tmp_path):
     assert not any("teacher" in name for name in weights_of(tmp_path / "run"))
 
 
-def test_only_the_last_blocks_train_where_asked_for(recipe):
+def test_only_the_last_blocks_train_where_asked_for(recipe, tmp_path):
     trainer = run(recipe(trained_blocks=1))
     assert {name.split(".")[3] for name in trained_parameters(trainer.model)} == {"2"}
     with pytest.raises(SystemExit, match="1 to 3"):
-        run(recipe(trained_blocks=4, output_dir="elsewhere"))
+        run(recipe(trained_blocks=4, output_dir=tmp_path / "other"))
+    assert not (tmp_path / "other").exists()
 
 
 def test_weight_decay_is_on_matrices_only(recipe):
@@ -165,6 +166,29 @@ def test_embedding_files_are_used_and_those_of_another_encoder_refused(recipe, t
         ValueError, match="`student_embeddings` .*teacher_embeddings.safetensors: embeddings of width 40"
     ):
         run(recipe(output_dir=tmp_path / "third", student_embeddings=files["teacher"]))
+
+
+def test_the_embeddings_kept_with_a_run_are_used_again_and_made_anew_when_they_do_not_fit(recipe, tmp_path):
+    kept = tmp_path / "run" / "student_embeddings.safetensors"
+    run(recipe(max_steps=1))
+    written = kept.stat().st_mtime_ns
+    run(recipe(max_steps=1))
+    assert kept.stat().st_mtime_ns == written
+    run(recipe(max_steps=1, templates="vild"))
+    assert len(CategoryEmbeddings.load(kept).templates) == 63
+
+
+def test_a_model_without_a_text_tower_trains_with_embeddings_given_and_says_so_without(recipe, tmp_path, student):
+    run(recipe(output_dir=tmp_path / "first"))
+    bare = tmp_path / "bare"
+    config = DenseVLMConfig.from_pretrained(student, text_config=None)
+    DenseVLMModel.from_pretrained(student, config=config).save_pretrained(bare)
+    DenseVLMProcessor.from_pretrained(student).image_processor.save_pretrained(bare)
+    with pytest.raises(SystemExit, match="student has no text tower or no tokenizer: give its `student_embeddings`"):
+        run(recipe(output_dir=tmp_path / "second", model=bare))
+    file = tmp_path / "first" / "student_embeddings.safetensors"
+    trainer = run(recipe(output_dir=tmp_path / "second", model=bare, student_embeddings=file))
+    assert trainer.model.text_model is None
 
 
 def test_embeddings_of_another_encoder_of_the_same_width_are_refused(recipe, tmp_path, student):

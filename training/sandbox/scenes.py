@@ -340,6 +340,9 @@ def write_scenes(folder: Path, seed: int, split: str, count: int) -> None:
     annotated = split in ("val", "test")
     for name in ("images", "panoptic") if annotated else ("images",):
         (folder / split / name).mkdir(parents=True, exist_ok=True)
+    for stale in (folder / split / "images").glob("??????.jpg"):  # of an earlier, larger set
+        if int(stale.stem) >= count:
+            stale.unlink()
     write = partial(_write_scene, folder / split, seed, split, annotated)
     with ProcessPoolExecutor() as pool:
         written = list(pool.map(write, range(count), chunksize=64))

@@ -1,0 +1,151 @@
+"""
+From a dense map to one vector a region.
+
+RoIAlign with a 1 x 1 output (`aligned=True`, adaptive sampling) averages bilinear samples on a regular lattice inside
+the box. Bilinear interpolation is separable and so is the lattice, hence the average is a *product* of one row of
+weights over the map's rows and one over its columns:
+
+    pooled = Σ_y Σ_x  height_weights[y] · width_weights[x] · map[:, y, x]
+
+which is a matrix product: exact, differentiable, quick on any device, and without torchvision.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+
+LARGEST_BOX = 8
+"""Boxes may reach outside the map, but one that spans several maps is given in pixels by mistake."""
+
+
+def grid_boxes(rows: int, columns: int) -> Tensor:
+    """
+    The cells of a regular grid over the whole map (Sec. 3.2 of the paper draws `rows` and `columns` at random).
+
+    Returns:
+        `Tensor` of shape `(rows * columns, 4)`, float32: xyxy as fractions of the map, row by row.
+    """
+    if rows < 1 or columns < 1:
+        raise ValueError(f"A grid needs at least one row and one column, got {rows} x {columns}.")
+    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    x, y = x.flatten(), y.flatten()
+    return torch.stack([x / columns, y / rows, (x + 1) / columns, (y + 1) / rows], dim=-1)
+
+
+def axis_weights(start: Tensor, end: Tensor, cells: int) -> Tensor:
+    """
+    What each cell of one axis contributes to each box: RoIAlign's sampling points, spread over their two neighbours.
+
+    Args:
+        start, end (`Tensor` of shape `(boxes,)`):
+            The boxes' borders on this axis, in cells of the map (0 is the outer border of the first cell).
+        cells (`int`):
+            Number of cells on this axis.
+
+    Returns:
+        `Tensor` of shape `(boxes, cells)`. Rows add up to 1 where a box lies inside the map, to 0 where it has no
+        extent.
+    """
+    start, end = start - 0.5, end - 0.5  # aligned=True: the centre of cell i is at coordinate i
+    extent = end - start
+    count = extent.ceil().clamp(min=0)  # adaptive: one sample a cell of extent
+    most = count.max().item() if len(count) else 0
+    if not most <= LARGEST_BOX * cells:  # NaN too
+        raise ValueError(
+            f"A box spans {most / cells:.0f} times the map, or holds NaN: boxes are fractions of the map, 0..1, "
+            "not pixels."
+        )
+    index = torch.arange(int(most), device=start.device, dtype=start.dtype)
+    step = extent / count.clamp(min=1)
+    position = start[:, None] + (index + 0.5) * step[:, None]  # (boxes, samples)
+    # Samples further than one cell outside count as zeros; nearer ones take the border's value.
+    counted = (index < count[:, None]) & (position >= -1) & (position <= cells)
+    position = position.clamp(0, cells - 1)
+    cell = torch.arange(cells, device=start.device, dtype=start.dtype)
+    hat = (1 - (position[:, :, None] - cell).abs()).clamp(min=0)  # (boxes, samples, cells)
+    return (hat * counted[:, :, None]).sum(1) / count.clamp(min=1)[:, None]
+
+
+def box_weights(boxes: Tensor, height: int, width: int) -> Tensor:
+    """
+    Args:
+        boxes (`Tensor` of shape `(boxes, 4)`): xyxy as fractions of the map.
+
+    Returns:
+        `Tensor` of shape `(boxes, height * width)`: the weight of each location of the map in each box.
+    """
+    boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
+    x0, y0, x1, y1 = (boxes * boxes.new_tensor([width, height, width, height])).unbind(-1)
+    rows, columns = axis_weights(y0, y1, height), axis_weights(x0, x1, width)
+    return (rows[:, :, None] * columns[:, None, :]).flatten(1)
+
+
+def _pool(feature_map: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """Weighted sums over locations: map `(batch, dim, height, width)`, weights per image `(n_i, height * width)`."""
+    if len(weights) != len(feature_map):
+        raise ValueError(f"{len(feature_map)} maps but regions for {len(weights)} images.")
+    if sum(len(w) for w in weights) == 0:
+        # Keeps the graph, so that a batch without regions has zero gradients and not none.
+        return feature_map.sum(dim=(2, 3))[:0]
+    with torch.autocast(feature_map.device.type, enabled=False):  # weights in bf16 would blur the borders
+        tokens = feature_map.flatten(2).transpose(1, 2)
+        tokens = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+        padded = pad_sequence([w.to(tokens) for w in weights], batch_first=True)  # (batch, most regions, locations)
+        pooled = padded @ tokens
+    return torch.cat([rows[: len(w)] for rows, w in zip(pooled, weights)]).to(feature_map.dtype)
+
+
+def pool_boxes(feature_map: Tensor, boxes: Sequence[Tensor]) -> Tensor:
+    """
+    RoIAlign to one vector a box: `torchvision.ops.roi_align(map, boxes * (width, height), output_size=1,
+    sampling_ratio=-1, aligned=True)`.
+
+    Args:
+        feature_map (`Tensor` of shape `(batch, dim, height, width)`):
+            Taken as given; nothing is normalised.
+        boxes (sequence of `batch` tensors of shape `(n_i, 4)`):
+            xyxy as fractions of the map, 0..1. Boxes may reach outside; a box without area gives the zero vector.
+
+    Returns:
+        `Tensor` of shape `(sum n_i, dim)`, in image order, in the map's dtype.
+
+    Raises:
+        `ValueError` for boxes of another shape, with NaN, or so large that they must be pixels.
+    """
+    for box in boxes:
+        if box.ndim != 2 or box.shape[1] != 4:
+            raise ValueError(f"Boxes of an image are a tensor of shape (n, 4), xyxy; got {tuple(box.shape)}.")
+    if not len(boxes):
+        return _pool(feature_map, [])
+    together = torch.cat([box.to(feature_map.device) for box in boxes])
+    weights = box_weights(together, *feature_map.shape[-2:])
+    return _pool(feature_map, weights.split([len(box) for box in boxes]))
+
+
+def pool_masks(feature_map: Tensor, masks: Sequence[Tensor]) -> Tensor:
+    """
+    Mean of the map under each mask, `Σ(map · mask) / (Σ mask + 1e-12)`.
+
+    Args:
+        feature_map (`Tensor` of shape `(batch, dim, height, width)`):
+            Taken as given; nothing is normalised.
+        masks (sequence of `batch` tensors of shape `(n_i, height, width)`):
+            At the map's resolution, boolean or soft. An empty mask gives the zero vector.
+
+    Returns:
+        `Tensor` of shape `(sum n_i, dim)`, in image order, in the map's dtype.
+    """
+    for mask in masks:
+        if len(mask) and mask.shape[1:] != feature_map.shape[2:]:
+            raise ValueError(
+                f"Masks are given at the resolution of the map, {tuple(feature_map.shape[2:])}, "
+                f"got {tuple(mask.shape[1:])}: resize them first."
+            )
+    flat = [m.to(feature_map.device, torch.float32).flatten(1) for m in masks]
+    return _pool(feature_map, [m / (m.sum(1, keepdim=True) + 1e-12) for m in flat])
+
+
+__all__ = ["grid_boxes", "pool_boxes", "pool_masks"]
