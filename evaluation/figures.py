@@ -89,15 +89,14 @@ def _draw_labels(
 ) -> None:
     axis.imshow(colours[labels], interpolation="nearest")
     axis.contourf(np.isin(labels, np.flatnonzero(is_thing)), levels=[0.5, 1.5], colors="none", hatches=["///"])
-    for category in np.unique(labels):
-        y, x = np.nonzero(labels == category)
-        if len(y) < 0.02 * labels.size:
+    placed: list[tuple[float, float]] = []
+    categories, areas = np.unique(labels, return_counts=True)
+    for category in categories[np.argsort(-areas)]:
+        if (spot := _label_spot(labels == category, placed)) is None:
             continue
-        # The location of the category nearest to its middle: inside it, whatever its shape.
-        nearest = np.argmin((y - y.mean()) ** 2 + (x - x.mean()) ** 2)
+        placed.append(spot)
         axis.text(
-            x[nearest],
-            y[nearest],
+            *spot,
             names[category],
             ha="center",
             va="center",
@@ -105,3 +104,22 @@ def _draw_labels(
             style="italic" if is_thing[category] else "normal",
             bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "boxstyle": "round,pad=0.15"},
         )
+
+
+def _label_spot(where: np.ndarray, placed: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
+    """
+    The location of a category nearest to its middle whose label hides none of those `placed`, as `(x, y)`; `None` for
+    a category that is too small or has no room.
+    """
+    y, x = np.nonzero(where)
+    side = where.shape[0]
+    if len(y) < 0.02 * where.size:
+        return None
+    room = np.ones(len(y), dtype=bool)
+    for other_x, other_y in placed:
+        room &= (np.abs(x - other_x) > 0.3 * side) | (np.abs(y - other_y) > 0.08 * side)
+    if not room.any():
+        return None
+    distance = np.where(room, (y - y.mean()) ** 2 + (x - x.mean()) ** 2, np.inf)
+    nearest = int(distance.argmin())
+    return float(x[nearest]), float(y[nearest])

@@ -72,14 +72,16 @@ def measure(folder: Path, data: Path, categories: CategorySet) -> Measured:
 
 def harmonic_mean(scores: RegionScores, categories: CategorySet, offset: float) -> float:
     """Of Masks-T and Masks-S: high only where both are."""
-    metrics = region_metrics(scores, categories, offset)
-    thing, stuff = metrics["masks_thing_top1"], metrics["masks_stuff_top1"]
+    is_thing = np.array(categories.is_thing)
+    hits = top_categories(scores.masks - offset * is_thing, 1)[:, 0] == scores.labels
+    things = is_thing[scores.labels]
+    thing, stuff = (class_mean(hits[rows], scores.labels[rows]) for rows in (things, ~things))
     return 2 * thing * stuff / max(thing + stuff, 1e-12)
 
 
 def choose_offset(scores: RegionScores, categories: CategorySet) -> float:
     """The δ, subtracted from every thing's cosine, with the best harmonic mean on these scores."""
-    return float(max(np.linspace(-0.3, 0.3, 121), key=lambda offset: harmonic_mean(scores, categories, offset)))
+    return float(max(np.linspace(-1, 1, 401), key=lambda offset: harmonic_mean(scores, categories, offset)))
 
 
 def home_and_away(scores: RegionScores, annotations: Path, categories: CategorySet, offset: float) -> dict[str, float]:

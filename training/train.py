@@ -129,7 +129,7 @@ def build_trainer(arguments: Arguments) -> DenseTrainer:
 def prepare_teacher(
     arguments: Arguments, model: DenseVLMModel, tokenizer: PreTrainedTokenizerBase | None
 ) -> tuple[dict[str, Any], DenseVLMImageProcessor]:
-    """The teacher and the categories in both models' spaces, as [`DenseVLMTrainer`] takes them; its image processor."""
+    """What [`DenseVLMTrainer`] takes: the teacher, categories in both spaces; and the teacher's image processor."""
     model_args, data_args, args = arguments
     if model_args.teacher is None:
         raise SystemExit("`teacher` is missing: DenseVLM learns from a P-VLM (a folder or a Hub name).")
