@@ -89,7 +89,8 @@ class CategorySet:
     ):
         self.name = name
         self.names = list(names)
-        self.is_thing = None if is_thing is None else list(is_thing)
+        # Tensors and arrays become lists of plain bools or ints.
+        self.is_thing = None if is_thing is None else list(getattr(is_thing, "tolist", lambda: is_thing)())
         self.ids = None if ids is None else list(ids)
         self.synonyms = [list(more) for more in synonyms] if synonyms is not None else [[] for _ in self.names]
         for field in ("is_thing", "ids", "synonyms"):

@@ -22,7 +22,9 @@ SMALLEST_SIDE = 10
 """Images with a shorter side (in pixels) are skipped: a grid over them shows nothing."""
 
 
-def list_images(images: str | Path, annotations: str | Path | None = None, max_samples: int | None = None):
+def list_images(
+    images: str | Path, annotations: str | Path | None = None, max_samples: int | None = None
+) -> datasets.Dataset:
     """
     The images of a folder, or those that a COCO annotation file lists.
 

@@ -50,6 +50,8 @@ class DenseTrainer(Trainer):
         raise NotImplementedError
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
+        if not self.sums:  # the clock of the log starts with its first batch, waiting for it included
+            self.sums_since = time.perf_counter()
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         for batch in batches:
             skipped = batch.pop("skipped", [])
@@ -87,9 +89,8 @@ class DenseTrainer(Trainer):
         if "loss" in logs and self.sums:
             keys = sorted(self.sums)
             totals = self.accelerator.reduce(torch.stack([self.sums[key] for key in keys]), reduction="sum").tolist()
-            now = time.perf_counter()
-            logs.update(self.summarize(dict(zip(keys, totals)), now - self.sums_since))
-            self.sums, self.sums_since = {}, now
+            logs.update(self.summarize(dict(zip(keys, totals)), time.perf_counter() - self.sums_since))
+            self.sums = {}
         super().log(logs, start_time)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:

@@ -5,9 +5,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cosine_similarity, normalize
 from torch.testing import assert_close
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, CLIPModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor, CLIPModel
 
-from modeling_densevlm import DenseVLMConfig, DenseVLMImageProcessor, DenseVLMModel
+from modeling_densevlm import DenseVLMConfig, DenseVLMImageProcessor, DenseVLMModel, DenseVLMProcessor
 
 
 @pytest.fixture
@@ -86,6 +86,7 @@ def test_auto_image_processor_knows_the_class_in_process(student):
     processor = AutoImageProcessor.from_pretrained(student)
     assert isinstance(processor, DenseVLMImageProcessor)
     assert processor.size == {"longest_edge": 96}
+    assert isinstance(AutoProcessor.from_pretrained(student), DenseVLMProcessor)
 
 
 @pytest.mark.parametrize("size", [(96, 96), (48, 48), (144, 144), (60, 132), (100, 101), (12, 12)])
