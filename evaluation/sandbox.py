@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
+from transformers.image_transforms import rgb_to_id
 
 from modeling_densevlm import CategoryEmbeddings, DenseVLMModel, DenseVLMProcessor
 from modeling_densevlm.categories import SHORT_TEMPLATES, CategorySet
@@ -158,7 +160,7 @@ def draw(entries: Sequence[Entry], data: Path, categories: CategorySet, file: Pa
     flags = [[is_thing[s["category_id"]] for s in record["segments_info"]] for record in content["annotations"]]
     chosen = [i for i, row in enumerate(flags) if any(row) and row.count(False) >= 2][:count]
     images = [load_image(data / "test" / "images" / content["images"][i]["file_name"]) for i in chosen]
-    panels = {}
+    panels = {"truth": np.stack([true_labels(data / "test", content["annotations"][i], categories) for i in chosen])}
     for entry in entries:
         model = DenseVLMModel.from_pretrained(entry.folders[0], dtype=torch.float32).eval()
         processor = DenseVLMProcessor.from_pretrained(entry.folders[0])
@@ -167,6 +169,17 @@ def draw(entries: Sequence[Entry], data: Path, categories: CategorySet, file: Pa
             dense = model.get_dense_features(processor.image_processor(images)["pixel_values"])
             panels[entry.title] = classify_locations(dense, text, images[0].width).numpy()
     location_figure(file, [np.asarray(image) for image in images], panels, categories.names, categories.is_thing)
+
+
+def true_labels(split: Path, record: dict, categories: CategorySet) -> np.ndarray:
+    """The category of every pixel of an annotated scene, `(height, width)`."""
+    with Image.open(split / "panoptic" / record["file_name"]) as png:
+        ids = rgb_to_id(np.array(png.convert("RGB")))
+    # The few pixels of segments that were hidden almost wholly go to the first.
+    labels = np.full(ids.shape, categories.ids.index(record["segments_info"][0]["category_id"]))
+    for segment in record["segments_info"]:
+        labels[ids == segment["id"]] = categories.ids.index(segment["category_id"])
+    return labels
 
 
 def main() -> None:
