@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> DenseTrainer:
         logger.warning(f"{len(trainer.skipped)} images were skipped by this process; the log names them.")
     if trainer.is_world_process_zero():
         print(f"{model_args.model}, trained by {args.method}: saved in {args.output_dir}")
+    trainer.accelerator.wait_for_everyone()  # a rank that ends while the first is saving would end it, too
     return trainer
 
 
@@ -236,4 +237,5 @@ def mix_weights(model: DenseVLMModel, initial: dict[str, Tensor], alpha: float) 
 
 
 if __name__ == "__main__":
-    main()
+    # Without closing the process group, the threads of gloo may outlive the interpreter and abort it.
+    main().accelerator.end_training()
