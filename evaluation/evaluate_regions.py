@@ -217,6 +217,7 @@ def main() -> None:
     model = model.to(getattr(torch, arguments.dtype))  # after the texts were embedded in float32
     scores = evaluate_regions(model, regions, embeddings, arguments.batch_size, arguments.num_workers)
     metrics = region_metrics(scores, regions.categories, arguments.thing_offset)
+    metrics |= {"model": arguments.model, "image_size": side, "templates": len(embeddings.templates)}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(metrics, indent=2) + "\n")
     for key, value in metrics.items():

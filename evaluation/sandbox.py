@@ -148,7 +148,7 @@ def report(entries: Sequence[Entry], metrics: dict[str, dict], seeds: Sequence[i
         f"{counts['stuff_regions']:.0f} pieces of stuff. Top-1 in %, means over classes; the two error shares are of "
         "masks. δ is subtracted from every thing's cosine, and was chosen on the validation split for the best "
         "H = harmonic mean of Masks-T and Masks-S. One pre-training seed; alignment seeds: "
-        f"{', '.join(map(str, seeds))} (the mean is shown)."
+        f"{', '.join(map(str, seeds))}{' (their mean is shown)' if len(seeds) > 1 else ''}."
     )
     return "# Sandbox\n\n" + "\n".join(f"| {line} |" for line in lines) + f"\n\n{notes}\n\n![](locations.png)\n"
 

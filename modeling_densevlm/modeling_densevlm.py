@@ -76,6 +76,8 @@ class DenseCLIPVisionModel(CLIPVisionModel):
             pooled (`bool`, *optional*, defaults to `False`): whether to compute the class token's feature.
         """
         patch = self.config.patch_size
+        if pixel_values.ndim != 4:
+            raise ValueError(f"`pixel_values` is (batch, channels, height, width), got {tuple(pixel_values.shape)}.")
         height, width = (side // patch for side in pixel_values.shape[-2:])
         if min(height, width) < 1:
             raise ValueError(f"An image of {tuple(pixel_values.shape[-2:])} pixels holds no patch of {patch}.")

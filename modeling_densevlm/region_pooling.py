@@ -115,10 +115,13 @@ def pool_boxes(feature_map: Tensor, boxes: Sequence[Tensor]) -> Tensor:
     Raises:
         `ValueError` for boxes of another shape, with NaN, or so large that they must be pixels.
     """
+    boxes = [torch.as_tensor(box) for box in boxes]
     for box in boxes:
         if box.ndim != 2 or box.shape[1] != 4:
-            raise ValueError(f"Boxes of an image are a tensor of shape (n, 4), xyxy; got {tuple(box.shape)}.")
-    if not len(boxes):
+            raise ValueError(
+                f"`boxes` is a list with one tensor (n, 4), xyxy, for each image; got one of shape {tuple(box.shape)}."
+            )
+    if not boxes:
         return _pool(feature_map, [])
     together = torch.cat([box.to(feature_map.device) for box in boxes])
     weights = box_weights(together, *feature_map.shape[-2:])
@@ -138,11 +141,12 @@ def pool_masks(feature_map: Tensor, masks: Sequence[Tensor]) -> Tensor:
     Returns:
         `Tensor` of shape `(sum n_i, dim)`, in image order, in the map's dtype.
     """
+    masks = [torch.as_tensor(mask) for mask in masks]
     for mask in masks:
-        if len(mask) and mask.shape[1:] != feature_map.shape[2:]:
+        if mask.ndim != 3 or (len(mask) and mask.shape[1:] != feature_map.shape[2:]):
             raise ValueError(
-                f"Masks are given at the resolution of the map, {tuple(feature_map.shape[2:])}, "
-                f"got {tuple(mask.shape[1:])}: resize them first."
+                "`masks` is a list with one tensor (n, height, width) for each image, at the resolution of the map, "
+                f"{tuple(feature_map.shape[2:])}; got one of shape {tuple(mask.shape)}: resize it first."
             )
     flat = [m.to(feature_map.device, torch.float32).flatten(1) for m in masks]
     return _pool(feature_map, [m / (m.sum(1, keepdim=True) + 1e-12) for m in flat])

@@ -212,8 +212,8 @@ def _nearest(key: str, parser: HfArgumentParser) -> str:
     return f" (did you mean `{close[0]}`?)" if close else ""
 
 
-def save_recipe(arguments: Arguments, file: Path) -> None:
-    """The resolved configuration as a recipe that starts the same run again."""
+def resolved_recipe(arguments: Arguments) -> dict[str, Any]:
+    """The resolved configuration as keys and plain values."""
     recipe = {}
     for part in arguments:
         values = {f.name: getattr(part, f.name) for f in fields(part) if f.init}
@@ -225,9 +225,13 @@ def save_recipe(arguments: Arguments, file: Path) -> None:
         recipe.update({name: value.value if isinstance(value, Enum) else value for name, value in values.items()})
     if recipe.get("global_batch_size") is not None:
         recipe.pop("gradient_accumulation_steps", None)  # follows from it, on any number of processes
-    text = yaml.safe_dump({key: value for key, value in recipe.items() if _plain(value)}, sort_keys=False)
+    return {key: value for key, value in recipe.items() if _plain(value)}
+
+
+def save_recipe(arguments: Arguments, file: Path) -> None:
+    """Writes the resolved configuration as a recipe that starts the same run again."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
+    file.write_text(yaml.safe_dump(resolved_recipe(arguments), sort_keys=False), encoding="utf-8")
 
 
 def _default(part: TrainingArguments, name: str) -> Any:
@@ -239,4 +243,12 @@ def _plain(value: Any) -> bool:
     return value is not None and isinstance(value, str | int | float | bool | list | dict)
 
 
-__all__ = ["Arguments", "DataArguments", "MethodArguments", "ModelArguments", "parse_arguments", "save_recipe"]
+__all__ = [
+    "Arguments",
+    "DataArguments",
+    "MethodArguments",
+    "ModelArguments",
+    "parse_arguments",
+    "resolved_recipe",
+    "save_recipe",
+]

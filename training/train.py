@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging
@@ -28,7 +29,7 @@ from modeling_densevlm import (
 from modeling_densevlm.categories import TEMPLATES, encoder_fingerprint
 from modeling_densevlm.processing_densevlm import load_processing
 
-from .arguments import Arguments, MethodArguments, parse_arguments, save_recipe
+from .arguments import Arguments, MethodArguments, parse_arguments, resolved_recipe, save_recipe
 from .clipself import CLIPSelfTrainer
 from .data import RegionCollator, RegionDataset, list_images
 from .trainer import DenseTrainer, DenseVLMTrainer
@@ -47,7 +48,10 @@ def main(argv: Sequence[str] | None = None) -> DenseTrainer:
     if trainer.is_world_process_zero():
         images = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         print(f"{args.world_size} processes, {images} images a step")
-        save_recipe(arguments, Path(args.output_dir) / "recipe.yaml")
+        recipe = Path(args.output_dir) / "recipe.yaml"
+        if checkpoint is not None:
+            warn_of_changes(arguments, recipe)
+        save_recipe(arguments, recipe)
     initial = trained_parameters(trainer.model, copied=True) if args.ensemble_alpha < 1 else {}
     trainer.train(resume_from_checkpoint=checkpoint)
     mix_weights(trainer.model, initial, args.ensemble_alpha)
@@ -79,6 +83,15 @@ def find_checkpoint(args: MethodArguments) -> str | None:
     if not Path(wanted).is_dir():
         raise SystemExit(f"`--resume_from_checkpoint`: there is no folder {wanted}.")
     return wanted
+
+
+def warn_of_changes(arguments: Arguments, recipe: Path) -> None:
+    """Says which values of a resumed run differ from those it began with."""
+    before = yaml.safe_load(recipe.read_text()) if recipe.is_file() else {}
+    after = resolved_recipe(arguments)
+    for key in sorted(before.keys() | after.keys()):
+        if before and before.get(key) != after.get(key):
+            logger.warning(f"Resumed with another `{key}` than before: {before.get(key)} → {after.get(key)}")
 
 
 def last_checkpoint(folder: Path) -> str | None:
@@ -117,6 +130,7 @@ def build_trainer(arguments: Arguments) -> DenseTrainer:
         crops=data_args.crops if args.method == "clipself" else 0,
         seed=args.seed,
     )
+    check_readable(dataset)
     return trainer_class(
         model=model,
         args=args,
@@ -219,8 +233,20 @@ def check_size(images: int, args: MethodArguments) -> None:
     if args.dataloader_drop_last and images < batch:
         raise SystemExit(
             f"{images} images make no batch of {batch} (`per_device_train_batch_size` "
-            f"{args.per_device_train_batch_size} on {args.world_size} processes, `dataloader_drop_last`)."
+            f"{args.per_device_train_batch_size} on {args.world_size} processes, `dataloader_drop_last`). Give a "
+            "smaller `per_device_train_batch_size`."
         )
+
+
+def check_readable(dataset: RegionDataset, most: int = 100) -> None:
+    """Stops where none of the first images can be read: the run would train on nothing."""
+    reasons = []
+    for index in range(min(len(dataset), most)):
+        sample = dataset[index]
+        if "skipped" not in sample:
+            return
+        reasons.append(sample["skipped"])
+    raise SystemExit(f"None of the first {len(reasons)} images can be used, e.g. {reasons[0]}")
 
 
 def trained_parameters(model: DenseVLMModel, copied: bool = False) -> dict[str, Tensor]:

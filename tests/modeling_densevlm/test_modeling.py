@@ -103,6 +103,11 @@ def test_a_side_that_is_no_multiple_of_the_patch_is_floored(model):
     assert_close(model.get_dense_features(image), model.get_dense_features(image[:, :, :96, :96]))
 
 
+def test_an_image_without_a_batch_is_refused(model):
+    with pytest.raises(ValueError, match=r"is \(batch, channels, height, width\), got \(3, 96, 96\)"):
+        model.get_dense_features(torch.randn(3, 96, 96))
+
+
 def test_an_image_smaller_than_a_patch_is_refused(model):
     with pytest.raises(ValueError, match="no patch"):
         model.get_dense_features(torch.randn(1, 3, 8, 40))

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
@@ -95,7 +96,7 @@ def test_boolean_masks_are_taken_as_they_are():
 
 
 def test_masks_at_another_resolution_are_refused():
-    with pytest.raises(ValueError, match="resolution of the map"):
+    with pytest.raises(ValueError, match=r"resolution of the map, \(4, 4\); got one of shape \(1, 8, 8\)"):
         pool_masks(torch.ones(1, 3, 4, 4), [torch.ones(1, 8, 8)])
 
 
@@ -112,10 +113,20 @@ def test_a_half_precision_map_is_pooled_with_exact_weights():
     [
         (torch.tensor([[0.0, 0, 512, 512]]), "fractions of the map, 0..1, not pixels"),
         (torch.tensor([[0.0, 0, float("nan"), 1]]), "holds NaN"),
-        (torch.zeros(4, 5), r"shape \(n, 4\), xyxy; got \(4, 5\)"),
-        (torch.zeros(4), r"shape \(n, 4\)"),
+        (torch.zeros(4, 5), r"one tensor \(n, 4\), xyxy, for each image; got one of shape \(4, 5\)"),
+        (torch.zeros(4), r"one tensor \(n, 4\)"),
     ],
 )
 def test_boxes_in_pixels_with_nan_or_of_another_shape_are_refused(boxes, message):
     with pytest.raises(ValueError, match=message):
         pool_boxes(torch.ones(1, 3, 4, 4), [boxes])
+
+
+def test_lists_and_arrays_do_as_well_as_tensors():
+    feature_map = torch.randn(1, 3, 4, 4)
+    boxes = [[0.0, 0.0, 0.5, 1.0]]
+    expected = pool_boxes(feature_map, [torch.tensor(boxes)])
+    assert torch.equal(pool_boxes(feature_map, [boxes]), expected)
+    assert torch.equal(pool_boxes(feature_map, [np.array(boxes, dtype=np.float32)]), expected)
+    mask = np.ones((1, 4, 4), dtype=bool)
+    assert torch.equal(pool_masks(feature_map, [mask]), pool_masks(feature_map, [torch.ones(1, 4, 4)]))

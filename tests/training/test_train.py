@@ -117,14 +117,31 @@ def test_damaged_images_are_skipped_counted_and_named(recipe, scenes, tmp_path, 
     assert any("000003.jpg" in message for message in trainer.skipped)
 
 
-def test_a_batch_in_which_nothing_can_be_read_does_not_stop_the_run(recipe, tmp_path, student):
+def test_a_batch_in_which_nothing_can_be_read_does_not_stop_the_run(recipe, scenes, tmp_path):
+    shutil.copytree(scenes / "train" / "images", tmp_path / "images")
+    for index in range(1, 24):
+        (tmp_path / "images" / f"{index:06d}.jpg").write_bytes(b"no image")
+    trainer = run(recipe(images=tmp_path / "images", per_device_train_batch_size=8))
+    log = [e for e in trainer.state.log_history if "loss" in e]
+    assert sum(e["skipped_images"] for e in log) == 23
+    assert sorted(e["loss"] == 0 for e in log) == [False, True, True]
+
+
+def test_a_folder_in_which_nothing_can_be_read_stops_before_the_first_step(recipe, tmp_path):
     (tmp_path / "images").mkdir()
-    for index in range(4):
+    for index in range(8):
         (tmp_path / "images" / f"{index}.jpg").write_bytes(b"no image")
-    trainer = run(recipe(images=tmp_path / "images", per_device_train_batch_size=2, max_steps=2))
-    assert [e["loss"] for e in trainer.state.log_history if "loss" in e] == [0, 0]
-    before, after = weights_of(student), weights_of(tmp_path / "run")
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    with pytest.raises(SystemExit, match=r"None of the first 8 images can be used, e.g. .*0\.jpg"):
+        run(recipe(images=tmp_path / "images"))
+
+
+def test_what_changes_at_a_resume_is_said(recipe, caplog):
+    options = {"save_strategy": "steps", "save_steps": 2}
+    run(recipe(**options))
+    run(recipe(**options, resume_from_checkpoint="last"))
+    assert "Resumed with another" not in caplog.text
+    run(recipe(**options, resume_from_checkpoint="last", contrast="all"))
+    assert "Resumed with another `contrast` than before: decoupled → all" in caplog.text
 
 
 def test_nothing_kept_changes_nothing_and_is_in_the_log(recipe, tmp_path, student):
