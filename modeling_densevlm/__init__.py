@@ -7,6 +7,7 @@ from .configuration_densevlm import DenseVLMConfig
 from .image_processing_densevlm import DenseVLMImageProcessor
 from .modeling_densevlm import DenseVLMModel, DenseVLMOutput
 from .processing_densevlm import DenseVLMProcessor
+from .region_pooling import grid_boxes
 
 
 # In this process, `AutoModel` and its kin know the classes by their model type; a saved folder carries these files
@@ -28,4 +29,5 @@ __all__ = [
     "DenseVLMModel",
     "DenseVLMOutput",
     "DenseVLMProcessor",
+    "grid_boxes",
 ]

@@ -69,7 +69,7 @@ class DenseVLMImageProcessor(BaseImageProcessor):
     ) -> BatchFeature:
         r"""
         Args:
-            images (PIL image, array or tensor with values 0..255, or a list of them):
+            images (PIL image, path or address, array or tensor with values 0..255, or a list of them):
                 The images.
             size (`int`, *optional*):
                 Another side of the square than the processor's own. A multiple of the model's patch size.
@@ -81,7 +81,7 @@ class DenseVLMImageProcessor(BaseImageProcessor):
             width and height of the image's content as fractions of the square.
         """
         side = _side(self.size if size is None else size)
-        images = [_as_pil(image) for image in make_flat_list_of_images(images)]
+        images = [_as_pil(image) for image in make_flat_list_of_images(self.fetch_images(images))]
         return BatchFeature(
             {
                 "pixel_values": [self._square(image, side) for image in images],

@@ -37,6 +37,13 @@ def test_another_size_can_be_asked_for_once(picture):
     assert processor(picture(20, 20))["pixel_values"].shape[-1] == 32
 
 
+def test_a_path_gives_what_the_image_gives(picture, tmp_path):
+    picture(40, 20).save(tmp_path / "x.png")
+    processor = DenseVLMImageProcessor(32)
+    expected = processor(picture(40, 20))["pixel_values"]
+    assert torch.equal(processor(str(tmp_path / "x.png"))["pixel_values"], expected)
+
+
 def test_an_array_and_a_tensor_give_what_the_image_gives(picture):
     image = picture(40, 20)
     array = np.asarray(image)
