@@ -9,9 +9,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 
-def classify_locations(
-    dense_embeds: Tensor, text_embeds: Tensor, size: int, thing_offset: Tensor | float = 0
-) -> Tensor:
+def classify_locations(dense_embeds: Tensor, text_embeds: Tensor, size: int) -> Tensor:
     """
     The best category at every pixel: cosines on the map, enlarged bilinearly, then the maximum.
 
@@ -19,14 +17,11 @@ def classify_locations(
         dense_embeds (`Tensor` of shape `(batch, dim, height, width)`): unit norm.
         text_embeds (`Tensor` of shape `(categories, dim)`).
         size (`int`): side of the result in pixels.
-        thing_offset (`Tensor` of shape `(categories,)`, *optional*): subtracted from the cosines.
 
     Returns:
         `Tensor` of shape `(batch, size, size)`: indices of categories.
     """
-    cosines = torch.einsum("bdhw,cd->bchw", dense_embeds, text_embeds) - torch.as_tensor(thing_offset).reshape(
-        -1, 1, 1
-    )
+    cosines = torch.einsum("bdhw,cd->bchw", dense_embeds, text_embeds)
     return interpolate(cosines, size=(size, size), mode="bilinear", align_corners=False).argmax(1)
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors import safe_open
 from transformers import CLIPConfig, CLIPModel
 
-from modeling_densevlm import CategorySet, DenseVLMImageProcessor, DenseVLMModel, DenseVLMProcessor
+from modeling_densevlm import DenseVLMImageProcessor, DenseVLMModel, DenseVLMProcessor
 from training.sandbox.scenes import CATEGORIES, write_scenes
 from training.sandbox.tokenizer import category_sentences, word_tokenizer
 
@@ -209,8 +209,3 @@ def picture():
         return Image.fromarray(pixels.to(torch.uint8).numpy()).convert(mode)
 
     return make
-
-
-@pytest.fixture(scope="session")
-def sandbox_categories() -> CategorySet:
-    return CATEGORIES

@@ -14,13 +14,6 @@ def test_every_location_gets_its_best_category():
     assert (labels[0, :, :3] == 0).all() and (labels[0, :, 5:] == 1).all()
 
 
-def test_an_offset_is_subtracted_from_the_cosines():
-    dense = torch.ones(1, 2, 2, 2)
-    text = torch.tensor([[0.6, 0.0], [0.5, 0.0]])
-    assert classify_locations(dense, text, 4).max() == 0
-    assert classify_locations(dense, text, 4, torch.tensor([0.2, 0.0])).min() == 1
-
-
 def test_every_category_has_a_colour_of_its_own():
     pytest.importorskip("matplotlib")
     colours = category_colours([True] * 16 + [False] * 8)
