@@ -1,6 +1,6 @@
 """The model: dense features of a CLIP in the image-text space, regions, categories."""
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
+from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
 
 from .categories import CategoryEmbeddings, CategorySet
 from .configuration_densevlm import DenseVLMConfig
@@ -14,6 +14,7 @@ from .region_pooling import grid_boxes
 # as remote code for processes in which the package is not installed.
 AutoConfig.register(DenseVLMConfig.model_type, DenseVLMConfig)
 AutoModel.register(DenseVLMConfig, DenseVLMModel)
+AutoBackbone.register(DenseVLMConfig, DenseVLMModel)
 AutoImageProcessor.register(DenseVLMConfig, DenseVLMImageProcessor)
 AutoProcessor.register(DenseVLMConfig, DenseVLMProcessor)
 DenseVLMConfig.register_for_auto_class("AutoConfig")

@@ -294,16 +294,17 @@ class CategoryEmbeddings:
         sentences = [fill_template(t, name) for more in names for name in more for t in templates]
         _check_vocabulary(categories, tokenizer)
         longest = model.config.text_config.max_position_embeddings
+        padding = getattr(model.text_model, "padding", "longest")
         embeds = []
         for start in range(0, len(sentences), batch_size):
             tokens = tokenizer(
                 sentences[start : start + batch_size],
-                padding=True,
+                padding=padding,
                 truncation=True,
                 max_length=longest,
                 return_tensors="pt",
             ).to(model.device)
-            pooled = model.get_text_features(tokens.input_ids, tokens.attention_mask).pooler_output
+            pooled = model.get_text_features(tokens.input_ids, tokens.get("attention_mask")).pooler_output
             embeds.append(torch.nn.functional.normalize(pooled.float(), dim=-1))
         embeds = torch.cat(embeds).split([len(more) * len(templates) for more in names])
         embeds = torch.nn.functional.normalize(torch.stack([rows.mean(0) for rows in embeds]), dim=-1)

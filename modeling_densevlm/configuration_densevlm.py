@@ -1,46 +1,102 @@
 """Configuration of a DenseVLM: a vision tower, an optional text tower and the width of the space they share."""
 
-from transformers import CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
 
+from .configuration_vision_towers import OWN_CONFIGS
 
-class DenseVLMConfig(PreTrainedConfig):
+
+DENSE_STAGE = "dense"
+"""The last stage of the model as a backbone: its dense map."""
+
+
+class _TowerSpec(SubConfigSpec):
+    """A tower's configuration by its `model_type`: one of ours or of transformers."""
+
+    def get_config_class(self, model_type: str | None = None) -> type[PreTrainedConfig]:
+        return OWN_CONFIGS[model_type] if model_type in OWN_CONFIGS else super().get_config_class(model_type)
+
+
+class DenseVLMConfig(BackboneConfigMixin, PreTrainedConfig):
     r"""
-    Configuration of a [`DenseVLMModel`]. Its fields are those of [`CLIPConfig`], so the `config.json` of any CLIP
-    checkpoint of transformers reads as one.
+    Configuration of a [`DenseVLMModel`]. Its fields are those of [`CLIPConfig`], so the `config.json` of any CLIP,
+    SigLIP or SigLIP 2 checkpoint of transformers reads as one.
 
     Args:
-        vision_config (`dict` or `CLIPVisionConfig`, *optional*):
-            The vision tower. Defaults to CLIP ViT-B/32.
-        text_config (`dict` or `CLIPTextConfig`, *optional*):
-            The text tower. `None` (the default) builds a model without one: it gives dense features, and category
-            embeddings have to come from elsewhere.
-        projection_dim (`int`, *optional*, defaults to 512):
-            Width of the image-text space.
+        vision_config (`dict` or `PreTrainedConfig`, *optional*):
+            The vision tower; its `model_type` says which: `"clip_vision_model"` (the default, a ViT-B/32),
+            `"eva02_clip_vision_model"`, `"clip_resnet_vision_model"`, `"siglip_vision_model"`,
+            `"siglip2_vision_model"`, `"timm_convnext_vision_model"` or `"timm_vit_vision_model"`.
+        text_config (`dict` or `PreTrainedConfig`, *optional*):
+            The text tower: `"clip_text_model"`, `"siglip_text_model"` or `"siglip2_text_model"`. `None` (the default)
+            builds a model without one: it gives dense features, and category embeddings have to come from elsewhere.
+        projection_dim (`int`, *optional*):
+            Width of the image-text space. Defaults to 512, and to the vision tower's width where it has no
+            projection (SigLIP).
         logit_scale_init_value (`float`, *optional*, defaults to 2.6592):
             Logarithm of the scale (the inverse temperature) CLIP was trained with.
+        logit_bias_init_value (`float`, *optional*):
+            Bias of the logits of a sigmoid loss (SigLIP). `None` (the default) for a model without one.
         initializer_factor (`float`, *optional*, defaults to 1.0):
             Factor on the standard deviations of freshly drawn weights.
+        out_features (`list[str]`, *optional*):
+            Maps the model gives as a backbone: `"block0"`, `"block1"` ... of a transformer, `"stage0"` to `"stage3"`
+            of a CNN, and `"dense"`, the dense map (the default).
+        out_indices (`list[int]`, *optional*):
+            The same by number: 0 is the first block (or stage), the last number is the dense map.
     """
 
     model_type = "densevlm"
     sub_configs_defaults = {
-        "vision_config": CLIPVisionConfig,
-        "text_config": SubConfigSpec(config_class=CLIPTextConfig, optional=True),
+        "vision_config": _TowerSpec(AutoConfig, model_type="clip_vision_model"),
+        "text_config": _TowerSpec(AutoConfig, model_type="clip_text_model", optional=True),
     }
 
-    vision_config: dict | CLIPVisionConfig | None = None
-    text_config: dict | CLIPTextConfig | None = None
-    projection_dim: int = 512
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    projection_dim: int | None = None
     logit_scale_init_value: float = 2.6592
+    logit_bias_init_value: float | None = None
     initializer_factor: float = 1.0
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs: Any):
+        wanted = {key: kwargs.pop(key, None) for key in ("out_features", "out_indices")}
+        super().__post_init__(**kwargs)
+        if self.projection_dim is None:
+            is_siglip = self.vision_config.model_type.startswith("siglip")
+            self.projection_dim = self.vision_config.hidden_size if is_siglip else 512
+        self.set_output_features_output_indices(**wanted)
+
+    @property
+    def stage_names(self) -> list[str]:
+        """The maps a backbone can give, in the order they are computed."""
+        own = getattr(self.vision_config, "stage_names", None)
+        return [*(own or (f"block{i}" for i in range(self.vision_config.num_hidden_layers))), DENSE_STAGE]
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
         config, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        if config.get("model_type") == "clip":  # reads as ours, field by field: nothing to be warned of
-            config = {**config, "model_type": cls.model_type}
-        return config, kwargs
+        return cls.translate(config), kwargs
+
+    @classmethod
+    def translate(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """The `config.json` of a CLIP or SigLIP of transformers as ours; any other is returned as it is."""
+        family = config.get("model_type")
+        if family not in ("clip", "siglip", "siglip2"):
+            return config
+        towers = {
+            f"{kind}_config": {"model_type": f"{family}_{kind}_model", **(config.get(f"{kind}_config") or {})}
+            for kind in ("vision", "text")
+        }
+        own = {"model_type": cls.model_type, **towers}
+        if family != "clip":
+            own |= {"projection_dim": None, "logit_bias_init_value": 0.0}
+        return {**config, **own}
 
 
-__all__ = ["DenseVLMConfig"]
+__all__ = ["DENSE_STAGE", "DenseVLMConfig"]

@@ -1,162 +1,160 @@
 """
-Checkpoints of open_clip, under the key names the reference code uses, to a DenseVLM.
+Public checkpoints to a DenseVLM, and a DenseVLM back to the layout of open_clip and the reference code.
 
-    python -m modeling_densevlm.convert_open_clip CHECKPOINT CONFIG.json OUTPUT [--processor FOLDER]
+    python -m modeling_densevlm.convert_open_clip CHECKPOINT OUTPUT [--config NAME_OR_JSON] [--processor FOLDER]
+    python -m modeling_densevlm.convert_open_clip --export FOLDER OUTPUT.pt
 
-Nothing is unpickled: `.pt` files are read with `weights_only=True`. A key that is missing, left over or of another
-shape is an error that names it. So far: the OpenAI-style CLIP ViTs.
+Read are checkpoints of open_clip, EVA-CLIP, CLIPSelf, FineCLIP, DenseVLM, RegionCLIP, timm's EVA-02 CLIP and
+transformers' CLIP: `.safetensors`, or `.pt`, `.pth` and `.bin`, of which nothing is unpickled. Model and sizes are
+told by the keys; where they fit several known models, `--config` chooses. A key that is missing, left over or of
+another shape is an error that names it.
 """
 
 import argparse
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
+from transformers.utils import logging
 
+from .checkpoint_configs import (
+    QUICK_GELU,
+    config_kind,
+    config_names,
+    convert_config,
+    export_config,
+    load_config,
+)
+from .checkpoint_files import read_checkpoint, write_checkpoint
+from .checkpoint_layouts import LAYOUTS, Layout, find_kind, rename, to_reference_names
 from .configuration_densevlm import DenseVLMConfig
 from .image_processing_densevlm import DenseVLMImageProcessor
 from .modeling_densevlm import DenseVLMModel
+from .modeling_eva_clip import rotary_tables
 from .processing_densevlm import DenseVLMProcessor
 
 
-_TOP = {
-    "logit_scale": "logit_scale",
-    "visual.class_embedding": "vision_model.embeddings.class_embedding",
-    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
-    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
-    "visual.proj": "visual_projection.weight",
-    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
-    "positional_embedding": "text_model.embeddings.position_embedding.weight",
-    "text_projection": "text_projection.weight",
-}
-_NORMS = {
-    "visual.ln_pre": "vision_model.pre_layrnorm",
-    "visual.ln_post": "vision_model.post_layernorm",
-    "ln_final": "text_model.final_layer_norm",
-}
-_BLOCK = {
-    "ln_1": "layer_norm1",
-    "ln_2": "layer_norm2",
-    "attn.out_proj": "self_attn.out_proj",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
-}
-_TRANSPOSED = ("visual.proj", "text_projection")
-_VISION_FIELDS = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"}
-_TEXT_FIELDS = {"context_length", "vocab_size", "width", "heads", "layers"}
-_BLOCK_KEY = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+)")
+logger = logging.get_logger(__name__)
+
+SIGLIP_MEAN_STD = [0.5, 0.5, 0.5]
 
 
-def convert_config(config: Mapping[str, Any]) -> DenseVLMConfig:
-    """The model configuration of open_clip's JSON (`embed_dim`, `vision_cfg`, `text_cfg`, `quick_gelu`)."""
-    try:
-        vision, text = config["vision_cfg"], config["text_cfg"]
-        activation = "quick_gelu" if config.get("quick_gelu") else "gelu"
-        if "eva_model_name" in vision or "timm_model_name" in vision or isinstance(vision["layers"], list):
-            raise ValueError("Only OpenAI-style vision transformers are converted so far; this is another tower.")
-        for name, part, known in (("vision_cfg", vision, _VISION_FIELDS), ("text_cfg", text, _TEXT_FIELDS)):
-            if unknown := {field for field in set(part) - known if part[field] not in (None, False)}:
-                raise ValueError(f"`{name}` has fields that are not converted: {', '.join(sorted(unknown))}.")
-        return DenseVLMConfig(
-            vision_config={
-                "hidden_size": vision["width"],
-                "intermediate_size": int(vision["width"] * vision.get("mlp_ratio", 4)),
-                "num_hidden_layers": vision["layers"],
-                "num_attention_heads": vision["width"] // vision.get("head_width", 64),
-                "image_size": vision["image_size"],
-                "patch_size": vision["patch_size"],
-                "hidden_act": activation,
-            },
-            text_config={
-                "hidden_size": text["width"],
-                "intermediate_size": text["width"] * 4,
-                "num_hidden_layers": text["layers"],
-                "num_attention_heads": text["heads"],
-                "vocab_size": text["vocab_size"],
-                "max_position_embeddings": text["context_length"],
-                "eos_token_id": text["vocab_size"] - 1,
-                "bos_token_id": text["vocab_size"] - 2,
-                "hidden_act": activation,
-            },
-            projection_dim=config["embed_dim"],
-        )
-    except KeyError as error:
-        raise ValueError(f"The open_clip configuration has no field {error}.") from None
+@dataclass
+class ConversionReport:
+    r"""
+    What a conversion did.
+
+    Args:
+        layout (`str`): the layout the keys were in.
+        tower (`str`): the kind of vision tower.
+        config (`str`): the configuration's name, or "given".
+        matched (`int`): tensors that found their place.
+        parameters (`int`): their numbers together.
+        checked (`list[str]`): tables that follow from the configuration; they were compared with ours and are not
+            kept.
+        set_aside (`list[str]`): tensors that are no part of a CLIP (a detector's).
+        defaults (`list[str]`): what the file does not hold and need not.
+    """
+
+    layout: str
+    tower: str
+    config: str
+    matched: int = 0
+    parameters: int = 0
+    checked: list[str] = field(default_factory=list)
+    set_aside: list[str] = field(default_factory=list)
+    defaults: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.tower} ({self.config}), in the layout of {self.layout}: {self.matched} tensors matched, "
+            f"{self.parameters:,} numbers"
+        ]
+        if self.checked:
+            lines.append(f"{len(self.checked)} rotary tables agree with ours")
+        if self.set_aside:
+            parts = sorted({key.split(".")[0] for key in self.set_aside})
+            lines.append(f"{len(self.set_aside)} tensors set aside, no part of a CLIP: {', '.join(parts)}")
+        return "\n".join(lines + self.defaults)
 
 
-def convert_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our names for the reference's keys. Raises a `ValueError` that names a key it does not know."""
-    converted = {}
-    for key, tensor in state_dict.items():
-        name = key.removeprefix("module.").removeprefix("text.")
-        norm, _, kind = name.rpartition(".")
-        block = _BLOCK_KEY.fullmatch(name)
-        if name in _TOP:
-            converted[_TOP[name]] = tensor.T if name in _TRANSPOSED else tensor
-        elif norm in _NORMS:
-            converted[f"{_NORMS[norm]}.{kind}"] = tensor
-        elif block:
-            converted.update(_convert_block(key, tensor, *block.groups()))
-        else:
-            raise ValueError(f"Left over: the key {key!r} belongs to no part of a CLIP ViT.")
-    return {name: tensor.contiguous() for name, tensor in converted.items()}
-
-
-def _convert_block(key: str, tensor: Tensor, visual: str | None, layer: str, part: str) -> dict[str, Tensor]:
-    prefix = f"{'vision' if visual else 'text'}_model.encoder.layers.{layer}"
-    module, _, kind = part.rpartition(".")
-    if module in _BLOCK:
-        return {f"{prefix}.{_BLOCK[module]}.{kind}": tensor}
-    if part in ("attn.in_proj_weight", "attn.in_proj_bias"):
-        kind = part.rpartition("_")[2]
-        return {f"{prefix}.self_attn.{name}_proj.{kind}": rows for name, rows in zip("qkv", tensor.chunk(3))}
-    raise ValueError(f"Left over: the key {key!r} belongs to no part of a CLIP ViT.")
-
-
-def read_checkpoint(file: str | PathLike) -> dict[str, Tensor]:
-    """Tensors of a `.safetensors` or `.pt` file; a training checkpoint's `state_dict` is unwrapped."""
-    if not Path(file).is_file():
-        raise FileNotFoundError(f"There is no checkpoint {file}.")
-    try:
-        if Path(file).suffix == ".safetensors":
-            return load_file(file)
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, ValueError) as error:
-        raise ValueError(f"{file} is truncated or no checkpoint: {error}") from None
-    except Exception as error:  # pickle.UnpicklingError: code that weights_only refuses, or garbage
-        raise ValueError(f"{file} holds more than tensors, or is none; it was not unpickled: {error}") from None
-    content = content.get("state_dict", content) if isinstance(content, dict) else content
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{file}: expected a dict of tensors, or one under `state_dict`.")
-    return content
-
-
-def convert_checkpoint(checkpoint: str | PathLike | Mapping[str, Tensor], config: Mapping[str, Any]) -> DenseVLMModel:
+def convert_checkpoint(
+    checkpoint: str | PathLike | Mapping[str, Tensor], config: Mapping[str, Any] | str | PathLike | None = None
+) -> DenseVLMModel:
     r"""
     Args:
-        checkpoint (path or `dict`): a `.safetensors` or `.pt` file, or its tensors, under the reference's key names.
-        config (`dict`): the reference's JSON.
+        checkpoint (path or `dict`): a file, or its tensors under the names they have there.
+        config (`dict`, name or path, *optional*):
+            open_clip's JSON, the name of a known configuration ([`config_names`]) or a file. By default it is the
+            known configuration whose shapes the tensors have.
 
     Returns:
-        [`DenseVLMModel`] in eval mode, float32.
+        [`DenseVLMModel`] in eval mode, float32. A checkpoint of a vision tower alone gives one without a text tower.
 
     Raises:
-        `ValueError` naming every key that is missing, left over or of another shape.
+        `ValueError` naming every key that is missing, left over or of another shape; for a file that is no checkpoint;
+        and where several known configurations fit, listing them.
     """
-    state_dict = checkpoint if isinstance(checkpoint, Mapping) else read_checkpoint(checkpoint)
-    converted = convert_state_dict(state_dict)
-    model = DenseVLMModel(convert_config(config))
+    model, report = convert_with_report(checkpoint, config)
+    logger.info(str(report))
+    return model
+
+
+def convert_with_report(
+    checkpoint: str | PathLike | Mapping[str, Tensor], config: Mapping[str, Any] | str | PathLike | None = None
+) -> tuple[DenseVLMModel, ConversionReport]:
+    """As [`convert_checkpoint`], with the [`ConversionReport`]."""
+    tensors = checkpoint if isinstance(checkpoint, Mapping) else read_checkpoint(checkpoint)
+    weights, set_aside, layout_name = to_reference_names(tensors)
+    if config is None:
+        name, config = recognise(weights, layout_name)
+    else:
+        name = config if isinstance(config, str) else "given"
+        config = config if isinstance(config, Mapping) else load_config(config)
+    kind = _agreed_kind(weights, config)
+    report = ConversionReport(layout_name, LAYOUTS[kind].name, name, set_aside=set_aside)
+    model_config = convert_config(config, weights)
+    weights, report.checked = _split_derived(weights, LAYOUTS[kind], model_config)
+    model = DenseVLMModel(model_config)
+    converted = _renamed(weights, kind, model, report)
+    model.load_state_dict({key: t.float() if t.is_floating_point() else t for key, t in converted.items()})
+    return model.eval(), report
+
+
+def _agreed_kind(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:
+    kind = config_kind(config)
+    if LAYOUTS[kind].signature not in weights:
+        try:
+            found = find_kind(weights)
+        except ValueError:
+            return kind  # the missing keys will be named
+        raise ValueError(
+            f"The configuration describes another tower ({LAYOUTS[kind].name}) than the checkpoint holds "
+            f"({LAYOUTS[found].name})."
+        )
+    return kind
+
+
+def _renamed(
+    weights: Mapping[str, Tensor], kind: str, model: DenseVLMModel, report: ConversionReport
+) -> dict[str, Tensor]:
+    """The tensors under our names; they are exactly the model's, or a `ValueError` names what is not."""
+    layout = LAYOUTS[kind]
+    converted, unknown = rename(weights, layout.rules, to_ours=True)
     expected = model.state_dict()
+    if "logit_scale" not in converted and (model.text_model is None or report.layout == "RegionCLIP"):
+        converted["logit_scale"] = expected["logit_scale"]
+        report.defaults.append("no logit_scale in the file: the default is kept, dense features do not need it")
     problems = {
-        "missing": sorted(set(expected) - set(converted)),
-        "left over": sorted(set(converted) - set(expected)),
+        "Left over": [f"the key {key!r} belongs to no part of a {layout.name}" for key in unknown],
+        "missing": [_both_names(key, layout) for key in sorted(set(expected) - set(converted))],
+        "left over": [_both_names(key, layout) for key in sorted(set(converted) - set(expected))],
         "of another shape": [
             f"{key} {tuple(converted[key].shape)} instead of {tuple(expected[key].shape)}"
             for key in sorted(set(expected) & set(converted))
@@ -164,27 +162,182 @@ def convert_checkpoint(checkpoint: str | PathLike | Mapping[str, Tensor], config
         ],
     }
     if any(problems.values()):
-        told = "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in problems.items() if keys)
-        raise ValueError(f"The checkpoint does not fit its configuration. {told}.")
-    model.load_state_dict({key: tensor.float() for key, tensor in converted.items()})
-    return model.eval()
+        told = "; ".join(f"{what}: {_some(keys)}" for what, keys in problems.items() if keys)
+        raise ValueError(f"The checkpoint does not fit its configuration ({report.config}). {told}.")
+    report.matched = len(converted)
+    report.parameters = sum(tensor.numel() for tensor in converted.values())
+    return converted
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("config", type=Path, help="open_clip's JSON")
-    parser.add_argument("output", type=Path, help="folder to save to")
-    parser.add_argument("--processor", help="folder or Hub name of the tokenizer, mean and standard deviation")
-    arguments = parser.parse_args()
-    model = convert_checkpoint(arguments.checkpoint, json.loads(arguments.config.read_text()))
+def _both_names(ours: str, layout: Layout) -> str:
+    """Our name of a tensor and, in brackets, the checkpoint's."""
+    theirs, _ = rename({ours: torch.zeros(6, 6)}, [r for r in layout.rules if isinstance(r.ours, str)], to_ours=False)
+    names = [name for name in theirs if name != ours]
+    return f"{ours} ({', '.join(names)})" if names else ours
+
+
+def _some(keys: Sequence[str], most: int = 20) -> str:
+    return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")
+
+
+def recognise(weights: Mapping[str, Tensor], layout_name: str = "open_clip") -> tuple[str, dict[str, Any]]:
+    """
+    The known configuration whose tensors have these names and shapes.
+
+    Args:
+        weights (`dict`): under the reference's names.
+        layout_name (`str`, *optional*): the layout they came in; RegionCLIP's are OpenAI's, with QuickGELU.
+
+    Raises:
+        `ValueError` that lists the choices where several or none fit.
+    """
+    kind = find_kind(weights)
+    layout = LAYOUTS[kind]
+    converted, _ = rename(weights, layout.rules, to_ours=True)
+    shapes = {key: tuple(tensor.shape) for key, tensor in converted.items() if key != "logit_scale"}
+    choices = [name for name in config_names() if config_kind(load_config(name)) == kind]
+    fitting = [name for name in choices if _shapes(convert_config(load_config(name), weights)) == shapes]
+    if layout_name == "RegionCLIP":
+        fitting = [name for name in fitting if name.endswith(QUICK_GELU)]
+    if len(fitting) == 1:
+        return fitting[0], load_config(fitting[0])
+    if fitting:
+        raise ValueError(
+            f"The checkpoint has the shapes of {len(fitting)} known configurations, {', '.join(fitting)}, which "
+            "differ in what no tensor tells (the activation, say). Choose one as `config` (`--config`)."
+        )
+    raise ValueError(
+        f"The checkpoint is a {layout.name}, but has the shapes of no known configuration ({', '.join(choices)}). "
+        "Give its own as `config` (`--config`, open_clip's JSON); what does not fit is then named."
+    )
+
+
+def _shapes(config: DenseVLMConfig) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        model = DenseVLMModel(config)
+    return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items() if key != "logit_scale"}
+
+
+def _split_derived(
+    weights: Mapping[str, Tensor], layout: Layout, config: DenseVLMConfig
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Takes the rotary tables out, after comparing them with ours for the grid they are made for."""
+    if layout.derived is None:
+        return dict(weights), []
+    vision = config.vision_config
+    kept, checked = {}, []
+    for key, table in weights.items():
+        found = re.fullmatch(layout.derived, key)
+        if found is None:
+            kept[key] = table
+            continue
+        side = round(len(table) ** 0.5) if table.ndim == 2 else 0
+        ours = _rotary_table(vision, (side, side), found["kind"])
+        close = 1e-4 if table.dtype == torch.float32 else 1e-2  # half precision keeps three digits
+        if table.shape != ours.shape or not torch.allclose(table.float(), ours, atol=close, rtol=0):
+            raise ValueError(
+                f"The rotary table {key!r} {tuple(table.shape)} is another than that of the configuration "
+                f"(`pt_hw_seq_len` {vision.rope_grid}, {vision.num_attention_heads} heads)."
+            )
+        checked.append(key)
+    return kept, checked
+
+
+def _rotary_table(vision: Any, size: tuple[int, int], kind: str) -> Tensor:
+    head_dim = vision.hidden_size // vision.num_attention_heads
+    cos, sin = rotary_tables(size, head_dim, vision.rope_grid, vision.rope_theta)
+    return cos if kind == "cos" else sin
+
+
+def export_checkpoint(model: DenseVLMModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    r"""
+    The way back: the reference's (open_clip's, EVA-CLIP's) key names, so that detectors and segmenters built on them
+    can take the weights. Learned tensors are the same bit for bit; EVA's rotary tables are made anew.
+
+    Returns:
+        The state dict, on the CPU, and open_clip's JSON.
+
+    Raises:
+        `ValueError` for a tower that open_clip's layout has no form for.
+    """
+    config = export_config(model.config)
+    layout = LAYOUTS[config_kind(config)]
+    state_dict = {key: tensor.detach().cpu().clone() for key, tensor in model.state_dict().items()}
+    tensors, left = rename(state_dict, layout.rules, to_ours=False)
+    if left:
+        raise ValueError(f"Without a name in the layout of open_clip: {_some(left)}.")
+    tensors = {
+        key if key.startswith("visual.") or key in ("logit_scale", "logit_bias") else layout.text_prefix + key: tensor
+        for key, tensor in tensors.items()
+    }
+    return tensors | _exported_tables(model.config.vision_config, layout), config
+
+
+def _exported_tables(vision: Any, layout: Layout) -> dict[str, Tensor]:
+    if layout.derived is None:
+        return {}
+    side = vision.image_size // vision.patch_size
+    owners = ["visual.rope", *(f"visual.blocks.{i}.attn.rope" for i in range(vision.num_hidden_layers))]
+    return {
+        f"{owner}.freqs_{kind}": _rotary_table(vision, (side, side), kind)
+        for owner in owners
+        for kind in ("cos", "sin")
+    }
+
+
+def image_processor_for(model: DenseVLMModel, config: Mapping[str, Any]) -> DenseVLMImageProcessor:
+    """The model's native size; mean and standard deviation of open_clip's JSON, or those of its family."""
+    vision = model.config.vision_config
+    given = config.get("preprocess_cfg", {})
+    family = SIGLIP_MEAN_STD if vision.model_type == "siglip_vision_model" else None  # None: CLIP's
+    mean, std = given.get("mean", family), given.get("std", family)
+    return DenseVLMImageProcessor(vision.image_size, image_mean=mean, image_std=std)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m modeling_densevlm.convert_open_clip",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", type=Path, help="the file; with --export a folder of ours")
+    parser.add_argument("config_file", nargs="?", help="the same as --config")
+    parser.add_argument("output", type=Path, help="folder to save to; with --export a .pt or .safetensors file")
+    parser.add_argument("--config", help=f"open_clip's JSON, or one of {', '.join(config_names())}")
+    parser.add_argument("--processor", help="folder or Hub name of the tokenizer")
+    parser.add_argument("--export", action="store_true", help="from our folder to the layout of open_clip")
+    arguments = parser.parse_args(argv)
+    try:
+        if arguments.export:
+            _export_folder(arguments.checkpoint, arguments.output)
+        else:
+            _convert_file(arguments)
+    except (ValueError, OSError, ImportError) as error:
+        raise SystemExit(f"{arguments.checkpoint}: {error}") from None
+
+
+def _convert_file(arguments: argparse.Namespace) -> None:
+    config = arguments.config or arguments.config_file
+    config = load_config(config) if config is not None else None
+    model, report = convert_with_report(arguments.checkpoint, config)
     model.save_pretrained(arguments.output)
+    image_processor = image_processor_for(model, config or {})
     if arguments.processor:
-        DenseVLMProcessor.from_pretrained(arguments.processor).save_pretrained(arguments.output)
+        tokenizer = DenseVLMProcessor.from_pretrained(arguments.processor).tokenizer
+        DenseVLMProcessor(image_processor, tokenizer).save_pretrained(arguments.output)
     else:
-        DenseVLMImageProcessor(model.config.vision_config.image_size).save_pretrained(arguments.output)
+        image_processor.save_pretrained(arguments.output)
         print("No tokenizer is saved: training and evaluation need one for texts. Give its folder by --processor.")
+    print(report)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters in {arguments.output}")
+
+
+def _export_folder(folder: Path, output: Path) -> None:
+    model = DenseVLMModel.from_pretrained(folder, dtype=torch.float32)
+    tensors, config = export_checkpoint(model)
+    write_checkpoint(tensors, output)
+    output.with_suffix(".json").write_text(json.dumps(config, indent=2) + "\n")
+    print(f"{len(tensors)} tensors in {output}, their configuration in {output.with_suffix('.json')}")
 
 
 if __name__ == "__main__":

@@ -1,23 +1,25 @@
-"""DenseVLM: a CLIP whose last block gives a feature in the image-text space for every location of the image."""
+"""DenseVLM: a CLIP that gives a feature in the image-text space for every location of the image."""
 
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPVisionConfig, CLIPVisionModel, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.models.clip.modeling_clip import CLIPEncoderLayer
-from transformers.utils import ModelOutput, logging
+from transformers.utils import ModelOutput
 
-from .configuration_densevlm import DenseVLMConfig
+from .configuration_densevlm import DENSE_STAGE, DenseVLMConfig
+from .modeling_clip_resnet import CLIPResNetVisionModel
+from .modeling_clip_vit import DenseCLIPVisionModel
+from .modeling_eva_clip import Eva02CLIPVisionModel
+from .modeling_siglip import DenseSiglip2VisionModel, DenseSiglipVisionModel
+from .modeling_timm_clip import TimmConvNextVisionModel, TimmViTVisionModel
 from .region_pooling import pool_boxes, pool_masks
-
-
-logger = logging.get_logger(__name__)
+from .text_towers import CLIPTextTower, Siglip2TextTower, SiglipTextTower
 
 
 @dataclass
@@ -30,80 +32,34 @@ class DenseVLMOutput(ModelOutput):
             The map pooled over the given boxes or masks, in image order; not normalised again.
         image_embeds (`torch.Tensor` of shape `(batch, dim)`, *optional*):
             The global image features of the unmodified path, not normalised.
+        feature_maps (`tuple[torch.Tensor]`):
+            The maps named by `config.out_features`, each of shape `(batch, channels, height, width)`; by default the
+            dense map alone.
     """
 
     dense_embeds: Tensor | None = None
     region_embeds: Tensor | None = None
     image_embeds: Tensor | None = None
+    feature_maps: tuple[Tensor, ...] | None = None
 
 
-class VisionFeatures(NamedTuple):
-    """What a vision tower gives, before the projection: whichever of the two was asked for."""
+VISION_TOWERS = {
+    "clip_vision_model": DenseCLIPVisionModel,
+    "eva02_clip_vision_model": Eva02CLIPVisionModel,
+    "clip_resnet_vision_model": CLIPResNetVisionModel,
+    "siglip_vision_model": DenseSiglipVisionModel,
+    "siglip2_vision_model": DenseSiglip2VisionModel,
+    "timm_convnext_vision_model": TimmConvNextVisionModel,
+    "timm_vit_vision_model": TimmViTVisionModel,
+}
+"""By the `model_type` of `config.vision_config`. A tower says itself how it gives dense features."""
 
-    dense: Tensor | None  # (batch, height, width, hidden)
-    pooled: Tensor | None  # (batch, hidden)
-
-
-class DenseCLIPEncoderLayer(CLIPEncoderLayer):
-    """CLIP's transformer block with a second way through it, in which no location looks at another."""
-
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, dense: bool = False, **kwargs):
-        if not dense:
-            return super().forward(hidden_states, attention_mask, **kwargs)
-        # Attention is replaced by its value path; residual and MLP stay. No query, key or softmax is computed.
-        values = self.self_attn.out_proj(self.self_attn.v_proj(self.layer_norm1(hidden_states)))
-        hidden_states = hidden_states + values
-        return hidden_states + self.mlp(self.layer_norm2(hidden_states))
-
-
-class DenseCLIPVisionModel(CLIPVisionModel):
-    """CLIP's vision transformer; its last block knows the dense path. Takes images of any size and aspect."""
-
-    _no_split_modules = ["CLIPEncoderLayer", "DenseCLIPEncoderLayer", "CLIPVisionEmbeddings"]
-
-    def __init__(self, config: CLIPVisionConfig):
-        super().__init__(config)
-        self.encoder.layers[-1] = DenseCLIPEncoderLayer(config)
-        self.post_init()
-
-    def extract(self, pixel_values: Tensor, dense: bool = True, pooled: bool = False) -> VisionFeatures:
-        """
-        Dense and pooled features; they share every block but the last.
-
-        Args:
-            pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): any size of a patch or more.
-            dense (`bool`, *optional*, defaults to `True`): whether to compute the map.
-            pooled (`bool`, *optional*, defaults to `False`): whether to compute the class token's feature.
-        """
-        patch = self.config.patch_size
-        if pixel_values.ndim != 4:
-            raise ValueError(f"`pixel_values` is (batch, channels, height, width), got {tuple(pixel_values.shape)}.")
-        height, width = (side // patch for side in pixel_values.shape[-2:])
-        if min(height, width) < 1:
-            raise ValueError(f"An image of {tuple(pixel_values.shape[-2:])} pixels holds no patch of {patch}.")
-        if (height * patch, width * patch) != tuple(pixel_values.shape[-2:]):
-            logger.warning_once(
-                f"Image sides {tuple(pixel_values.shape[-2:])} are no multiples of the patch size {patch}: the "
-                "remainder at the right and below is dropped, so boxes are fractions of what is left."
-            )
-        hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding=True)
-        hidden_states = self.pre_layrnorm(hidden_states)
-        *trunk, last = self.encoder.layers
-        for layer in trunk:
-            hidden_states = layer(hidden_states, None)
-        patches = class_token = None
-        if dense:
-            patches = last(hidden_states[:, 1:], None, dense=True)
-            patches = self.post_layernorm(patches).unflatten(1, (height, width))
-        if pooled:
-            class_token = self.post_layernorm(last(hidden_states, None)[:, 0])
-        return VisionFeatures(patches, class_token)
-
-    def trainable_blocks(self) -> list[list[nn.Parameter]]:
-        """The parameters of each block that the dense path uses: all but the last block's query and key."""
-        attention = self.encoder.layers[-1].self_attn
-        unused = {id(p) for projection in (attention.q_proj, attention.k_proj) for p in projection.parameters()}
-        return [[p for p in layer.parameters() if id(p) not in unused] for layer in self.encoder.layers]
+TEXT_TOWERS = {
+    "clip_text_model": CLIPTextTower,
+    "siglip_text_model": SiglipTextTower,
+    "siglip2_text_model": Siglip2TextTower,
+}
+"""By the `model_type` of `config.text_config`."""
 
 
 class DenseVLMPreTrainedModel(PreTrainedModel):
@@ -112,7 +68,6 @@ class DenseVLMPreTrainedModel(PreTrainedModel):
     base_model_prefix = "densevlm"
     main_input_name = "pixel_values"
     input_modalities = ("image", "text")
-    _no_split_modules = ["CLIPTextEmbeddings", *DenseCLIPVisionModel._no_split_modules]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -126,29 +81,53 @@ class DenseVLMPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, std=module.in_features**-0.5 * self.config.initializer_factor)
         elif isinstance(module, DenseVLMModel):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
+            if module.logit_bias is not None:
+                init.constant_(module.logit_bias, self.config.logit_bias_init_value)
 
 
-class DenseVLMModel(DenseVLMPreTrainedModel):
+class DenseVLMModel(BackboneMixin, DenseVLMPreTrainedModel):
     r"""
     A CLIP with dense features in the image-text space.
 
     ```python
-    >>> model = DenseVLMModel.from_pretrained("openai/clip-vit-base-patch16")  # any CLIP of transformers
+    >>> model = DenseVLMModel.from_pretrained("openai/clip-vit-base-patch16")  # any CLIP or SigLIP of transformers
     >>> dense = model.get_dense_features(pixel_values)  # (batch, 512, height / 16, width / 16), unit norm
+    ```
+
+    It is a backbone in the sense of transformers, too: `out_indices` (or `out_features`) name the maps that detectors
+    and segmenters tap. They come from the dense pass itself; the last block's is the one on the dense path.
+
+    ```python
+    >>> model = DenseVLMModel.from_pretrained(folder, out_indices=[3, 5, 7, 11, 12])  # four blocks and the dense map
+    >>> maps = model(pixel_values).feature_maps  # with model.channels and model.strides
     ```
     """
 
     def __init__(self, config: DenseVLMConfig):
         super().__init__(config)
-        self.vision_model = DenseCLIPVisionModel._from_config(config.vision_config)
-        self.visual_projection = nn.Linear(config.vision_config.hidden_size, config.projection_dim, bias=False)
+        self.vision_model = VISION_TOWERS[config.vision_config.model_type]._from_config(config.vision_config)
+        self.visual_projection = self.vision_model.make_projection(config.projection_dim)
+        self.text_model = self.text_projection = None
         if config.text_config is not None:
-            self.text_model = CLIPTextModel._from_config(config.text_config)
-            self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
-        else:
-            self.text_model = None
-        self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
+            self.text_model = TEXT_TOWERS[config.text_config.model_type]._from_config(config.text_config)
+            self.text_projection = self.text_model.make_projection(config.projection_dim)
+        # SigLIP keeps its two numbers as vectors of one.
+        sigmoid = config.logit_bias_init_value is not None
+        scale = torch.tensor(config.logit_scale_init_value)
+        self.logit_scale = nn.Parameter(scale[None] if sigmoid else scale)
+        self.logit_bias = nn.Parameter(torch.tensor([config.logit_bias_init_value])) if sigmoid else None
+        self.num_features = [*self.vision_model.stage_channels, config.projection_dim]
         self.post_init()
+
+    @property
+    def out_feature_strides(self) -> dict[str, int]:
+        """Pixels of the image a cell, for every map the model can give."""
+        return dict(zip(self.stage_names, [*self.vision_model.stage_strides, self.vision_model.stride]))
+
+    @property
+    def strides(self) -> list[int]:
+        """Pixels of the image a cell, for each map of `out_features`."""
+        return [self.out_feature_strides[name] for name in self.out_features]
 
     @classmethod
     def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
@@ -170,8 +149,8 @@ class DenseVLMModel(DenseVLMPreTrainedModel):
 
     @classmethod
     def from_clip(cls, clip: PreTrainedModel) -> "DenseVLMModel":
-        """A DenseVLM with the weights (copied) of a [`CLIPModel`]."""
-        model = cls(DenseVLMConfig(**{key: copy.deepcopy(getattr(clip.config, key)) for key in _CLIP_FIELDS}))
+        """A DenseVLM with the weights (copied) of a [`CLIPModel`], [`SiglipModel`] or [`Siglip2Model`]."""
+        model = cls(DenseVLMConfig.from_dict(DenseVLMConfig.translate(copy.deepcopy(clip.config.to_dict()))))
         model.load_state_dict(clip.state_dict())
         return model.to(clip.device, clip.dtype).train(clip.training)
 
@@ -224,17 +203,17 @@ class DenseVLMModel(DenseVLMPreTrainedModel):
 
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> BaseModelOutputWithPooling:
         r"""
-        The feature of a text, taken at the position of its largest token id (CLIP's end-of-text token).
+        The feature of a text. CLIP's is taken at the position of its largest token id, the end-of-text token; SigLIP's
+        at the last of a text padded to full length (`attention_mask` is then not used, as in its training).
 
         Returns:
             [`BaseModelOutputWithPooling`] whose `pooler_output` has shape `(batch, dim)`, not normalised.
         """
         if self.text_model is None:
             raise ValueError("This model has no text tower (`config.text_config` is None).")
-        hidden_states = self.text_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        end = input_ids.argmax(dim=-1)
-        pooled = hidden_states[torch.arange(len(end), device=hidden_states.device), end.to(hidden_states.device)]
-        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=self.text_projection(pooled))
+        output = self.text_model.encode(input_ids, attention_mask)
+        output.pooler_output = self.text_projection(output.pooler_output)
+        return output
 
     def forward(
         self,
@@ -254,16 +233,15 @@ class DenseVLMModel(DenseVLMPreTrainedModel):
         Returns:
             [`DenseVLMOutput`]
         """
-        features = self.vision_model.extract(pixel_values, pooled=return_image_embeds)
+        features = self.vision_model.extract(pixel_values, pooled=return_image_embeds, stages=self.out_features)
         dense_embeds = self._project(features.dense)
+        maps = {**features.stages, DENSE_STAGE: dense_embeds}
         return DenseVLMOutput(
             dense_embeds=dense_embeds,
             region_embeds=None if boxes is None and masks is None else _pool_regions(dense_embeds, boxes, masks),
             image_embeds=self.visual_projection(features.pooled) if return_image_embeds else None,
+            feature_maps=tuple(maps[name] for name in self.out_features),
         )
-
-
-_CLIP_FIELDS = ("vision_config", "text_config", "projection_dim", "logit_scale_init_value", "initializer_factor")
 
 
 def _pool_regions(dense_embeds: Tensor, boxes: Sequence[Tensor] | None, masks: Sequence[Tensor] | None) -> Tensor:

@@ -1,0 +1,145 @@
+"""Configurations of the vision towers that transformers does not have."""
+
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+
+class Eva02CLIPVisionConfig(PreTrainedConfig):
+    r"""
+    Configuration of the vision tower of EVA-02 CLIP (Sun et al., 2023). The defaults are those of B/16.
+
+    Args:
+        hidden_size (`int`, *optional*, defaults to 768): width of the tower.
+        intermediate_size (`int`, *optional*, defaults to 2048): width inside the SwiGLU MLPs.
+        num_hidden_layers (`int`, *optional*, defaults to 12): blocks.
+        num_attention_heads (`int`, *optional*, defaults to 12): heads a block.
+        num_channels (`int`, *optional*, defaults to 3): of the image.
+        image_size (`int`, *optional*, defaults to 224): native side in pixels; other sizes work as well.
+        patch_size (`int`, *optional*, defaults to 16): side of a patch in pixels.
+        layer_norm_eps (`float`, *optional*, defaults to 1e-6): of all norms.
+        rope_theta (`float`, *optional*, defaults to 10000): base of the rotary frequencies.
+        rope_grid (`int`, *optional*, defaults to 16):
+            The grid side on which the rotary positions were pre-trained; the i-th of n cells of an axis is at
+            `i / n * rope_grid`.
+        initializer_range (`float`, *optional*, defaults to 0.02): standard deviation of freshly drawn weights.
+    """
+
+    model_type = "eva02_clip_vision_model"
+    base_config_key = "vision_config"
+
+    hidden_size: int = 768
+    intermediate_size: int = 2048
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    num_channels: int = 3
+    image_size: int = 224
+    patch_size: int = 16
+    layer_norm_eps: float = 1e-6
+    rope_theta: float | int = 10000.0
+    rope_grid: int = 16
+    initializer_range: float = 0.02
+
+
+class CLIPResNetVisionConfig(PreTrainedConfig):
+    r"""
+    Configuration of CLIP's ModifiedResNet (Radford et al., 2021). The defaults are those of RN50x4.
+
+    Args:
+        stem_size (`int`, *optional*, defaults to 80): width after the stem; the last stage is 32 times as wide.
+        depths (`list[int]`, *optional*, defaults to `[4, 6, 10, 6]`): bottlenecks in each of the four stages.
+        num_attention_heads (`int`, *optional*, defaults to 40): heads of the attention pool.
+        num_channels (`int`, *optional*, defaults to 3): of the image.
+        image_size (`int`, *optional*, defaults to 288): native side in pixels, a multiple of 32; others work as well.
+        initializer_range (`float`, *optional*, defaults to 0.02): standard deviation of freshly drawn weights.
+    """
+
+    model_type = "clip_resnet_vision_model"
+    base_config_key = "vision_config"
+    stage_names = ["stage0", "stage1", "stage2", "stage3"]
+
+    stem_size: int = 80
+    depths: list[int] | tuple[int, ...] = (4, 6, 10, 6)
+    num_attention_heads: int = 40
+    num_channels: int = 3
+    image_size: int = 288
+    initializer_range: float = 0.02
+
+    @property
+    def hidden_size(self) -> int:
+        return 32 * self.stem_size
+
+
+class TimmConvNextVisionConfig(PreTrainedConfig):
+    r"""
+    Configuration of a CLIP ConvNeXt of timm (OpenCLIP). The defaults are those of ConvNeXt-B.
+
+    Args:
+        architecture (`str`, *optional*, defaults to `"convnext_base"`): timm's name of it.
+        depths (`list[int]`, *optional*, defaults to `[3, 3, 27, 3]`): blocks in each of the four stages.
+        dims (`list[int]`, *optional*, defaults to `[128, 256, 512, 1024]`): their widths.
+        image_size (`int`, *optional*, defaults to 224): native side in pixels; other sizes work as well.
+        architecture_args (`dict`, *optional*): further arguments of timm's constructor.
+    """
+
+    model_type = "timm_convnext_vision_model"
+    base_config_key = "vision_config"
+    stage_names = ["stage0", "stage1", "stage2", "stage3"]
+
+    architecture: str = "convnext_base"
+    depths: list[int] | tuple[int, ...] = (3, 3, 27, 3)
+    dims: list[int] | tuple[int, ...] = (128, 256, 512, 1024)
+    image_size: int = 224
+    architecture_args: dict[str, Any] | None = None
+
+    @property
+    def hidden_size(self) -> int:
+        return self.dims[-1]
+
+
+class TimmViTVisionConfig(PreTrainedConfig):
+    r"""
+    Configuration of a plain vision transformer of timm as a CLIP tower, where transformers' CLIP cannot express it: no
+    class token, another pooling, register tokens, layer scale. The defaults are those of OpenCLIP's
+    `vit_medium_patch16_gap_256`.
+
+    Args:
+        architecture (`str`, *optional*, defaults to `"vit_medium_patch16_gap_256"`): timm's name of it.
+        hidden_size (`int`, *optional*, defaults to 512): width of the tower.
+        num_hidden_layers (`int`, *optional*, defaults to 12): blocks.
+        num_attention_heads (`int`, *optional*, defaults to 8): heads a block.
+        image_size (`int`, *optional*, defaults to 256): native side in pixels; other sizes work as well.
+        patch_size (`int`, *optional*, defaults to 16): side of a patch in pixels.
+        pooling (`str`, *optional*, defaults to `"avg"`): `"avg"` of the patches or the class `"token"`.
+        projection_bias (`bool`, *optional*, defaults to `False`): whether the projection has a bias.
+        architecture_args (`dict`, *optional*): further arguments of timm's constructor.
+    """
+
+    model_type = "timm_vit_vision_model"
+    base_config_key = "vision_config"
+
+    architecture: str = "vit_medium_patch16_gap_256"
+    hidden_size: int = 512
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    image_size: int = 256
+    patch_size: int = 16
+    pooling: str = "avg"
+    projection_bias: bool = False
+    architecture_args: dict[str, Any] | None = None
+
+
+OWN_CONFIGS = {
+    config.model_type: config
+    for config in (Eva02CLIPVisionConfig, CLIPResNetVisionConfig, TimmConvNextVisionConfig, TimmViTVisionConfig)
+}
+"""By `model_type`."""
+
+
+__all__ = [
+    "OWN_CONFIGS",
+    "CLIPResNetVisionConfig",
+    "Eva02CLIPVisionConfig",
+    "TimmConvNextVisionConfig",
+    "TimmViTVisionConfig",
+]

@@ -1,0 +1,423 @@
+"""
+Sizes of public models as data (`model_configs/*.json`, in open_clip's form), and that form as our configuration and
+back.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers.utils import logging
+
+from .configuration_densevlm import DenseVLMConfig
+from .configuration_vision_towers import TimmConvNextVisionConfig
+
+
+MODEL_CONFIGS = Path(__file__).parent / "model_configs"
+QUICK_GELU = "-quickgelu"
+"""Put behind the name of a ViT or ResNet: the activation that OpenAI and DFN trained with, QuickGELU for GELU."""
+
+logger = logging.get_logger(__name__)
+
+Json = Mapping[str, Any]
+
+
+def config_names() -> list[str]:
+    """The names of all known configurations."""
+    names = []
+    for file in sorted(MODEL_CONFIGS.glob("*.json")):
+        names.append(file.stem)
+        if config_kind(json.loads(file.read_text())) in ("clip_vision_model", "clip_resnet_vision_model"):
+            names.append(file.stem + QUICK_GELU)
+    return names
+
+
+def load_config(name_or_file: str | PathLike) -> dict[str, Any]:
+    """A known configuration by its name, or open_clip's JSON from a file."""
+    name = str(name_or_file)
+    if name in config_names():
+        config = json.loads((MODEL_CONFIGS / f"{name.removesuffix(QUICK_GELU)}.json").read_text())
+        return {**config, "quick_gelu": True} if name.endswith(QUICK_GELU) else config
+    file = Path(name_or_file)
+    if not file.is_file():
+        raise FileNotFoundError(f"{name} is neither a file nor a known configuration ({', '.join(config_names())}).")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is no JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{file}: expected open_clip's configuration, a JSON object with `vision_cfg`.")
+    return config
+
+
+def model_part(config: Json) -> Json:
+    """open_clip's `open_clip_config.json` wraps the model's configuration; the bare one is taken as it is."""
+    return config.get("model_cfg", config)
+
+
+def config_kind(config: Json) -> str:
+    """The vision tower's `model_type`."""
+    vision = _field(model_part(config), "vision_cfg")
+    timm = vision.get("timm_model_name", "")
+    if vision.get("eva_model_name") or timm.startswith("eva02_"):
+        return "eva02_clip_vision_model"
+    if timm.startswith("convnext"):
+        return "timm_convnext_vision_model"
+    if "_siglip_" in timm and vision.get("timm_pool") == "map":
+        return "siglip_vision_model"
+    if timm:
+        return "timm_vit_vision_model"
+    return "clip_resnet_vision_model" if isinstance(vision.get("layers"), list) else "clip_vision_model"
+
+
+def convert_config(config: Json, weights: Mapping[str, Tensor] | None = None) -> DenseVLMConfig:
+    """
+    The model configuration of open_clip's JSON (`embed_dim`, `vision_cfg`, `text_cfg`, `quick_gelu`).
+
+    Args:
+        config (`dict`): the JSON.
+        weights (`dict`, *optional*):
+            The checkpoint under the reference's names. Where the JSON gives timm's name of an architecture and no
+            sizes, or a native image size that the learned positions disagree with, the weights tell. A checkpoint
+            without a text tower makes a model without one.
+    """
+    config = model_part(config)
+    kind = config_kind(config)
+    vision = _VISION[kind](_field(config, "vision_cfg"), config, weights or {})
+    has_text = not weights or any(key.startswith(("token_embedding.", "ln_final.")) for key in weights)
+    text = None
+    if has_text:
+        text = _text_config(_field(config, "text_cfg"), config, "siglip" if kind == "siglip_vision_model" else "clip")
+    return DenseVLMConfig(
+        vision_config={"model_type": kind, **vision},
+        text_config=text,
+        projection_dim=_field(config, "embed_dim"),
+        logit_bias_init_value=float(config.get("init_logit_bias", 0)) if kind == "siglip_vision_model" else None,
+    )
+
+
+def _field(config: Json, name: str, where: str = "") -> Any:
+    if name not in config:
+        raise ValueError(f"The open_clip configuration has no field '{where}{name}'.")
+    return config[name]
+
+
+def _refuse_unknown(part: str, config: Json, known: set[str]) -> None:
+    unknown = {field for field in set(config) - known if config[field] not in (None, False)}
+    if unknown:
+        raise ValueError(f"`{part}` has fields that are not converted: {', '.join(sorted(unknown))}.")
+
+
+def _native_side(weights: Mapping[str, Tensor], key: str, prefix: int, cell: int, image_size: int) -> int:
+    """The image size that the learned positions are made for; the JSON's where it makes the same grid."""
+    if key not in weights:
+        return image_size
+    side = round((weights[key].shape[-2] - prefix) ** 0.5)
+    return image_size if image_size // cell == side else side * cell
+
+
+def _clip_vit(vision: Json, config: Json, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    _refuse_unknown("vision_cfg", vision, {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"})
+    width, patch = (_field(vision, name, "vision_cfg.") for name in ("width", "patch_size"))
+    image_size = _field(vision, "image_size", "vision_cfg.")
+    return {
+        "hidden_size": width,
+        "intermediate_size": int(width * vision.get("mlp_ratio", 4)),
+        "num_hidden_layers": _field(vision, "layers", "vision_cfg."),
+        "num_attention_heads": width // vision.get("head_width", 64),
+        "image_size": _native_side(weights, "visual.positional_embedding", 1, patch, image_size),
+        "patch_size": patch,
+        "hidden_act": _activation(config),
+    }
+
+
+def _eva02(vision: Json, config: Json, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    if "timm_model_name" in vision:  # open_clip runs these towers by timm and names no sizes
+        return _eva02(_timm_eva02(vision), config, weights)
+    known = {
+        "image_size",
+        "layers",
+        "width",
+        "head_width",
+        "patch_size",
+        "mlp_ratio",
+        "eva_model_name",
+        "pt_hw_seq_len",
+    }
+    required = {"rope", "intp_freq", "naiveswiglu", "subln"}
+    without_meaning = {"xattn", "fusedLN", "drop_path_rate", "qkv_bias"}  # kernels, regularisation, the default
+    _refuse_unknown("vision_cfg", vision, known | required | without_meaning)
+    if missing := sorted(name for name in required if not vision.get(name)):
+        raise ValueError(f"`vision_cfg`: an EVA-02 CLIP has {', '.join(missing)}; EVA-01 towers are not supported.")
+    width, patch = (_field(vision, name, "vision_cfg.") for name in ("width", "patch_size"))
+    image_size = _field(vision, "image_size", "vision_cfg.")
+    return {
+        "hidden_size": width,
+        "intermediate_size": int(width * vision.get("mlp_ratio", 4)),
+        "num_hidden_layers": _field(vision, "layers", "vision_cfg."),
+        "num_attention_heads": width // vision.get("head_width", 64),
+        "image_size": _native_side(weights, "visual.pos_embed", 1, patch, image_size),
+        "patch_size": patch,
+        "rope_grid": vision.get("pt_hw_seq_len", 16),
+    }
+
+
+def _timm_eva02(vision: Json) -> Json:
+    found = re.fullmatch(r"eva02_(base|large)_patch(\d+)_clip_(\d+)", vision["timm_model_name"])
+    if found is None:
+        raise ValueError(f"timm's {vision['timm_model_name']} is no EVA-02 CLIP that is known here.")
+    name = {"base": "EVA02-CLIP-B-16", "large": "EVA02-CLIP-L-14"}[found[1]]
+    return {**load_config(name)["vision_cfg"], "image_size": vision.get("image_size", int(found[3]))}
+
+
+def _clip_resnet(vision: Json, config: Json, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    _refuse_unknown("vision_cfg", vision, {"image_size", "layers", "width", "patch_size", "head_width"})
+    width, image_size = (_field(vision, name, "vision_cfg.") for name in ("width", "image_size"))
+    return {
+        "stem_size": width,
+        "depths": list(vision["layers"]),
+        "num_attention_heads": 32 * width // vision.get("head_width", 64),
+        "image_size": _native_side(weights, "visual.attnpool.positional_embedding", 1, 32, image_size),
+    }
+
+
+_TIMM_FIELDS = {"timm_model_name", "timm_model_pretrained", "timm_pool", "timm_proj", "timm_drop", "timm_drop_path"}
+
+
+def _timm_convnext(vision: Json, config: Json, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    _refuse_unknown("vision_cfg", vision, {"image_size", *_TIMM_FIELDS})
+    if vision.get("timm_proj", "linear") != "linear" or vision.get("timm_pool"):
+        raise ValueError("`vision_cfg`: a ConvNeXt is converted with `timm_proj` 'linear' and `timm_pool` '' only.")
+    sizes: dict[str, Any] = {}
+    blocks = [re.match(r"visual\.trunk\.stages\.(\d)\.blocks\.(\d+)\.norm\.weight", key) for key in weights]
+    if counted := [(int(found[1]), int(found[2])) for found in blocks if found]:
+        sizes["depths"] = [1 + max(block for stage, block in counted if stage == s) for s in range(4)]
+        sizes["dims"] = [len(weights[f"visual.trunk.stages.{s}.blocks.0.norm.weight"]) for s in range(4)]
+    elif vision["timm_model_name"] != "convnext_base":
+        raise ValueError(f"The sizes of {vision['timm_model_name']} are read from its weights: give them.")
+    return {"architecture": vision["timm_model_name"], "image_size": vision.get("image_size", 224), **sizes}
+
+
+def _timm_vit(vision: Json, config: Json, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    _refuse_unknown("vision_cfg", vision, {"image_size", *_TIMM_FIELDS, "timm_proj_bias"})
+    if vision.get("timm_proj") not in ("linear", None, ""):
+        raise ValueError(f"`vision_cfg`: `timm_proj` {vision['timm_proj']!r} is not converted.")
+    try:
+        import timm
+    except ImportError:
+        raise ImportError(
+            f"The sizes of {vision['timm_model_name']} are timm's: `pip install 'densevlm[vision]'`."
+        ) from None
+    trunk = timm.create_model(vision["timm_model_name"], pretrained=False, device="meta")
+    patch = trunk.patch_embed.feat_ratio()
+    prefix = 0 if trunk.no_embed_class else trunk.num_prefix_tokens
+    return {
+        "architecture": vision["timm_model_name"],
+        "hidden_size": trunk.embed_dim,
+        "num_hidden_layers": len(trunk.blocks),
+        "num_attention_heads": trunk.blocks[0].attn.num_heads,
+        "image_size": _native_side(weights, "visual.trunk.pos_embed", prefix, patch, vision.get("image_size", 224)),
+        "patch_size": patch,
+        "pooling": vision.get("timm_pool") or trunk.global_pool,
+        "projection_bias": bool(vision.get("timm_proj_bias")) or not vision.get("timm_proj"),
+    }
+
+
+def _siglip(vision: Json, config: Json, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    _refuse_unknown("vision_cfg", vision, {"image_size", *_TIMM_FIELDS})
+    found = re.fullmatch(r"vit_(base|large|so400m|giantopt)_patch(\d+)_siglip_(\d+)", vision["timm_model_name"])
+    if found is None:
+        raise ValueError(f"timm's {vision['timm_model_name']} is no SigLIP that is known here.")
+    width, layers, heads, mlp = _SIGLIP_SIZES[found[1]]
+    patch, image_size = int(found[2]), vision.get("image_size", int(found[3]))
+    return {
+        "hidden_size": width,
+        "intermediate_size": mlp,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "image_size": _native_side(weights, "visual.trunk.pos_embed", 0, patch, image_size),
+        "patch_size": patch,
+        "hidden_act": _siglip_activation(vision["timm_model_name"]),
+    }
+
+
+_SIGLIP_SIZES = {
+    "base": (768, 12, 12, 3072),
+    "large": (1024, 24, 16, 4096),
+    "so400m": (1152, 27, 16, 4304),
+    "giantopt": (1536, 40, 16, 6144),
+}
+"""Width, blocks, heads and width of the MLP of timm's SigLIP towers."""
+
+_SIGLIP_TANH = ("vit_base_patch32_siglip_256", "vit_large_patch16_siglip_512", "vit_so400m_patch16_siglip_256")
+
+
+def _siglip_activation(architecture: str) -> str:
+    """timm runs most of these towers with the exact GELU, transformers all with its approximation by tanh."""
+    return "gelu_pytorch_tanh" if architecture in _SIGLIP_TANH else "gelu"
+
+
+_VISION: dict[str, Callable[[Json, Json, Mapping[str, Tensor]], dict[str, Any]]] = {
+    "clip_vision_model": _clip_vit,
+    "eva02_clip_vision_model": _eva02,
+    "clip_resnet_vision_model": _clip_resnet,
+    "timm_convnext_vision_model": _timm_convnext,
+    "timm_vit_vision_model": _timm_vit,
+    "siglip_vision_model": _siglip,
+}
+
+
+def _activation(config: Json) -> str:
+    return "quick_gelu" if config.get("quick_gelu") else "gelu"
+
+
+def _text_config(text: Json, config: Json, family: str) -> dict[str, Any]:
+    known = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "xattn", "fusedLN"}
+    known |= {"hf_tokenizer_name", "tokenizer_kwargs"}  # whose tokenizer: no part of the tower
+    own: dict[str, Any] = {}
+    if family == "siglip":
+        known |= {"no_causal_mask", "proj_bias", "pool_type", "norm_kwargs", "act_kwargs"}
+        tanh = text.get("act_kwargs", {}).get("approximate") == "tanh"
+        own = {
+            "hidden_act": "gelu_pytorch_tanh" if tanh else "gelu",
+            "layer_norm_eps": text.get("norm_kwargs", {}).get("eps", 1e-5),
+            "projection_size": config["embed_dim"],
+        }
+    else:
+        own = {"hidden_act": _activation(config)}
+    _refuse_unknown("text_cfg", text, known)
+    width, vocabulary = (_field(text, name, "text_cfg.") for name in ("width", "vocab_size"))
+    return {
+        "model_type": f"{family}_text_model",
+        "hidden_size": width,
+        "intermediate_size": int(width * text.get("mlp_ratio", 4)),
+        "num_hidden_layers": _field(text, "layers", "text_cfg."),
+        "num_attention_heads": _field(text, "heads", "text_cfg."),
+        "vocab_size": vocabulary,
+        "max_position_embeddings": _field(text, "context_length", "text_cfg."),
+        "eos_token_id": vocabulary - 1,
+        "bos_token_id": vocabulary - 2,
+        **own,
+    }
+
+
+def export_config(config: DenseVLMConfig) -> dict[str, Any]:
+    """open_clip's JSON of a model, as the reference code takes it."""
+    kind, vision, text = config.vision_config.model_type, config.vision_config, config.text_config
+    if kind not in _EXPORTED:
+        raise ValueError(f"A {kind} has no form in the layout of open_clip.")
+    exported: dict[str, Any] = {"embed_dim": config.projection_dim, "vision_cfg": _EXPORTED[kind](vision)}
+    if kind == "siglip_vision_model":
+        exported |= {"init_logit_bias": -10, "custom_text": True}
+    if text is not None:
+        exported["text_cfg"] = {
+            "context_length": text.max_position_embeddings,
+            "vocab_size": text.vocab_size,
+            "width": text.hidden_size,
+            "heads": text.num_attention_heads,
+            "layers": text.num_hidden_layers,
+        }
+        if text.intermediate_size != 4 * text.hidden_size:
+            exported["text_cfg"]["mlp_ratio"] = text.intermediate_size / text.hidden_size
+        if kind == "siglip_vision_model":
+            exported["text_cfg"] |= _export_siglip_text(text)
+        else:
+            exported["quick_gelu"] = text.hidden_act == "quick_gelu"
+    elif kind == "clip_vision_model":
+        exported["quick_gelu"] = vision.hidden_act == "quick_gelu"
+    return exported
+
+
+def _export_convnext(vision: Any) -> dict[str, Any]:
+    base = TimmConvNextVisionConfig()
+    if (list(vision.depths), list(vision.dims)) != (list(base.depths), list(base.dims)):
+        logger.warning(
+            f"A ConvNeXt of depths {tuple(vision.depths)} and widths {tuple(vision.dims)} is exported; its JSON names "
+            f"{vision.architecture}, for open_clip's form has no place for sizes."
+        )
+    return _export_timm("", vision)
+
+
+def _ratio(vision: Any) -> float:
+    """An MLP's ratio, of four digits where they give the same width."""
+    exact = vision.intermediate_size / vision.hidden_size
+    return round(exact, 4) if int(vision.hidden_size * round(exact, 4)) == vision.intermediate_size else exact
+
+
+def _export_vit(vision: Any) -> dict[str, Any]:
+    return {
+        "image_size": vision.image_size,
+        "layers": vision.num_hidden_layers,
+        "width": vision.hidden_size,
+        "head_width": vision.hidden_size // vision.num_attention_heads,
+        "patch_size": vision.patch_size,
+        "mlp_ratio": _ratio(vision),
+    }
+
+
+def _export_eva02(vision: Any) -> dict[str, Any]:
+    flags = {"rope": True, "pt_hw_seq_len": vision.rope_grid, "intp_freq": True, "naiveswiglu": True, "subln": True}
+    patch = vision.patch_size
+    return {**_export_vit(vision), "eva_model_name": f"eva-clip-{vision.hidden_size}-{patch}-X", **flags}
+
+
+def _export_resnet(vision: Any) -> dict[str, Any]:
+    return {
+        "image_size": vision.image_size,
+        "layers": list(vision.depths),
+        "width": vision.stem_size,
+        "patch_size": None,
+        "head_width": vision.hidden_size // vision.num_attention_heads,
+    }
+
+
+def _export_timm(pool: str, vision: Any) -> dict[str, Any]:
+    exported = {
+        "timm_model_name": vision.architecture,
+        "timm_model_pretrained": False,
+        "timm_pool": pool,
+        "timm_proj": "linear",
+        "image_size": vision.image_size,
+    }
+    return exported | ({"timm_proj_bias": True} if getattr(vision, "projection_bias", False) else {})
+
+
+def _export_siglip(vision: Any) -> dict[str, Any]:
+    sizes = (vision.hidden_size, vision.num_hidden_layers, vision.num_attention_heads, vision.intermediate_size)
+    names = [name for name, known in _SIGLIP_SIZES.items() if known == sizes]
+    name = f"vit_{names[0] if names else '?'}_patch{vision.patch_size}_siglip_{vision.image_size}"
+    if not names or _siglip_activation(name) != vision.hidden_act:
+        raise ValueError(
+            f"open_clip has no SigLIP tower of width {vision.hidden_size} with {vision.hidden_act}: its towers are "
+            "timm's, mostly with the exact GELU, those of transformers with the one by tanh."
+        )
+    return {
+        "image_size": vision.image_size,
+        "timm_model_name": name,
+        "timm_model_pretrained": False,
+        "timm_pool": "map",
+        "timm_proj": "none",
+    }
+
+
+def _export_siglip_text(text: Any) -> dict[str, Any]:
+    flags = {"no_causal_mask": True, "proj_bias": True, "pool_type": "last"}
+    tanh = {"act_kwargs": {"approximate": "tanh"}} if text.hidden_act == "gelu_pytorch_tanh" else {}
+    return {**flags, "norm_kwargs": {"eps": text.layer_norm_eps}, **tanh}
+
+
+_EXPORTED: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "clip_vision_model": _export_vit,
+    "eva02_clip_vision_model": _export_eva02,
+    "clip_resnet_vision_model": _export_resnet,
+    "timm_convnext_vision_model": _export_convnext,
+    "timm_vit_vision_model": lambda vision: _export_timm(vision.pooling, vision),
+    "siglip_vision_model": _export_siglip,
+}
+
+
+__all__ = ["MODEL_CONFIGS", "config_kind", "config_names", "convert_config", "export_config", "load_config"]

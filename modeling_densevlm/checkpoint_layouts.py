@@ -1,0 +1,350 @@
+"""
+Under which names public checkpoints keep what ours do, as data: one list of rules a tower, read in both directions.
+
+The names on the left are those of open_clip and EVA-CLIP, as the reference code uses them (text keys without their
+`text.` prefix). Other layouts (RegionCLIP, timm, transformers, vision towers alone) are first brought to these.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rule:
+    r"""
+    One tensor, or a few that are rows of one, under both names. In a name, `{}` stands for a number, `*` for a last
+    part (`weight`, `bias`) and `**` for anything.
+
+    Args:
+        theirs, ours (`str`, or a tuple of them where the other side keeps them stacked in one tensor).
+        parts (`tuple[int, ...]`): relative heights of the stacked pieces.
+        transposed (`bool`): matrices that the two sides apply from different sides.
+        leading (`int`): leading dimensions of size one that their tensor has and ours has not (negative: ours has).
+    """
+
+    theirs: str | tuple[str, ...]
+    ours: str | tuple[str, ...]
+    parts: tuple[int, ...] = (1, 1, 1)
+    transposed: bool = False
+    leading: int = 0
+
+
+def rename(tensors: Mapping[str, Tensor], rules: list[Rule], to_ours: bool) -> tuple[dict[str, Tensor], list[str]]:
+    """
+    Applies the rules in one direction.
+
+    Returns:
+        The renamed tensors, and the names of those that no rule knows, or of which a piece is missing.
+    """
+    left = dict(tensors)
+    renamed: dict[str, Tensor] = {}
+    for rule in rules:
+        sources, targets = (rule.theirs, rule.ours) if to_ours else (rule.ours, rule.theirs)
+        sources, targets = (names if isinstance(names, tuple) else (names,) for names in (sources, targets))
+        pattern = _pattern(sources[0])
+        for key in [key for key in left if pattern.fullmatch(key)]:
+            found = pattern.fullmatch(key).groups()
+            pieces = [_fill(name, found) for name in sources]
+            if not all(piece in left for piece in pieces):
+                continue
+            stacked = torch.cat([left.pop(piece) for piece in pieces]) if len(pieces) > 1 else left.pop(key)
+            stacked = _reshape(stacked, rule, to_ours)
+            if len(targets) > 1:
+                height = len(stacked) // sum(rule.parts)
+                rows = stacked.split([height * part for part in rule.parts])
+            else:
+                rows = [stacked]
+            renamed.update({_fill(name, found): tensor.contiguous() for name, tensor in zip(targets, rows)})
+    return renamed, sorted(left)
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    escaped = re.escape(name)
+    for sign, expression in ((r"\{\}", r"(\d+)"), (r"\*\*", r"(.+)"), (r"\*", r"([^.]+)")):
+        escaped = escaped.replace(sign, expression)
+    return re.compile(escaped)
+
+
+def _fill(name: str, found: tuple[str, ...]) -> str:
+    values = iter(found)
+    return re.sub(r"\{\}|\*\*|\*", lambda _: next(values), name)
+
+
+def _reshape(tensor: Tensor, rule: Rule, to_ours: bool) -> Tensor:
+    if rule.transposed:
+        return tensor.T
+    leading = rule.leading if to_ours else -rule.leading
+    if leading > 0:  # drop them
+        return tensor.reshape(tensor.shape[leading:]) if tensor.shape[:leading] == (1,) * leading else tensor
+    return tensor[(None,) * -leading] if leading else tensor
+
+
+def _block(theirs: str, ours: str, names: dict[str, str]) -> list[Rule]:
+    return [Rule(f"{theirs}.{left}.*", f"{ours}.{right}.*") for left, right in names.items()]
+
+
+def _projections(ours: str, kind: str) -> tuple[str, ...]:
+    return tuple(f"{ours}.self_attn.{name}_proj.{kind}" for name in "qkv")
+
+
+def _openai_blocks(theirs: str, ours: str) -> list[Rule]:
+    """The blocks of OpenAI's transformers, in which query, key and value are rows of one matrix."""
+    names = {
+        "ln_1": "layer_norm1",
+        "ln_2": "layer_norm2",
+        "attn.out_proj": "self_attn.out_proj",
+        "mlp.c_fc": "mlp.fc1",
+        "mlp.c_proj": "mlp.fc2",
+    }
+    stacked = [Rule(f"{theirs}.attn.in_proj_{kind}", _projections(ours, kind)) for kind in ("weight", "bias")]
+    return stacked + _block(theirs, ours, names)
+
+
+_TEXT = [
+    Rule("token_embedding.weight", "text_model.embeddings.token_embedding.weight"),
+    Rule("positional_embedding", "text_model.embeddings.position_embedding.weight"),
+    Rule("ln_final.*", "text_model.final_layer_norm.*"),
+    *_openai_blocks("transformer.resblocks.{}", "text_model.encoder.layers.{}"),
+]
+
+CLIP_TEXT = [
+    *_TEXT,
+    Rule("text_projection", "text_projection.weight", transposed=True),
+    Rule("logit_scale", "logit_scale"),
+]
+
+SIGLIP_TEXT = [
+    *_TEXT,
+    Rule("text_projection.*", "text_model.head.*"),
+    Rule("logit_scale", "logit_scale", leading=-1),
+    Rule("logit_bias", "logit_bias", leading=-1),
+]
+
+_VISION_BLOCK = "vision_model.encoder.layers.{}"
+
+CLIP_VIT = [
+    Rule("visual.class_embedding", "vision_model.embeddings.class_embedding"),
+    Rule("visual.conv1.weight", "vision_model.embeddings.patch_embedding.weight"),
+    Rule("visual.positional_embedding", "vision_model.embeddings.position_embedding.weight"),
+    Rule("visual.ln_pre.*", "vision_model.pre_layrnorm.*"),
+    *_openai_blocks("visual.transformer.resblocks.{}", _VISION_BLOCK),
+    Rule("visual.ln_post.*", "vision_model.post_layernorm.*"),
+    Rule("visual.proj", "visual_projection.weight", transposed=True),
+]
+
+EVA02_CLIP = [
+    Rule("visual.cls_token", "vision_model.embeddings.class_embedding", leading=2),
+    Rule("visual.pos_embed", "vision_model.embeddings.position_embedding.weight", leading=1),
+    Rule("visual.patch_embed.proj.*", "vision_model.embeddings.patch_embedding.*"),
+    Rule("visual.blocks.{}.attn.q_bias", f"{_VISION_BLOCK}.self_attn.q_proj.bias"),
+    Rule("visual.blocks.{}.attn.v_bias", f"{_VISION_BLOCK}.self_attn.v_proj.bias"),
+    *_block(
+        "visual.blocks.{}",
+        _VISION_BLOCK,
+        {
+            "norm1": "layer_norm1",
+            "norm2": "layer_norm2",
+            "attn.q_proj": "self_attn.q_proj",
+            "attn.k_proj": "self_attn.k_proj",
+            "attn.v_proj": "self_attn.v_proj",
+            "attn.inner_attn_ln": "self_attn.inner_norm",
+            "attn.proj": "self_attn.out_proj",
+            "mlp.w1": "mlp.gate_proj",
+            "mlp.w2": "mlp.up_proj",
+            "mlp.ffn_ln": "mlp.inner_norm",
+            "mlp.w3": "mlp.down_proj",
+        },
+    ),
+    Rule("visual.norm.*", "vision_model.post_layernorm.*"),
+    Rule("visual.head.*", "visual_projection.*"),
+]
+
+CLIP_RESNET = [
+    Rule("visual.attnpool.c_proj.*", "visual_projection.*"),
+    Rule("visual.**", "vision_model.**"),
+]
+
+TIMM_CONVNEXT = [
+    Rule("visual.head.proj.weight", "visual_projection.weight"),
+    Rule("visual.trunk.**", "vision_model.trunk.**"),
+]
+
+TIMM_VIT = [
+    Rule("visual.head.proj.*", "visual_projection.*"),
+    Rule("visual.trunk.head.*", "visual_projection.*"),
+    Rule("visual.trunk.**", "vision_model.trunk.**"),
+]
+
+SIGLIP_VIT = [
+    Rule("visual.trunk.pos_embed", "vision_model.embeddings.position_embedding.weight", leading=1),
+    Rule("visual.trunk.patch_embed.proj.*", "vision_model.embeddings.patch_embedding.*"),
+    *(
+        Rule(f"visual.trunk.blocks.{{}}.attn.qkv.{kind}", _projections(_VISION_BLOCK, kind))
+        for kind in ("weight", "bias")
+    ),
+    *_block(
+        "visual.trunk.blocks.{}",
+        _VISION_BLOCK,
+        {
+            "norm1": "layer_norm1",
+            "norm2": "layer_norm2",
+            "attn.proj": "self_attn.out_proj",
+            "mlp.fc1": "mlp.fc1",
+            "mlp.fc2": "mlp.fc2",
+        },
+    ),
+    Rule("visual.trunk.norm.*", "vision_model.post_layernorm.*"),
+    Rule("visual.trunk.attn_pool.latent", "vision_model.head.probe"),
+    *(
+        Rule(
+            (f"visual.trunk.attn_pool.q.{kind}", f"visual.trunk.attn_pool.kv.{kind}"),
+            f"vision_model.head.attention.in_proj_{kind}",
+            parts=(1, 2),
+        )
+        for kind in ("weight", "bias")
+    ),
+    Rule("visual.trunk.attn_pool.proj.*", "vision_model.head.attention.out_proj.*"),
+    Rule("visual.trunk.attn_pool.norm.*", "vision_model.head.layernorm.*"),
+    Rule("visual.trunk.attn_pool.mlp.fc1.*", "vision_model.head.mlp.fc1.*"),
+    Rule("visual.trunk.attn_pool.mlp.fc2.*", "vision_model.head.mlp.fc2.*"),
+]
+
+
+@dataclass(frozen=True)
+class Layout:
+    r"""
+    How one kind of tower is kept.
+
+    Args:
+        name (`str`): what it is called in messages.
+        signature (`str`): a key that no other kind has.
+        rules (`list[Rule]`): of the vision tower and of the text tower that goes with it.
+        text_prefix (`str`): what open_clip and EVA-CLIP put before the text tower's keys.
+        derived (`str`, *optional*): a regular expression of tables that follow from the configuration.
+    """
+
+    name: str
+    signature: str
+    rules: list[Rule]
+    text_prefix: str = ""
+    derived: str | None = None
+
+
+LAYOUTS = {
+    "clip_vision_model": Layout("CLIP ViT", "visual.class_embedding", CLIP_VIT + CLIP_TEXT),
+    "eva02_clip_vision_model": Layout(
+        "EVA-02 CLIP",
+        "visual.blocks.0.attn.inner_attn_ln.weight",
+        EVA02_CLIP + CLIP_TEXT,
+        text_prefix="text.",
+        derived=r"visual\.(blocks\.\d+\.attn\.)?rope\.freqs_(?P<kind>cos|sin)",
+    ),
+    "clip_resnet_vision_model": Layout("CLIP ResNet", "visual.layer1.0.conv1.weight", CLIP_RESNET + CLIP_TEXT),
+    "timm_convnext_vision_model": Layout(
+        "CLIP ConvNeXt", "visual.trunk.stages.0.blocks.0.conv_dw.weight", TIMM_CONVNEXT + CLIP_TEXT
+    ),
+    "siglip_vision_model": Layout(
+        "SigLIP", "visual.trunk.attn_pool.latent", SIGLIP_VIT + SIGLIP_TEXT, text_prefix="text."
+    ),
+    "timm_vit_vision_model": Layout("timm CLIP ViT", "visual.trunk.blocks.0.attn.qkv.weight", TIMM_VIT + CLIP_TEXT),
+}
+"""By the vision tower's `model_type`; the first whose signature a checkpoint has is the one."""
+
+_TEXT_KEYS = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection")
+
+_TIMM_EVA = {
+    "attn.q_proj.bias": "attn.q_bias",
+    "attn.v_proj.bias": "attn.v_bias",
+    "attn.norm.": "attn.inner_attn_ln.",
+    "mlp.fc1_g.": "mlp.w1.",
+    "mlp.fc1_x.": "mlp.w2.",
+    "mlp.norm.": "mlp.ffn_ln.",
+    "mlp.fc2.": "mlp.w3.",
+}
+
+REGIONCLIP_SET_ASIDE = (
+    "teacher_backbone.",
+    "teacher_roi_heads.",
+    "offline_backbone.",
+    "offline_proposal_generator.",
+    "proposal_generator.",
+    "roi_heads.",
+    "pixel_mean",
+    "pixel_std",
+)
+"""What RegionCLIP's files hold beside the CLIP: detectors and the frozen teacher."""
+
+
+def to_reference_names(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str], str]:
+    """
+    The names of any known layout as those of the reference.
+
+    Returns:
+        The tensors; the names of those that were set aside, for they are no part of a CLIP; and the layout's name.
+    """
+    named = {key.removeprefix("module.").removeprefix("_orig_mod."): tensor for key, tensor in tensors.items()}
+    if any(key.startswith("backbone.") for key in named):
+        return _from_regionclip(named)
+    if any(key.startswith(("vision_model.", "text_model.")) for key in named):
+        return _from_transformers(named)
+    if "visual.trunk.blocks.0.attn.norm.weight" in named or "blocks.0.attn.norm.weight" in named:
+        return _from_timm_eva(named), [], "timm"
+    vision_only = not any(key.startswith(("visual.", "text.")) for key in named)
+    if vision_only and not any(key.startswith("token_embedding.") for key in named):
+        return {f"visual.{key}": tensor for key, tensor in named.items()}, [], "vision tower alone"
+    return {key.removeprefix("text."): tensor for key, tensor in named.items()}, [], "open_clip"
+
+
+def _from_regionclip(named: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str], str]:
+    set_aside = sorted(key for key in named if key.startswith(REGIONCLIP_SET_ASIDE))
+    renamed = {}
+    for key, tensor in named.items():
+        if not key.startswith(REGIONCLIP_SET_ASIDE):
+            key = key.removeprefix("lang_encoder.")
+            renamed["visual." + key.removeprefix("backbone.") if key.startswith("backbone.") else key] = tensor
+    # Its batch norms are frozen and count no batches.
+    for key in [key for key in renamed if key.endswith(".running_mean")]:
+        renamed.setdefault(key.replace("running_mean", "num_batches_tracked"), torch.zeros((), dtype=torch.int64))
+    return renamed, set_aside, "RegionCLIP"
+
+
+def _from_timm_eva(named: dict[str, Tensor]) -> dict[str, Tensor]:
+    renamed = {}
+    for key, tensor in named.items():
+        is_text = key.startswith("text.") or key.startswith(_TEXT_KEYS) or key == "logit_scale"
+        if is_text:
+            renamed[key.removeprefix("text.")] = tensor
+            continue
+        key = key.removeprefix("visual.").removeprefix("trunk.")
+        for theirs, ours in _TIMM_EVA.items():
+            key = key.replace(theirs, ours)
+        renamed[f"visual.{key}"] = tensor
+    return renamed
+
+
+def _from_transformers(named: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str], str]:
+    named = {key: tensor for key, tensor in named.items() if not key.endswith(".position_ids")}
+    is_siglip = "vision_model.head.probe" in named
+    rules = SIGLIP_VIT + SIGLIP_TEXT if is_siglip else CLIP_VIT + CLIP_TEXT
+    renamed, left = rename(named, rules, to_ours=False)
+    return renamed | {key: named[key] for key in left}, [], "transformers"
+
+
+def find_kind(tensors: Mapping[str, Tensor]) -> str:
+    """The vision tower's `model_type`, told by the reference's names."""
+    for kind, layout in LAYOUTS.items():
+        if layout.signature in tensors:
+            return kind
+    hint = ""
+    if "visual.blocks.0.attn.qkv.weight" in tensors or "visual.blocks.0.attn.q_bias" in tensors:
+        hint = " It looks like an EVA-CLIP of the first generation or without sub-LayerNorm, which is not supported."
+    shown = ", ".join(sorted(tensors)[:5]) or "nothing"
+    known = ", ".join(layout.name for layout in LAYOUTS.values())
+    raise ValueError(f"The checkpoint holds no vision tower that is known ({known}); its keys: {shown} ...{hint}")
+
+
+__all__ = ["LAYOUTS", "Layout", "Rule", "find_kind", "rename", "to_reference_names"]

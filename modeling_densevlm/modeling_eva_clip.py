@@ -1,0 +1,182 @@
+"""The vision transformer of EVA-02 CLIP (Sun et al., 2023): rotary positions, sub-LayerNorm, SwiGLU."""
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.clip.modeling_clip import eager_attention_forward
+
+from .configuration_vision_towers import Eva02CLIPVisionConfig
+from .vision_tower import TransformerTower, resize_positions
+
+
+def rotary_tables(
+    size: tuple[int, int], head_dim: int, grid: int, theta: float, device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
+    """
+    Cosines and sines of the rotary embedding on a plane: the first half of a head's channels turns with the row, the
+    second with the column, neighbouring channels by the same angle.
+
+    Args:
+        size (`tuple[int, int]`): height and width in patches.
+        head_dim (`int`): channels a head.
+        grid (`int`): the n cells of an axis are spread over this many positions of the pre-training.
+        theta (`float`): base of the frequencies.
+
+    Returns:
+        Two `Tensor`s of shape `(height * width, head_dim)`, float32 on any autocast.
+    """
+    half = head_dim // 2
+    frequencies = theta ** (-torch.arange(0, half, 2, dtype=torch.float32, device=device) / half)
+    rows, columns = (
+        torch.arange(n, dtype=torch.float32, device=device)[:, None] / n * grid * frequencies for n in size
+    )  # (n, half / 2)
+    rows = rows.repeat_interleave(2, dim=-1)[:, None].expand(*size, half)
+    columns = columns.repeat_interleave(2, dim=-1)[None].expand(*size, half)
+    angles = torch.cat([rows, columns], dim=-1).flatten(0, 1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """
+    Turns pairs of neighbouring channels of the patch tokens; the class token in front has no place and stays.
+
+    Args:
+        states (`Tensor` of shape `(batch, heads, 1 + patches, head_dim)`): queries or keys.
+        cos, sin (`Tensor` of shape `(patches, head_dim)`): of [`rotary_tables`].
+    """
+    class_token, patches = states[:, :, :1], states[:, :, 1:].float()
+    even, odd = patches.unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack([-odd, even], dim=-1).flatten(-2)
+    return torch.cat([class_token, (patches * cos + turned * sin).to(states.dtype)], dim=2)
+
+
+class Eva02CLIPVisionEmbeddings(nn.Module):
+    def __init__(self, config: Eva02CLIPVisionConfig):
+        super().__init__()
+        patch = config.patch_size
+        self.class_embedding = nn.Parameter(torch.zeros(config.hidden_size))
+        self.patch_embedding = nn.Conv2d(config.num_channels, config.hidden_size, kernel_size=patch, stride=patch)
+        self.position_embedding = nn.Embedding((config.image_size // patch) ** 2 + 1, config.hidden_size)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
+        size = patches.shape[-2:]
+        patches = patches.flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.class_embedding.expand(len(patches), 1, -1), patches], dim=1)
+        return tokens + resize_positions(self.position_embedding.weight, size, prefix=1)
+
+
+class Eva02CLIPAttention(nn.Module):
+    """Attention with rotary positions, no bias on the keys and a norm on the merged heads."""
+
+    is_causal = False
+
+    def __init__(self, config: Eva02CLIPVisionConfig):
+        super().__init__()
+        self.config = config
+        dim = config.hidden_size
+        self.head_dim = dim // config.num_attention_heads
+        self.q_proj = nn.Linear(dim, dim)
+        self.k_proj = nn.Linear(dim, dim, bias=False)
+        self.v_proj = nn.Linear(dim, dim)
+        self.inner_norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
+        self.out_proj = nn.Linear(dim, dim)
+
+    def forward(self, hidden_states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        query, key, value = (
+            projection(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (batch, heads, tokens, dim)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        merged = attention(self, query, key, value, None, scaling=self.head_dim**-0.5, dropout=0.0)[0]
+        return self.out_proj(self.inner_norm(merged.flatten(2)))
+
+    def value_path(self, hidden_states: Tensor) -> Tensor:
+        """What a token would read if it looked at itself alone."""
+        return self.out_proj(self.inner_norm(self.v_proj(hidden_states)))
+
+
+class Eva02CLIPMLP(nn.Module):
+    """SwiGLU with a norm inside."""
+
+    def __init__(self, config: Eva02CLIPVisionConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.inner_norm = nn.LayerNorm(config.intermediate_size, eps=config.layer_norm_eps)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        gated = nn.functional.silu(self.gate_proj(hidden_states)) * self.up_proj(hidden_states)
+        return self.down_proj(self.inner_norm(gated))
+
+
+class Eva02CLIPEncoderLayer(GradientCheckpointingLayer):
+    """A block, with a second way through it in which no location looks at another."""
+
+    def __init__(self, config: Eva02CLIPVisionConfig):
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attn = Eva02CLIPAttention(config)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = Eva02CLIPMLP(config)
+
+    def forward(self, hidden_states: Tensor, cos: Tensor, sin: Tensor, dense: bool = False) -> Tensor:
+        normed = self.layer_norm1(hidden_states)
+        attended = self.self_attn.value_path(normed) if dense else self.self_attn(normed, cos, sin)
+        hidden_states = hidden_states + attended
+        return hidden_states + self.mlp(self.layer_norm2(hidden_states))
+
+
+class Eva02CLIPEncoder(nn.Module):
+    def __init__(self, config: Eva02CLIPVisionConfig):
+        super().__init__()
+        self.layers = nn.ModuleList([Eva02CLIPEncoderLayer(config) for _ in range(config.num_hidden_layers)])
+
+
+class Eva02CLIPVisionModel(TransformerTower, PreTrainedModel):
+    """EVA-02 CLIP's vision transformer. Dense features: the last block's value path, then the final norm."""
+
+    config: Eva02CLIPVisionConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Eva02CLIPEncoderLayer", "Eva02CLIPVisionEmbeddings"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    projection_bias = True
+
+    def __init__(self, config: Eva02CLIPVisionConfig):
+        super().__init__(config)
+        self.embeddings = Eva02CLIPVisionEmbeddings(config)
+        self.encoder = Eva02CLIPEncoder(config)
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, Eva02CLIPVisionEmbeddings):
+            init.normal_(module.class_embedding, std=self.config.initializer_range)
+
+    def embed(self, pixel_values, size):
+        hidden_states = self.embeddings(pixel_values)
+        # Computed anew for each pass, a few kilobytes: nothing that could go stale at another size or dtype.
+        head_dim = self.config.hidden_size // self.config.num_attention_heads
+        tables = rotary_tables(size, head_dim, self.config.rope_grid, self.config.rope_theta, hidden_states.device)
+        return hidden_states, tables
+
+    def read_dense(self, patches):
+        return self.post_layernorm(patches)
+
+    def read_pooled(self, hidden_states):
+        return self.post_layernorm(hidden_states[:, 0])
+
+
+__all__ = ["Eva02CLIPVisionModel"]

@@ -1,0 +1,179 @@
+"""CLIP towers of timm that transformers does not have: ConvNeXt, and plain vision transformers of other shapes."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from transformers import PreTrainedModel
+
+from .configuration_vision_towers import TimmConvNextVisionConfig, TimmViTVisionConfig
+from .vision_tower import TransformerTower, VisionFeatures, VisionTower, resize_positions
+
+
+try:
+    import timm
+    from timm.models.vision_transformer import Block, VisionTransformer
+except ImportError:
+    timm, Block, VisionTransformer = None, nn.Module, nn.Module
+
+
+def create_trunk(architecture: str, **arguments: Any) -> nn.Module:
+    """The network without a classifier, freshly drawn by timm; nothing is downloaded."""
+    if timm is None:
+        raise ImportError(f"The vision tower {architecture} is built by timm: `pip install 'densevlm[vision]'`.")
+    return timm.create_model(architecture, pretrained=False, num_classes=0, **arguments)
+
+
+class TimmTower(PreTrainedModel):
+    """What the towers share: the trunk draws its own weights, and checkpoints block by block."""
+
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    gradient_checkpointing = False
+    _supports_sdpa = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """timm has drawn them; whatever of them a checkpoint lacks is an error of loading."""
+
+    def run_block(self, block: nn.Module, hidden_states: Tensor, **options: Any) -> Tensor:
+        if self.gradient_checkpointing and self.training:
+            return self._gradient_checkpointing_func(partial(block, **options), hidden_states)
+        return block(hidden_states, **options)
+
+
+class TimmConvNextVisionModel(VisionTower, TimmTower):
+    """
+    A CLIP ConvNeXt. Dense features: the head's norm at every location of the last stage's map. The global feature is
+    the norm of the map's mean, which is another thing than the mean of the norms.
+    """
+
+    config: TimmConvNextVisionConfig
+    _no_split_modules = ["ConvNeXtBlock"]
+    stride = 32
+
+    def __init__(self, config: TimmConvNextVisionConfig):
+        super().__init__(config)
+        sizes = {"depths": tuple(config.depths), "dims": tuple(config.dims)}
+        self.trunk = create_trunk(config.architecture, **sizes, **(config.architecture_args or {}))
+        self.post_init()
+
+    @property
+    def stage_channels(self):
+        return list(self.config.dims)
+
+    @property
+    def stage_strides(self):
+        return [4, 8, 16, 32]
+
+    def extract(self, pixel_values, dense=True, pooled=False, stages=()):
+        pixel_values, _ = self.whole_cells(pixel_values)
+        hidden_states = self.trunk.stem(pixel_values.to(self.dtype))
+        maps = {}
+        for index, stage in enumerate(self.trunk.stages):
+            hidden_states = stage.downsample(hidden_states)
+            for block in stage.blocks:
+                hidden_states = self.run_block(block, hidden_states)
+            if f"stage{index}" in stages:
+                maps[f"stage{index}"] = hidden_states
+        hidden_states = self.trunk.norm_pre(hidden_states)
+        norm = self.trunk.head.norm
+        features = norm(hidden_states).permute(0, 2, 3, 1) if dense else None
+        image = norm(hidden_states.mean((2, 3), keepdim=True)).flatten(1) if pooled else None
+        return VisionFeatures(features, image, maps)
+
+    def trainable_blocks(self):
+        blocks = []
+        for stage in self.trunk.stages:
+            first, *rest = stage.blocks
+            # What takes one stage's map to the next one's size goes with the block behind it.
+            blocks.append([*stage.downsample.parameters(), *first.parameters()])
+            blocks += [list(block.parameters()) for block in rest]
+        return blocks
+
+
+class DenseTimmBlock(Block):
+    """timm's transformer block with a second way through it, in which no location looks at another."""
+
+    def forward(self, x: Tensor, dense: bool = False, **kwargs: Any) -> Tensor:
+        if not dense:
+            return super().forward(x, **kwargs)
+        dim, attention = self.attn.attn_dim, self.attn
+        bias = None if attention.qkv.bias is None else attention.qkv.bias[2 * dim :]
+        values = attention.proj(attention.norm(linear(self.norm1(x), attention.qkv.weight[2 * dim :], bias)))
+        x = x + self.ls1(values)
+        return x + self.ls2(self.mlp(self.norm2(x)))
+
+
+class TimmViTVisionModel(TransformerTower, TimmTower):
+    """
+    A plain vision transformer of timm. Dense features: the last block's value path, then the final norm. Query, key
+    and value are one matrix in timm; the rows of the last block's query and key get zero gradients.
+    """
+
+    config: TimmViTVisionConfig
+    _no_split_modules = ["Block", "DenseTimmBlock"]
+
+    def __init__(self, config: TimmViTVisionConfig):
+        super().__init__(config)
+        self.trunk = create_trunk(
+            config.architecture,
+            img_size=config.image_size,
+            patch_size=config.patch_size,
+            embed_dim=config.hidden_size,
+            depth=config.num_hidden_layers,
+            num_heads=config.num_attention_heads,
+            dynamic_img_size=True,
+            **(config.architecture_args or {}),
+        )
+        blocks = getattr(self.trunk, "blocks", [None])
+        if not isinstance(self.trunk, VisionTransformer) or type(blocks[-1]) is not Block or self.trunk.attn_pool:
+            raise ValueError(
+                f"timm's {config.architecture} is no plain vision transformer: it has no dense path here."
+            )
+        if config.pooling not in ("avg", "token") or (config.pooling == "token" and self.trunk.cls_token is None):
+            raise ValueError(f"`pooling` is 'avg', or 'token' where there is a class token; got {config.pooling!r}.")
+        blocks[-1].__class__ = DenseTimmBlock
+        for block in blocks:
+            block.attn.fused_attn = config._attn_implementation != "eager"
+        self.post_init()
+
+    @property
+    def projection_bias(self):
+        return self.config.projection_bias
+
+    @property
+    def prefix(self):
+        return self.trunk.num_prefix_tokens
+
+    @property
+    def blocks(self):
+        return self.trunk.blocks
+
+    def embed(self, pixel_values, size):
+        trunk = self.trunk
+        hidden_states = trunk.patch_embed(pixel_values.to(self.dtype)).flatten(1, 2)  # (batch, patches, hidden)
+        tokens = [t.expand(len(hidden_states), -1, -1) for t in (trunk.cls_token, trunk.reg_token) if t is not None]
+        positions = trunk.pos_embed[0]
+        if trunk.no_embed_class:
+            hidden_states = hidden_states + resize_positions(positions, size, prefix=0)
+        hidden_states = torch.cat([*tokens, hidden_states], dim=1)
+        if not trunk.no_embed_class:
+            hidden_states = hidden_states + resize_positions(positions, size, prefix=self.prefix)
+        return trunk.norm_pre(hidden_states), ()
+
+    def read_dense(self, patches):
+        return self.trunk.fc_norm(self.trunk.norm(patches))
+
+    def read_pooled(self, hidden_states):
+        hidden_states = self.trunk.norm(hidden_states)
+        pooled = hidden_states[:, 0] if self.config.pooling == "token" else hidden_states[:, self.prefix :].mean(1)
+        return self.trunk.fc_norm(pooled)
+
+    def unused_when_dense(self, last):
+        return [last.attn.q_norm, last.attn.k_norm]
+
+
+__all__ = ["TimmConvNextVisionModel", "TimmViTVisionModel"]
