@@ -38,7 +38,7 @@ def read_checkpoint(file: str | PathLike) -> dict[str, Tensor]:
 def _load_torch(file: Path) -> Any:
     if _is_torchscript(file):
         raise ValueError(
-            f"{file} is a TorchScript archive, a program and no file of weights; it was not run. OpenAI's CLIPs are on "
+            f"{file} is a TorchScript archive, a program, not weights; it was not run. OpenAI's CLIPs are on "
             'the Hub as weights, e.g. `DenseVLMModel.from_pretrained("openai/clip-vit-base-patch16")`.'
         )
     try:

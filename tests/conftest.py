@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors import safe_open
 from transformers import CLIPConfig, CLIPModel
 
-from modeling_densevlm import DenseVLMImageProcessor, DenseVLMModel, DenseVLMProcessor
+from modeling_densevlm import DenseVLMConfig, DenseVLMImageProcessor, DenseVLMModel, DenseVLMProcessor
 from training.sandbox.scenes import CATEGORIES, write_scenes
 from training.sandbox.tokenizer import category_sentences, word_tokenizer
 
@@ -62,6 +62,93 @@ def coco_sample() -> Path:
     if not folder.is_dir():
         pytest.skip("the two COCO images are not here (a folder `shared` beside the checkout)")
     return folder
+
+
+_TRANSFORMER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+
+TOWERS = {
+    "clip_vit": {"model_type": "clip_vision_model", **_TRANSFORMER, "image_size": 32, "patch_size": 8},
+    "eva02_clip": {"model_type": "eva02_clip_vision_model", **_TRANSFORMER, "image_size": 32, "patch_size": 8},
+    "clip_resnet": {
+        "model_type": "clip_resnet_vision_model",
+        "stem_size": 4,
+        "depths": [1, 2, 1, 1],
+        "num_attention_heads": 4,
+        "image_size": 96,
+    },
+    "convnext": {
+        "model_type": "timm_convnext_vision_model",
+        "architecture": "convnext_tiny",
+        "depths": [1, 2, 1, 1],
+        "dims": [8, 16, 24, 32],
+        "image_size": 96,
+    },
+    "timm_vit": {
+        "model_type": "timm_vit_vision_model",
+        "architecture": "vit_medium_patch16_gap_256",
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "image_size": 32,
+        "patch_size": 8,
+    },
+    "siglip": {"model_type": "siglip_vision_model", **_TRANSFORMER, "image_size": 32, "patch_size": 8},
+    "siglip2": {"model_type": "siglip2_vision_model", **_TRANSFORMER, "num_patches": 16, "patch_size": 8},
+}
+"""Every vision tower, tiny: native maps of 4 x 4 cells, 3 x 3 of the CNNs."""
+
+
+def tower_config(tower: str, tokenizer=None) -> DenseVLMConfig:
+    """Configuration of a model with this tower; with a tokenizer, one with a text tower of its family."""
+    vision = TOWERS[tower]
+    family = tower if tower.startswith("siglip") else "clip"
+    text = None
+    if tokenizer is not None:
+        text = {
+            "model_type": f"{family}_text_model",
+            **_TRANSFORMER,
+            "num_hidden_layers": 2,
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": 32,
+            "pad_token_id": tokenizer.pad_token_id,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+        }
+    siglip = family != "clip"
+    return DenseVLMConfig(
+        vision_config=dict(vision),
+        text_config=text,
+        projection_dim=None if siglip else 24,
+        logit_bias_init_value=0.0 if siglip else None,
+    )
+
+
+@torch.no_grad()
+def make_tower(tower: str, tokenizer=None, seed: int = 0) -> DenseVLMModel:
+    """A model with this tower in eval mode. Every number is drawn: no zero hides a path, no batch norm is neutral."""
+    if tower in ("convnext", "timm_vit"):
+        pytest.importorskip("timm", reason="this tower is built by timm (extra `vision`)")
+    torch.manual_seed(seed)
+    model = DenseVLMModel(tower_config(tower, tokenizer)).eval()
+    for name, tensor in model.state_dict().items():
+        if name.endswith("running_var"):
+            tensor.uniform_(0.5, 1.5)
+        elif tensor.is_floating_point() and not name.startswith("logit_"):
+            tensor.add_(torch.randn_like(tensor) * 0.1)
+    return model
+
+
+@pytest.fixture(params=TOWERS)
+def tower(request) -> str:
+    """The name of a vision tower; a test that takes it runs for every tower."""
+    if request.param in ("convnext", "timm_vit"):
+        pytest.importorskip("timm", reason="this tower is built by timm (extra `vision`)")
+    return request.param
+
+
+@pytest.fixture(scope="session", name="make_tower")
+def make_tower_fixture():
+    return make_tower
 
 
 @pytest.fixture(scope="session", name="make_clip")

@@ -1,0 +1,277 @@
+"""What holds for every vision tower, whatever it is made of."""
+
+import pytest
+import torch
+from torch.nn.functional import cosine_similarity, normalize
+from torch.testing import assert_close
+from transformers import AutoBackbone, AutoModel
+
+from modeling_densevlm import DenseVLMConfig, DenseVLMModel
+
+
+BOXES = torch.tensor(
+    [
+        [0.0, 0.0, 1.0, 1.0],  # the whole image
+        [0.1, 0.2, 0.7, 0.9],
+        [0.30, 0.30, 0.31, 0.31],  # far smaller than a cell
+        [-0.2, 0.5, 0.4, 1.3],  # reaching outside
+        [0.5, 0.5, 0.5, 0.5],  # no area
+    ]
+)
+
+
+@pytest.fixture
+def model(tower, make_tower) -> DenseVLMModel:
+    return make_tower(tower)
+
+
+def side_of(model: DenseVLMModel) -> int:
+    """A small side in pixels: three cells of the map."""
+    return 3 * model.vision_model.stride
+
+
+def images(model: DenseVLMModel, count: int = 2, height: int | None = None, width: int | None = None):
+    side = side_of(model)
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(count, 3, height or side, width or side, generator=generator)
+
+
+@pytest.mark.parametrize("cells", [(3, 3), (4, 4), (7, 7), (1, 1), (2, 5), (6, 3)])
+@torch.no_grad()
+def test_any_size_and_aspect_gives_a_map_of_its_cells_with_unit_norm(model, cells):
+    stride = model.vision_model.stride
+    dense = model.get_dense_features(images(model, 1, cells[0] * stride, cells[1] * stride))
+    assert dense.shape == (1, model.config.projection_dim, *cells)
+    assert_close(dense.norm(dim=1), torch.ones(1, *cells))
+
+
+@torch.no_grad()
+def test_a_remainder_that_fills_no_cell_is_dropped_with_a_warning(model, caplog):
+    side, stride = side_of(model), model.vision_model.stride
+    image = images(model, 1, side + stride // 2, side + 1)
+    assert_close(model.get_dense_features(image), model.get_dense_features(image[:, :, :side, :side]))
+    with pytest.raises(ValueError, match="holds no patch"):
+        model.get_dense_features(image[:, :, : stride - 1])
+    with pytest.raises(ValueError, match=r"is \(batch, channels, height, width\)"):
+        model.get_dense_features(image[0])
+
+
+@torch.no_grad()
+def test_places_in_the_image_are_the_same_places_in_the_map(model):
+    # A change in one corner changes that corner of the map most.
+    stride = model.vision_model.stride
+    image = images(model, 1, 4 * stride, 6 * stride)
+    changed = image.clone()
+    changed[:, :, :stride, -stride:] += 3.0
+    difference = (model.get_dense_features(image) - model.get_dense_features(changed)).norm(dim=1)[0]
+    assert divmod(int(difference.argmax()), 6) == (0, 5)
+
+
+@torch.no_grad()
+def test_boxes_at_the_edge_of_what_is_possible(model):
+    image = images(model)
+    pooled = model.get_region_features(image, boxes=[BOXES, BOXES[:0]])
+    assert pooled.shape == (len(BOXES), model.config.projection_dim)
+    assert pooled.isfinite().all()
+    dense = model.get_dense_features(image)
+    assert_close(pooled[0], dense[0].mean((1, 2)), atol=1e-5, rtol=1e-4)
+    assert (pooled[-1] == 0).all()
+    none = model.get_region_features(image, boxes=[BOXES[:0]] * 2)
+    assert none.shape == (0, model.config.projection_dim)
+
+
+@torch.no_grad()
+def test_masks_at_the_edge_of_what_is_possible(model):
+    image = images(model)
+    dense = model.get_dense_features(image)
+    masks = torch.zeros(4, *dense.shape[2:])
+    masks[1] = 1
+    masks[2, 0, 0] = 1
+    masks[3, 0, :2] = torch.tensor([0.25, 0.75])
+    pooled = model.get_region_features(image, masks=[masks, masks[:0]])
+    assert (pooled[0] == 0).all()
+    assert_close(pooled[1], dense[0].mean((1, 2)))
+    assert_close(pooled[2], dense[0, :, 0, 0])
+    assert_close(pooled[3], 0.25 * dense[0, :, 0, 0] + 0.75 * dense[0, :, 0, 1])
+
+
+@torch.no_grad()
+def test_a_batch_gives_what_its_images_give_one_by_one(model):
+    image = images(model)
+    boxes = [BOXES[:2], BOXES[1:4]]
+    together = model(image, boxes=boxes, return_image_embeds=True)
+    alone = [model(image[i : i + 1], boxes=boxes[i : i + 1], return_image_embeds=True) for i in range(2)]
+    for name in ("dense_embeds", "region_embeds", "image_embeds"):
+        assert_close(together[name], torch.cat([output[name] for output in alone]), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_one_pass_gives_the_same_as_a_pass_for_each(model):
+    image = images(model)
+    output = model(image, boxes=[BOXES] * 2, return_image_embeds=True)
+    assert_close(output.dense_embeds, model.get_dense_features(image))
+    assert_close(output.region_embeds, model.get_region_features(image, boxes=[BOXES] * 2))
+    assert_close(output.image_embeds, model.get_image_features(image).pooler_output)
+
+
+@torch.no_grad()
+def test_eager_and_fused_attention_agree(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    outputs = []
+    for implementation in ("eager", "sdpa"):
+        other = DenseVLMModel.from_pretrained(tmp_path, attn_implementation=implementation)
+        assert other.vision_model.config._attn_implementation == implementation
+        outputs.append(other(images(model), return_image_embeds=True))
+    for name in ("dense_embeds", "image_embeds"):
+        assert_close(outputs[0][name], outputs[1][name], atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_bf16_weights_give_float32_features_within_their_precision(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    half = DenseVLMModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    output = half(images(model).bfloat16(), boxes=[BOXES] * 2, return_image_embeds=True)
+    expected = model(images(model), boxes=[BOXES] * 2, return_image_embeds=True)
+    for name in ("dense_embeds", "image_embeds", "region_embeds"):
+        assert output[name].dtype == torch.bfloat16
+        seen = expected[name].norm(dim=1) > 0
+        assert (cosine_similarity(output[name].float(), expected[name])[seen] > 0.995).all(), name
+
+
+@torch.no_grad()
+def test_autocast_gives_float32_features_within_its_precision(model):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        dense = model.get_dense_features(images(model))
+    assert (cosine_similarity(dense.float(), model.get_dense_features(images(model))) > 0.995).all()
+
+
+def gradients_of(model: DenseVLMModel) -> dict[str, torch.Tensor]:
+    model.train().zero_grad()
+    # Weights keep the sum from being constant, which that of unit vectors' squares is.
+    pooled = model(images(model), boxes=[BOXES] * 2).region_embeds
+    (pooled * torch.linspace(-1, 1, pooled.numel()).view_as(pooled)).sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_gradients_reach_exactly_the_trainable_blocks_and_what_is_always_frozen(model):
+    names = {id(p): name for name, p in model.named_parameters()}
+    blocks = model.vision_model.trainable_blocks()
+    listed = [names[id(p)] for block in blocks for p in block]
+    assert len(listed) == len(set(listed))
+    found = gradients_of(model)
+    assert set(listed) <= set(found)
+    assert all(found[name].abs().max() > 0 for name in listed)
+    # Beside the blocks stand embedding or stem, final norm, head and projection: frozen by training.
+    in_blocks = ("encoder.layers.", "layer1.", "layer2.", "layer3.", "layer4.", "trunk.blocks.", "trunk.stages.")
+    reached = {name for name in found if name.removeprefix("vision_model.").startswith(in_blocks)}
+    assert reached == set(listed)
+
+
+def test_activation_checkpointing_changes_no_gradient_and_reaches_every_block(model, tower, make_tower):
+    plain = gradients_of(model)
+    other = make_tower(tower)
+    other.activation_checkpointing_enable({"use_reentrant": False})
+    norms = ("layer_norm2", "bn3", "norm2", "conv_dw")  # one in every block
+    parts = {name: part for name, part in other.vision_model.named_modules() if name.rpartition(".")[2] in norms}
+    parts.pop("bn3", None)  # the ResNet's stem has one, too
+    runs = dict.fromkeys(parts, 0)
+    for name, part in parts.items():
+        part.register_forward_pre_hook(lambda *_, name=name: runs.update({name: runs[name] + 1}))
+    checkpointed = gradients_of(other)
+    assert len(runs) == len(model.vision_model.trainable_blocks())
+    assert set(runs.values()) == {2}, runs  # forward, and again in backward
+    assert checkpointed.keys() == plain.keys()
+    for name, gradient in plain.items():
+        assert_close(checkpointed[name], gradient, atol=1e-6, rtol=1e-4, msg=lambda text, name=name: f"{name} {text}")
+
+
+@torch.no_grad()
+def test_every_stage_can_be_tapped_in_the_dense_pass(tower, make_tower, tmp_path):
+    model = make_tower(tower)
+    model.save_pretrained(tmp_path)
+    count = len(model.config.stage_names)
+    tapped = DenseVLMModel.from_pretrained(tmp_path, out_indices=list(range(count)))
+    stride = model.vision_model.stride
+    image = images(model, 1, 2 * stride, 5 * stride)
+    passes = []
+    stem = next(m for m in tapped.vision_model.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear))
+    stem.register_forward_hook(lambda *_: passes.append(1))
+    output = tapped(image)
+    assert len(passes) == 1
+    assert tapped.out_features == [*tapped.stage_names[:-1], "dense"]
+    assert len(output.feature_maps) == count == len(tapped.channels) == len(tapped.strides)
+    for feature_map, channels, cell in zip(output.feature_maps, tapped.channels, tapped.strides):
+        assert feature_map.shape == (1, channels, 2 * stride // cell, 5 * stride // cell)
+    assert torch.equal(output.feature_maps[-1], model.get_dense_features(image))
+
+
+@torch.no_grad()
+def test_transformers_auto_backbone_takes_the_model(tower, make_tower, tmp_path):
+    model = make_tower(tower)
+    config = DenseVLMConfig(**{**model.config.to_dict(), "out_features": None, "out_indices": [0, -1]})
+    backbone = AutoBackbone.from_config(config).eval()
+    backbone.load_state_dict(model.state_dict())
+    first, dense = backbone(images(model)).feature_maps
+    assert first.shape[1] == backbone.channels[0]
+    assert torch.equal(dense, model.get_dense_features(images(model)))
+    with pytest.raises(ValueError, match="out_features"):
+        DenseVLMConfig(**{**model.config.to_dict(), "out_features": ["block99"], "out_indices": None})
+
+
+@torch.no_grad()
+def test_save_and_load_keep_every_output_and_every_number(model, tmp_path):
+    model.save_pretrained(tmp_path / "first")
+    for loader in (DenseVLMModel, AutoModel):
+        loaded = loader.from_pretrained(tmp_path / "first")
+        assert type(loaded) is DenseVLMModel
+        loaded.save_pretrained(tmp_path / "second")
+        again = DenseVLMModel.from_pretrained(tmp_path / "second")
+        assert again.config.to_diff_dict() == loaded.config.to_diff_dict()
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(again.state_dict()[name], tensor), name
+        expected = model(images(model), return_image_embeds=True)
+        found = again(images(model), return_image_embeds=True)
+        assert torch.equal(found.dense_embeds, expected.dense_embeds)
+        assert torch.equal(found.image_embeds, expected.image_embeds)
+
+
+@torch.no_grad()
+def test_sharded_weights_an_automatic_device_map_and_half_precision_load(model, tmp_path):
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    expected = model.get_dense_features(images(model))
+    for options in ({}, {"device_map": "auto"}, {"device_map": "cpu"}):
+        loaded = DenseVLMModel.from_pretrained(tmp_path, **options)
+        assert torch.equal(loaded.get_dense_features(images(model)), expected)
+    assert DenseVLMModel.from_pretrained(tmp_path, dtype=torch.float16).dtype == torch.float16
+
+
+@torch.no_grad()
+def test_a_model_built_on_the_meta_device_is_whole_once_its_weights_are_there(model, tmp_path):
+    with torch.device("meta"):
+        empty = DenseVLMModel(model.config)
+    assert all(tensor.is_meta for tensor in (*empty.parameters(), *empty.buffers()))
+    # No table of ours that a checkpoint would not hold: what is left are transformers' own, which it makes anew.
+    assert all(
+        name.endswith("position_ids") for name in dict(empty.named_buffers()).keys() - empty.state_dict().keys()
+    )
+    # `from_pretrained` builds the model in this way, here among numbers left in memory by others.
+    model.save_pretrained(tmp_path)
+    junk = [torch.full((4096,), float("nan")) for _ in range(100)]
+    del junk
+    loaded = DenseVLMModel.from_pretrained(tmp_path, low_cpu_mem_usage=True)
+    native = getattr(model.config.vision_config, "image_size", 32)
+    for side in (native, side_of(model)):
+        image = images(model, 1, side, side)
+        assert torch.equal(loaded.get_dense_features(image), model.get_dense_features(image))
+
+
+@torch.no_grad()
+def test_global_features_keep_their_meaning_at_the_native_size(tower, make_tower):
+    # They are what the pre-trained model gives, unit norm or not: projection after pooling.
+    model = make_tower(tower)
+    image = images(model)
+    pooled = model.get_image_features(image).pooler_output
+    assert pooled.shape == (2, model.config.projection_dim)
+    assert not torch.allclose(pooled.norm(dim=1), torch.ones(2), atol=1e-3)
+    assert not torch.allclose(normalize(pooled, dim=1), normalize(model.get_dense_features(image).mean((2, 3)), dim=1))
