@@ -8,6 +8,7 @@ between things and stuff.
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -171,8 +172,12 @@ def top_categories(cosines: np.ndarray, count: int = 5) -> np.ndarray:
     return np.where(np.isnan(cosines).any(axis=1, keepdims=True), NO_CATEGORY, best)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.evaluate_regions",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--model", required=True, help="folder or Hub name of a DenseVLM or a CLIP")
     parser.add_argument("--annotations", required=True, help="COCO-panoptic JSON")
     parser.add_argument("--images", required=True, help="root of the images")
@@ -187,7 +192,7 @@ def main() -> None:
     parser.add_argument("--num_workers", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     model = DenseVLMModel.from_pretrained(arguments.model, dtype=torch.float32).to(arguments.device).eval()
     image_processor, tokenizer = load_processing(arguments.model)
     if arguments.image_size:

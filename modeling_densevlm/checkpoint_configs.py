@@ -29,7 +29,7 @@ Json = Mapping[str, Any]
 def config_names() -> list[str]:
     """The names of all known configurations."""
     names = []
-    for file in sorted(MODEL_CONFIGS.glob("*.json")):
+    for file in sorted(MODEL_CONFIGS.glob("*.json"), key=lambda file: file.stem):
         names.append(file.stem)
         if config_kind(json.loads(file.read_text())) in ("clip_vision_model", "clip_resnet_vision_model"):
             names.append(file.stem + QUICK_GELU)
@@ -74,7 +74,13 @@ def config_kind(config: Json) -> str:
     return "clip_resnet_vision_model" if isinstance(vision.get("layers"), list) else "clip_vision_model"
 
 
-def convert_config(config: Json, weights: Mapping[str, Tensor] | None = None) -> DenseVLMConfig:
+def has_text_tower(weights: Mapping[str, Tensor]) -> bool:
+    return any(key.startswith(("token_embedding.", "ln_final.")) for key in weights)
+
+
+def convert_config(
+    config: Json, weights: Mapping[str, Tensor] | None = None, text: bool | None = None
+) -> DenseVLMConfig:
     """
     The model configuration of open_clip's JSON (`embed_dim`, `vision_cfg`, `text_cfg`, `quick_gelu`).
 
@@ -82,19 +88,20 @@ def convert_config(config: Json, weights: Mapping[str, Tensor] | None = None) ->
         config (`dict`): the JSON.
         weights (`dict`, *optional*):
             The checkpoint under the reference's names. Where the JSON gives timm's name of an architecture and no
-            sizes, or a native image size that the learned positions disagree with, the weights tell. A checkpoint
-            without a text tower makes a model without one.
+            sizes, or a native image size that the learned positions disagree with, the weights tell.
+        text (`bool`, *optional*):
+            Whether the model has a text tower; by default, whether the weights have one.
     """
     config = model_part(config)
     kind = config_kind(config)
     vision = _VISION[kind](_field(config, "vision_cfg"), config, weights or {})
-    has_text = not weights or any(key.startswith(("token_embedding.", "ln_final.")) for key in weights)
-    text = None
-    if has_text:
-        text = _text_config(_field(config, "text_cfg"), config, "siglip" if kind == "siglip_vision_model" else "clip")
+    text_config = None
+    if text or (text is None and (not weights or has_text_tower(weights))):
+        family = "siglip" if kind == "siglip_vision_model" else "clip"
+        text_config = _text_config(_field(config, "text_cfg"), config, family)
     return DenseVLMConfig(
         vision_config={"model_type": kind, **vision},
-        text_config=text,
+        text_config=text_config,
         projection_dim=_field(config, "embed_dim"),
         logit_bias_init_value=float(config.get("init_logit_bias", 0)) if kind == "siglip_vision_model" else None,
     )
@@ -420,4 +427,13 @@ _EXPORTED: dict[str, Callable[[Any], dict[str, Any]]] = {
 }
 
 
-__all__ = ["MODEL_CONFIGS", "config_kind", "config_names", "convert_config", "export_config", "load_config"]
+__all__ = [
+    "MODEL_CONFIGS",
+    "QUICK_GELU",
+    "config_kind",
+    "config_names",
+    "convert_config",
+    "export_config",
+    "has_text_tower",
+    "load_config",
+]

@@ -29,6 +29,7 @@ from .checkpoint_configs import (
     config_names,
     convert_config,
     export_config,
+    has_text_tower,
     load_config,
 )
 from .checkpoint_files import read_checkpoint, write_checkpoint
@@ -182,7 +183,8 @@ def _some(keys: Sequence[str], most: int = 20) -> str:
 
 def recognise(weights: Mapping[str, Tensor], layout_name: str = "open_clip") -> tuple[str, dict[str, Any]]:
     """
-    The known configuration whose tensors have these names and shapes.
+    The known configuration whose tensors have these names and shapes; else one whose have, but for a native image size
+    that the learned positions were resized to.
 
     Args:
         weights (`dict`): under the reference's names.
@@ -196,7 +198,13 @@ def recognise(weights: Mapping[str, Tensor], layout_name: str = "open_clip") -> 
     converted, _ = rename(weights, layout.rules, to_ours=True)
     shapes = {key: tuple(tensor.shape) for key, tensor in converted.items() if key != "logit_scale"}
     choices = [name for name in config_names() if config_kind(load_config(name)) == kind]
-    fitting = [name for name in choices if _shapes(convert_config(load_config(name), weights)) == shapes]
+    text = has_text_tower(weights)
+    fitting = [name for name in choices if _shapes(convert_config(load_config(name), text=text)) == shapes]
+    if not fitting:
+        resized = {name: convert_config(load_config(name), weights) for name in choices}
+        # Those that differ in their image size only have become the same.
+        unlike = {config.to_json_string(): name for name, config in reversed(resized.items())}
+        fitting = [name for name in choices if name in unlike.values() and _shapes(resized[name]) == shapes]
     if layout_name == "RegionCLIP":
         fitting = [name for name in fitting if name.endswith(QUICK_GELU)]
     if len(fitting) == 1:

@@ -1,0 +1,346 @@
+"""Every public layout of weights, from its own implementation where that can be installed, converted and back."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.testing import assert_close
+
+from modeling_densevlm import DenseVLMModel
+from modeling_densevlm.checkpoint_configs import config_kind, config_names, convert_config, load_config
+from modeling_densevlm.checkpoint_layouts import LAYOUTS, rename
+from modeling_densevlm.convert_open_clip import (
+    convert_checkpoint,
+    convert_with_report,
+    export_checkpoint,
+    image_processor_for,
+    main,
+    recognise,
+)
+
+
+TEXT = {"context_length": 16, "vocab_size": 64, "width": 32, "heads": 4, "layers": 2}
+VIT = {"image_size": 32, "layers": 2, "width": 32, "patch_size": 8, "head_width": 8}
+RESNET = {"image_size": 64, "layers": [1, 2, 1, 1], "width": 8, "patch_size": None, "head_width": 16}
+OPEN_CLIP = {
+    "vit": {"embed_dim": 24, "vision_cfg": VIT, "text_cfg": TEXT},
+    "vit-quickgelu": {"embed_dim": 24, "vision_cfg": VIT, "text_cfg": TEXT, "quick_gelu": True},
+    "resnet-quickgelu": {"embed_dim": 24, "vision_cfg": RESNET, "text_cfg": TEXT, "quick_gelu": True},
+    "convnext": {
+        "embed_dim": 24,
+        "vision_cfg": {"timm_model_name": "convnext_atto", "timm_pool": "", "timm_proj": "linear", "image_size": 64},
+        "text_cfg": TEXT,
+    },
+    "timm-vit": {
+        "embed_dim": 24,
+        "vision_cfg": {
+            "timm_model_name": "vit_xsmall_patch16_clip_224",
+            "timm_pool": "token",
+            "timm_proj": None,
+            "image_size": 224,
+        },
+        "text_cfg": TEXT,
+    },
+    "eva02": {**load_config("EVA02-CLIP-B-16"), "custom_text": True, "text_cfg": TEXT},
+    "siglip": load_config("ViT-B-16-SigLIP"),
+}
+"""As open_clip builds them; those that timm or open_clip knows by name only have their full size."""
+OPEN_CLIP["eva02"]["vision_cfg"] = {
+    "timm_model_name": "eva02_base_patch16_clip_224",
+    "timm_pool": "token",
+    "timm_proj": None,
+    "image_size": 224,
+}
+
+
+@pytest.fixture(scope="module")
+def build_open_clip():
+    """A freshly drawn model of open_clip, every number of it drawn."""
+    open_clip = pytest.importorskip("open_clip", reason="open_clip is not installed (extra `dev`)")
+
+    def build(config):
+        torch.manual_seed(0)
+        config = dict(config)
+        model = (open_clip.CustomTextCLIP if config.pop("custom_text", False) else open_clip.CLIP)(**config).eval()
+        with torch.no_grad():
+            for name, tensor in model.state_dict().items():
+                if name.endswith("running_var"):
+                    tensor.uniform_(0.5, 1.5)
+                elif tensor.is_floating_point() and not name.startswith("logit_"):
+                    tensor.add_(0.05 * torch.randn_like(tensor))
+        return model
+
+    return build
+
+
+def with_slow(names, slow):
+    return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]
+
+
+@pytest.mark.parametrize("name", with_slow(OPEN_CLIP, {"siglip"}))
+@torch.no_grad()
+def test_models_of_open_clip_give_the_same_features_there_and_back(build_open_clip, name):
+    config = OPEN_CLIP[name]
+    theirs = build_open_clip(config).double()  # so that what differs is the computation, not its rounding
+    side, text = config["vision_cfg"]["image_size"], config["text_cfg"]
+    image = torch.randn(1, 3, side, side, dtype=torch.float64)
+    tokens = torch.randint(1, text["vocab_size"] - 1, (3, text["context_length"]))
+    tokens[:, -2] = text["vocab_size"] - 1
+    expected = theirs.encode_image(image), theirs.encode_text(tokens)
+
+    model = convert_checkpoint(theirs.state_dict(), config).double()
+    found = model.get_image_features(image).pooler_output, model.get_text_features(tokens).pooler_output
+    for ours, reference in zip(found, expected):
+        assert_close(ours, reference, atol=1e-6, rtol=1e-6)
+
+    exported, exported_config = export_checkpoint(model)
+    if name == "eva02":  # exported under EVA-CLIP's own names, not those of timm
+        again = convert_checkpoint(exported, exported_config).double()
+        assert torch.equal(again.get_image_features(image).pooler_output, found[0])
+        return
+    back = build_open_clip(exported_config).double()
+    back.load_state_dict(exported)
+    for ours, reference in zip((back.encode_image(image), back.encode_text(tokens)), expected):
+        assert torch.equal(ours, reference)
+
+
+@torch.no_grad()
+def test_timms_own_eva02_converts_with_and_without_a_text_tower_beside_it():
+    timm = pytest.importorskip("timm", reason="timm is not installed (extra `vision`)")
+    torch.manual_seed(0)
+    trunk = timm.create_model("eva02_base_patch16_clip_224", num_classes=512).eval()
+    weights = trunk.state_dict()
+    assert "blocks.0.mlp.fc1_g.weight" in weights
+    model, report = convert_with_report(weights)
+    assert report.config == "EVA02-CLIP-B-16" and report.layout == "timm" and model.text_model is None
+    image = torch.randn(1, 3, 224, 224)
+    assert_close(model.get_image_features(image).pooler_output, trunk(image), atol=2e-6, rtol=1e-5)
+
+
+def test_transformers_clip_weights_convert_without_their_folder(clip, tmp_path):
+    save_file(
+        {**clip.state_dict(), "text_model.embeddings.position_ids": torch.arange(32)[None]}, tmp_path / "m.safetensors"
+    )
+    vision, text = clip.config.vision_config, clip.config.text_config
+    config = {
+        "embed_dim": clip.config.projection_dim,
+        "quick_gelu": True,
+        "vision_cfg": {
+            "image_size": vision.image_size,
+            "patch_size": vision.patch_size,
+            "layers": vision.num_hidden_layers,
+            "width": vision.hidden_size,
+            "head_width": vision.hidden_size // vision.num_attention_heads,
+            "mlp_ratio": vision.intermediate_size / vision.hidden_size,
+        },
+        "text_cfg": {
+            "context_length": text.max_position_embeddings,
+            "vocab_size": text.vocab_size,
+            "width": text.hidden_size,
+            "heads": text.num_attention_heads,
+            "layers": text.num_hidden_layers,
+            "mlp_ratio": text.intermediate_size / text.hidden_size,
+        },
+    }
+    model, report = convert_with_report(tmp_path / "m.safetensors", config)
+    assert report.layout == "transformers"
+    expected = DenseVLMModel.from_clip(clip)
+    assert all(torch.equal(model.state_dict()[key], tensor) for key, tensor in expected.state_dict().items())
+
+
+@pytest.fixture
+def exported(make_tower, tokenizer):
+    """A model and its weights as the reference keeps them."""
+
+    def make(tower):
+        model = make_tower(tower, tokenizer)
+        return model, *export_checkpoint(model)
+
+    return make
+
+
+def as_saved_in_training(weights, tmp_path, prefix="module."):
+    file = tmp_path / "epoch_6.pt"
+    optimizer = {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"lr": 1e-5, "params": [0]}]}
+    content = {"epoch": 6, "name": "run", "state_dict": {prefix + k: t for k, t in weights.items()}}
+    torch.save({**content, "optimizer": optimizer}, file)
+    return file
+
+
+@pytest.mark.parametrize("tower", ["clip_vit", "eva02_clip", "clip_resnet"])
+@pytest.mark.parametrize("prefix", ["module.", ""])
+def test_training_checkpoints_of_clipself_fineclip_and_densevlm_are_unwrapped(exported, tmp_path, tower, prefix):
+    model, weights, config = exported(tower)
+    found = convert_checkpoint(as_saved_in_training(weights, tmp_path, prefix), config)
+    assert all(torch.equal(found.state_dict()[key], tensor) for key, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("tower", ["clip_vit", "eva02_clip", "clip_resnet"])
+@pytest.mark.parametrize("prefix", ["visual.", ""])
+@torch.no_grad()
+def test_a_file_of_the_vision_tower_alone_gives_a_model_without_a_text_tower(exported, tmp_path, tower, prefix):
+    model, weights, config = exported(tower)
+    vision = {prefix + key.removeprefix("visual."): t for key, t in weights.items() if key.startswith("visual.")}
+    save_file(vision, tmp_path / "vision.safetensors")
+    found, report = convert_with_report(tmp_path / "vision.safetensors", config)
+    assert found.text_model is None and found.config.text_config is None
+    assert "logit_scale" in report.defaults[0]
+    image = torch.randn(1, 3, 96, 96)
+    assert torch.equal(found.get_dense_features(image), model.get_dense_features(image))
+
+
+@torch.no_grad()
+def test_regionclips_files_give_their_clip_and_set_the_detector_aside(exported, tmp_path):
+    model, weights, config = exported("clip_resnet")
+    stored = {}
+    for key, tensor in weights.items():
+        if key.endswith("num_batches_tracked") or key == "logit_scale":
+            continue  # its norms are frozen, its temperature is fixed
+        name = "backbone." + key.removeprefix("visual.") if key.startswith("visual.") else f"lang_encoder.{key}"
+        stored[name] = tensor
+    detector = {
+        "teacher_backbone.conv1.weight": torch.zeros(1),
+        "offline_backbone.stem.conv1.weight": torch.zeros(1),
+        "offline_proposal_generator.rpn_head.conv.weight": torch.zeros(1),
+        "roi_heads.box_predictor.cls_bg_score.weight": torch.zeros(1),
+    }
+    file = tmp_path / "regionclip_pretrained.pth"
+    torch.save({"model": {**stored, **detector}, "iteration": 10, "trainer": {}}, file)
+    found, report = convert_with_report(file, config)
+    assert report.layout == "RegionCLIP" and sorted(report.set_aside) == sorted(detector)
+    assert "4 tensors set aside, no part of a CLIP: offline_backbone" in str(report)
+    image, tokens = torch.randn(1, 3, 64, 96), torch.tensor([[2, 5, 9, 74]])
+    assert torch.equal(found.get_dense_features(image), model.get_dense_features(image))
+    assert torch.equal(found.get_text_features(tokens).pooler_output, model.get_text_features(tokens).pooler_output)
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_every_known_model_is_recognised_by_its_shapes_or_ambiguous_by_name(name):
+    config = load_config(name)
+    kind = config_kind(config)
+    if kind.startswith("timm_"):
+        pytest.importorskip("timm", reason="this tower is built by timm (extra `vision`)")
+    with torch.device("meta"):
+        model = DenseVLMModel(convert_config(config))
+    weights, left = rename(model.state_dict(), LAYOUTS[kind].rules, to_ours=False)
+    assert not left
+    if name.startswith("convnext_base_w"):  # its sizes are the same whatever the image's
+        with pytest.raises(ValueError, match="2 known configurations, convnext_base_w, convnext_base_w_320"):
+            recognise(weights)
+    elif kind in ("clip_vision_model", "clip_resnet_vision_model"):
+        plain = name.removesuffix("-quickgelu")
+        with pytest.raises(ValueError, match=f"{plain}, {plain}-quickgelu, which differ in what no tensor tells"):
+            recognise(weights)
+    else:
+        assert recognise(weights)[0] == name
+    vision = {key: tensor for key, tensor in weights.items() if key.startswith("visual.")}
+    if kind == "eva02_clip_vision_model":
+        assert recognise(vision)[0] == name
+
+
+def test_regionclip_is_recognised_with_the_activation_it_was_trained_with():
+    with torch.device("meta"):
+        model = DenseVLMModel(convert_config(load_config("RN50x4")))
+    weights, _ = rename(model.state_dict(), LAYOUTS["clip_resnet_vision_model"].rules, to_ours=False)
+    assert recognise(weights, "RegionCLIP")[0] == "RN50x4-quickgelu"
+
+
+def test_a_known_model_with_resized_positions_is_recognised():
+    with torch.device("meta"):
+        model = DenseVLMModel(convert_config(load_config("EVA02-CLIP-L-14-336")))
+    weights, _ = rename(model.state_dict(), LAYOUTS["eva02_clip_vision_model"].rules, to_ours=False)
+    weights["visual.pos_embed"] = torch.empty(1, 37 * 37 + 1, 1024, device="meta")
+    name, config = recognise(weights)
+    assert convert_config(config, weights).vision_config.image_size == 518
+    assert name.startswith("EVA02-CLIP-L-14")
+
+
+def test_sizes_that_no_known_model_has_are_an_error_that_lists_the_choices(exported):
+    _, weights, _ = exported("eva02_clip")
+    with pytest.raises(
+        ValueError, match="no known configuration .EVA02-CLIP-B-16, EVA02-CLIP-L-14, EVA02-CLIP-L-14-336"
+    ):
+        convert_checkpoint(weights)
+
+
+def test_rotary_tables_are_checked_and_those_of_another_model_refused(exported):
+    _, weights, config = exported("eva02_clip")
+    _, report = convert_with_report(weights, config)
+    assert len(report.checked) == 8 and "8 rotary tables agree with ours" in str(report)
+    key = "visual.blocks.1.attn.rope.freqs_sin"
+    half = {name: tensor.half() if ".rope." in name else tensor for name, tensor in weights.items()}
+    convert_checkpoint(half, config)
+    with pytest.raises(ValueError, match=f"The rotary table '{key}' .16, 8. is another than"):
+        convert_checkpoint({**weights, key: weights[key] + 0.01}, config)
+    other = {**config, "vision_cfg": {**config["vision_cfg"], "pt_hw_seq_len": 14}}
+    with pytest.raises(ValueError, match="`pt_hw_seq_len` 14"):
+        convert_checkpoint(weights, other)
+    without = {name: tensor for name, tensor in weights.items() if ".rope." not in name}
+    convert_checkpoint(without, config)  # EVA-CLIP's own loader drops them, too
+
+
+def test_a_tower_of_another_kind_than_the_configuration_says_is_refused(exported):
+    _, weights, _ = exported("clip_vit")
+    _, _, config = exported("clip_resnet")
+    with pytest.raises(ValueError, match=r"another tower \(CLIP ResNet\) than the checkpoint holds \(CLIP ViT\)"):
+        convert_checkpoint(weights, config)
+
+
+def test_halves_of_two_models_are_refused_by_name(exported):
+    _, vit, config = exported("clip_vit")
+    _, resnet, _ = exported("clip_resnet")
+    mixed = {key: t for key, t in vit.items() if "resblocks.2" not in key}
+    mixed |= {key: t for key, t in resnet.items() if key.startswith("visual.layer4")}
+    with pytest.raises(ValueError) as error:
+        convert_checkpoint(mixed, config)
+    assert "Left over: the key 'visual.layer4.0.bn1.bias' belongs to no part of a CLIP ViT" in str(error.value)
+    assert "missing: vision_model.encoder.layers.2.layer_norm1.bias (visual.transformer.resblocks.2.ln_1.bias)" in str(
+        error.value
+    )
+
+
+def test_first_generation_evas_and_siglips_without_a_form_there_are_refused(make_tower, exported):
+    _, weights, config = exported("eva02_clip")
+    flags = {**config["vision_cfg"], "naiveswiglu": False}
+    with pytest.raises(ValueError, match="has naiveswiglu; EVA-01 towers are not supported"):
+        convert_checkpoint(weights, {**config, "vision_cfg": flags})
+    with pytest.raises(ValueError, match="It looks like an EVA-CLIP of the first generation"):
+        convert_checkpoint({"visual.blocks.0.attn.qkv.weight": torch.zeros(3, 1)})
+    with pytest.raises(ValueError, match="open_clip has no SigLIP tower of width 32"):
+        export_checkpoint(make_tower("siglip"))
+    with pytest.raises(ValueError, match="siglip2_vision_model has no form in the layout of open_clip"):
+        export_checkpoint(make_tower("siglip2"))
+
+
+def test_open_clips_hub_configuration_gives_mean_and_deviation(exported, tmp_path):
+    _, weights, config = exported("clip_vit")
+    hub = {"model_cfg": config, "preprocess_cfg": {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}}
+    processor = image_processor_for(convert_checkpoint(weights, hub), hub)
+    assert processor.image_mean == [0.1, 0.2, 0.3] and processor.image_std == [0.4, 0.5, 0.6]
+    assert processor.size == {"longest_edge": 32}
+
+
+def test_the_command_line_converts_by_name_and_exports(exported, tokenizer, student, tmp_path, capsys):
+    _, weights, config = exported("eva02_clip")
+    save_file(weights, tmp_path / "c.safetensors")
+    (tmp_path / "c.json").write_text(json.dumps(config))
+    arguments = [
+        tmp_path / "c.safetensors",
+        tmp_path / "ours",
+        "--config",
+        tmp_path / "c.json",
+        "--processor",
+        student,
+    ]
+    main([str(argument) for argument in arguments])
+    printed = capsys.readouterr().out
+    assert "EVA-02 CLIP (given)" in printed and "109 tensors matched" in printed
+    main(["--export", str(tmp_path / "ours"), str(tmp_path / "back.pt")])
+    back = torch.load(tmp_path / "back.pt", weights_only=True)
+    assert back.keys() == weights.keys() and all(torch.equal(back[key], tensor) for key, tensor in weights.items())
+    assert json.loads((tmp_path / "back.json").read_text()) == config
+    with pytest.raises(SystemExit, match=r"c\.safetensors: .* no known configuration"):
+        main([str(tmp_path / "c.safetensors"), str(tmp_path / "other")])
+    with pytest.raises(SystemExit, match="nowhere is neither a file nor a known configuration"):
+        main([str(tmp_path / "c.safetensors"), str(tmp_path / "other"), "--config", "nowhere"])
