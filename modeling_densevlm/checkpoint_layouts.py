@@ -62,6 +62,16 @@ def rename(tensors: Mapping[str, Tensor], rules: list[Rule], to_ours: bool) -> t
     return renamed, sorted(left)
 
 
+def their_names(ours: str, rules: list[Rule]) -> list[str]:
+    """What the other side calls the tensor, or those it is made of; nothing where no rule knows it."""
+    for rule in rules:
+        names, theirs = (side if isinstance(side, tuple) else (side,) for side in (rule.ours, rule.theirs))
+        for name in names:
+            if found := _pattern(name).fullmatch(ours):
+                return [_fill(their, found.groups()) for their in theirs]
+    return []
+
+
 def _pattern(name: str) -> re.Pattern[str]:
     escaped = re.escape(name)
     for sign, expression in ((r"\{\}", r"(\d+)"), (r"\*\*", r"(.+)"), (r"\*", r"([^.]+)")):
@@ -347,4 +357,4 @@ def find_kind(tensors: Mapping[str, Tensor]) -> str:
     raise ValueError(f"The checkpoint holds no vision tower that is known ({known}); its keys: {shown} ...{hint}")
 
 
-__all__ = ["LAYOUTS", "Layout", "Rule", "find_kind", "rename", "to_reference_names"]
+__all__ = ["LAYOUTS", "Layout", "Rule", "find_kind", "rename", "their_names", "to_reference_names"]

@@ -33,7 +33,7 @@ from .checkpoint_configs import (
     load_config,
 )
 from .checkpoint_files import read_checkpoint, write_checkpoint
-from .checkpoint_layouts import LAYOUTS, Layout, find_kind, rename, to_reference_names
+from .checkpoint_layouts import LAYOUTS, Layout, find_kind, rename, their_names, to_reference_names
 from .configuration_densevlm import DenseVLMConfig
 from .image_processing_densevlm import DenseVLMImageProcessor
 from .modeling_densevlm import DenseVLMModel
@@ -172,8 +172,7 @@ def _renamed(
 
 def _both_names(ours: str, layout: Layout) -> str:
     """Our name of a tensor and, in brackets, the checkpoint's."""
-    theirs, _ = rename({ours: torch.zeros(6, 6)}, [r for r in layout.rules if isinstance(r.ours, str)], to_ours=False)
-    names = [name for name in theirs if name != ours]
+    names = [name for name in their_names(ours, layout.rules) if name != ours]
     return f"{ours} ({', '.join(names)})" if names else ours
 
 

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin
-from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import ModelOutput
+from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling
 
 from .configuration_densevlm import DENSE_STAGE, DenseVLMConfig
 from .modeling_clip_resnet import CLIPResNetVisionModel
@@ -23,8 +22,10 @@ from .text_towers import CLIPTextTower, Siglip2TextTower, SiglipTextTower
 
 
 @dataclass
-class DenseVLMOutput(ModelOutput):
+class DenseVLMOutput(BackboneOutput):
     r"""
+    What a pass gives; as that of a transformers backbone, it has `feature_maps`.
+
     Args:
         dense_embeds (`torch.Tensor` of shape `(batch, dim, height, width)`):
             The dense map, unit norm over `dim` at every location.
@@ -40,7 +41,6 @@ class DenseVLMOutput(ModelOutput):
     dense_embeds: Tensor | None = None
     region_embeds: Tensor | None = None
     image_embeds: Tensor | None = None
-    feature_maps: tuple[Tensor, ...] | None = None
 
 
 VISION_TOWERS = {
@@ -214,6 +214,10 @@ class DenseVLMModel(BackboneMixin, DenseVLMPreTrainedModel):
         output = self.text_model.encode(input_ids, attention_mask)
         output.pooler_output = self.text_projection(output.pooler_output)
         return output
+
+    def forward_with_filtered_kwargs(self, pixel_values: Tensor, **_) -> DenseVLMOutput:
+        """How transformers' segmenters call a backbone; hidden states and attentions are not kept."""
+        return self(pixel_values)
 
     def forward(
         self,

@@ -1,5 +1,6 @@
 import json
 import pickle
+import re
 
 import pytest
 import torch
@@ -108,11 +109,69 @@ def test_a_file_with_code_is_not_unpickled(tmp_path, capsys):
     assert "executed" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["garbage.pt", "garbage.safetensors"])
-def test_garbage_is_refused(tmp_path, name):
-    (tmp_path / name).write_bytes(b"no checkpoint at all")
-    with pytest.raises(ValueError, match="garbage"):
+@pytest.mark.parametrize("name", ["garbage.pt", "garbage.pth", "garbage.bin", "garbage.safetensors", "garbage"])
+@pytest.mark.parametrize("content", [b"no checkpoint at all", b"", bytes(range(256)) * 40])
+def test_garbage_is_refused(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} (is truncated or no checkpoint|holds more than tensors)"):
         read_checkpoint(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.999])
+def test_a_truncated_file_is_refused(checkpoint, tmp_path, suffix, share):
+    file = tmp_path / f"cut.{suffix}"
+    save_file(checkpoint, file) if suffix == "safetensors" else torch.save(checkpoint, file)
+    content = file.read_bytes()
+    file.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(ValueError, match=r"cut\..* is truncated or no checkpoint"):
+        convert_checkpoint(file, CONFIG)
+
+
+@pytest.mark.parametrize("damage", ["a bit", "a block"])
+def test_a_safetensors_file_with_a_damaged_header_is_refused(checkpoint, tmp_path, damage):
+    save_file(checkpoint, tmp_path / "c.safetensors")
+    content = bytearray((tmp_path / "c.safetensors").read_bytes())
+    content[8:9] = b"\x00" if damage == "a bit" else b"\xff" * 64
+    (tmp_path / "c.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"c\.safetensors is truncated or no checkpoint"):
+        read_checkpoint(tmp_path / "c.safetensors")
+
+
+def test_a_torchscript_archive_is_not_run_and_the_hub_named(tmp_path):
+    program = torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2))
+    program.save(str(tmp_path / "ViT-B-16.pt"))
+    with pytest.raises(ValueError, match=r"TorchScript archive, a program, not weights; it was not run.*openai/clip-"):
+        read_checkpoint(tmp_path / "ViT-B-16.pt")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{}, {"state_dict": {}}, {"epoch": 3}, [torch.zeros(1)], {"state_dict": {"a": torch.zeros(1), "b": "text"}}],
+)
+def test_a_file_without_weights_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "empty.pt")
+    with pytest.raises(ValueError, match=r"empty\.pt: expected a dict of tensors, or one under `state_dict`"):
+        read_checkpoint(tmp_path / "empty.pt")
+
+
+def test_a_missing_file_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match="There is no checkpoint .*nowhere.pt"):
+        convert_checkpoint(tmp_path / "nowhere.pt", CONFIG)
+
+
+@pytest.mark.parametrize("text", ["no json", "[1, 2]", '"text"'])
+def test_a_configuration_that_is_none_is_refused_by_name(checkpoint, tmp_path, text):
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(ValueError, match=r"c\.json(: expected open_clip| is no JSON)"):
+        convert_checkpoint(checkpoint, tmp_path / "c.json")
+
+
+def test_every_single_missing_tensor_is_named(checkpoint):
+    for key in checkpoint:
+        without = {name: tensor for name, tensor in checkpoint.items() if name != key}
+        with pytest.raises(ValueError, match=rf"missing: .*\b{re.escape(key)}\b"):
+            convert_checkpoint(without, CONFIG)
 
 
 def test_an_incomplete_and_a_foreign_configuration_are_refused(checkpoint):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity, normalize
 from torch.testing import assert_close
-from transformers import AutoBackbone, AutoModel
+from transformers import AutoBackbone, AutoModel, UperNetConfig, UperNetForSemanticSegmentation
 
 from modeling_densevlm import DenseVLMConfig, DenseVLMModel
 
@@ -216,6 +216,22 @@ def test_transformers_auto_backbone_takes_the_model(tower, make_tower, tmp_path)
     assert torch.equal(dense, model.get_dense_features(images(model)))
     with pytest.raises(ValueError, match="out_features"):
         DenseVLMConfig(**{**model.config.to_dict(), "out_features": ["block99"], "out_indices": None})
+
+
+def test_a_segmenter_of_transformers_trains_on_the_maps(tower, make_tower):
+    config = make_tower(tower).config
+    config.out_indices = [0, 1, 2, -1]
+    segmenter = UperNetForSemanticSegmentation(
+        UperNetConfig(
+            backbone_config=config, hidden_size=16, num_labels=5, auxiliary_in_channels=32, use_auxiliary_head=False
+        )
+    )
+    side = segmenter.backbone.strides[-1] * 3
+    output = segmenter(torch.randn(2, 3, side, side), labels=torch.randint(5, (2, side, side)))
+    assert output.logits.shape == (2, 5, side, side)
+    output.loss.backward()
+    blocks = segmenter.backbone.vision_model.trainable_blocks()
+    assert all(p.grad is not None for block in blocks for p in block)
 
 
 @torch.no_grad()
