@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SEEDS ?= 0
 
-.PHONY: sandbox test test-fast style benchmark clean
+.PHONY: sandbox test test-fast test-core style benchmark clean
 
 # See the method work: scenes, two students, a table and a picture in runs/sandbox. No download.
 sandbox: $(VENV)/figures.stamp
@@ -23,6 +23,11 @@ test: $(VENV)/all.stamp
 test-fast: $(VENV)/all.stamp
 	$(BIN)/python -m pytest -m "not slow"
 
+# Without any extra: neither timm nor torchvision nor matplotlib. What needs them is skipped and says so.
+test-core: $(VENV)-core/test.stamp
+	$(VENV)-core/bin/python -m pytest -m "not slow" tests/modeling_densevlm tests/golden tests/evaluation \
+	  tests/test_house.py tests/test_pairs.py
+
 style: $(VENV)/all.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -32,12 +37,18 @@ benchmark: $(VENV)/all.stamp
 	$(BIN)/python -m benchmarks.dense_features
 
 clean:
-	rm -rf $(VENV) runs *.egg-info
+	rm -rf $(VENV) $(VENV)-core runs *.egg-info
 
 $(VENV)/figures.stamp: setup.cfg pyproject.toml
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -e ".[figures]"
+	touch $@
+
+$(VENV)-core/test.stamp: setup.cfg pyproject.toml
+	test -d $(VENV)-core || $(PYTHON) -m venv $(VENV)-core
+	$(VENV)-core/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-core/bin/python -m pip install --quiet -e ".[test]"
 	touch $@
 
 $(VENV)/all.stamp: setup.cfg pyproject.toml
