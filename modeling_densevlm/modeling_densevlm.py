@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -136,10 +137,18 @@ class DenseVLMModel(BackboneMixin, DenseVLMPreTrainedModel):
         drawn at random, so they raise a `ValueError` that names them. The text tower of a CLIP checkpoint is left
         out where the given `config` has none.
         """
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        try:
+            model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        except OSError as error:
+            if source is None or Path(source).exists():
+                raise
+            raise OSError(
+                f"There is no folder {source}, and it could not be had from the Hub: {str(error).splitlines()[0]} "
+                "Checkpoints of other layouts are converted first (modeling_densevlm.convert_open_clip)."
+            ) from error
         missing, mismatched = sorted(info["missing_keys"]), sorted(str(key) for key in info["mismatched_keys"])
         if missing or mismatched:
-            source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
             raise ValueError(
                 f"{source} does not hold this model. Missing: {_shorten(missing)}. Of another shape: "
                 f"{_shorten(mismatched)}. Use the folder the weights were saved with, or convert the checkpoint "

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
 
@@ -89,14 +89,10 @@ class DenseVLMConfig(BackboneConfigMixin, PreTrainedConfig):
         family = config.get("model_type")
         if family not in ("clip", "siglip", "siglip2"):
             return config
-        towers = {
-            f"{kind}_config": {"model_type": f"{family}_{kind}_model", **(config.get(f"{kind}_config") or {})}
-            for kind in ("vision", "text")
-        }
-        own = {"model_type": cls.model_type, **towers}
-        if family != "clip":
-            own |= {"projection_dim": None, "logit_bias_init_value": 0.0}
-        return {**config, **own}
+        # Read by its own class, which knows the forms it had over the years (`vision_config_dict`, left-out defaults).
+        theirs = CONFIG_MAPPING[family].from_dict(config).to_dict()
+        own = {**theirs, "model_type": cls.model_type}
+        return own if family == "clip" else {**own, "projection_dim": None, "logit_bias_init_value": 0.0}
 
 
 __all__ = ["DENSE_STAGE", "DenseVLMConfig"]

@@ -43,7 +43,7 @@ class DenseVLMImageProcessor(BaseImageProcessor):
     Args:
         size (`int` or `dict`, *optional*, defaults to 224):
             Side of the square in pixels; as a dict `{"longest_edge": side}`. The `shortest_edge` or `height` of a
-            CLIP image processor is read as the side.
+            CLIP or SigLIP image processor is read as the side, or the square of SigLIP 2's `max_num_patches`.
         image_mean, image_std (`list[float]`, *optional*, defaults to CLIP's):
             Per channel, of images in 0..1.
     """
@@ -57,6 +57,8 @@ class DenseVLMImageProcessor(BaseImageProcessor):
         image_std: list[float] | None = None,
         **kwargs: Any,
     ):
+        if "max_num_patches" in kwargs:
+            size = round(kwargs["max_num_patches"] ** 0.5) * kwargs["patch_size"]
         for key in _CLIP_KEYS:  # a CLIP image processor's way of cropping means nothing here
             kwargs.pop(key, None)
         super().__init__(**kwargs)
@@ -111,6 +113,8 @@ _CLIP_KEYS = (
     "rescale_factor",
     "resample",
     "default_to_square",
+    "max_num_patches",
+    "patch_size",
 )
 
 

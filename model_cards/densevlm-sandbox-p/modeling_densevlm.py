@@ -3,14 +3,14 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin
-from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import ModelOutput
+from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling
 
 from .configuration_densevlm import DENSE_STAGE, DenseVLMConfig
 from .modeling_clip_resnet import CLIPResNetVisionModel
@@ -23,8 +23,10 @@ from .text_towers import CLIPTextTower, Siglip2TextTower, SiglipTextTower
 
 
 @dataclass
-class DenseVLMOutput(ModelOutput):
+class DenseVLMOutput(BackboneOutput):
     r"""
+    What a pass gives; as that of a transformers backbone, it has `feature_maps`.
+
     Args:
         dense_embeds (`torch.Tensor` of shape `(batch, dim, height, width)`):
             The dense map, unit norm over `dim` at every location.
@@ -40,7 +42,6 @@ class DenseVLMOutput(ModelOutput):
     dense_embeds: Tensor | None = None
     region_embeds: Tensor | None = None
     image_embeds: Tensor | None = None
-    feature_maps: tuple[Tensor, ...] | None = None
 
 
 VISION_TOWERS = {
@@ -136,10 +137,18 @@ class DenseVLMModel(BackboneMixin, DenseVLMPreTrainedModel):
         drawn at random, so they raise a `ValueError` that names them. The text tower of a CLIP checkpoint is left
         out where the given `config` has none.
         """
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        try:
+            model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        except OSError as error:
+            if source is None or Path(source).exists():
+                raise
+            raise OSError(
+                f"There is no folder {source}, and it could not be had from the Hub: {str(error).splitlines()[0]} "
+                "Checkpoints of other layouts are converted first (modeling_densevlm.convert_open_clip)."
+            ) from error
         missing, mismatched = sorted(info["missing_keys"]), sorted(str(key) for key in info["mismatched_keys"])
         if missing or mismatched:
-            source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
             raise ValueError(
                 f"{source} does not hold this model. Missing: {_shorten(missing)}. Of another shape: "
                 f"{_shorten(mismatched)}. Use the folder the weights were saved with, or convert the checkpoint "
@@ -214,6 +223,10 @@ class DenseVLMModel(BackboneMixin, DenseVLMPreTrainedModel):
         output = self.text_model.encode(input_ids, attention_mask)
         output.pooler_output = self.text_projection(output.pooler_output)
         return output
+
+    def forward_with_filtered_kwargs(self, pixel_values: Tensor, **_) -> DenseVLMOutput:
+        """How transformers' segmenters call a backbone; hidden states and attentions are not kept."""
+        return self(pixel_values)
 
     def forward(
         self,

@@ -47,7 +47,7 @@ def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         states (`Tensor` of shape `(batch, heads, 1 + patches, head_dim)`): queries or keys.
         cos, sin (`Tensor` of shape `(patches, head_dim)`): of [`rotary_tables`].
     """
-    class_token, patches = states[:, :, :1], states[:, :, 1:].float()
+    class_token, patches = states[:, :, :1], states[:, :, 1:].to(torch.promote_types(states.dtype, torch.float32))
     even, odd = patches.unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack([-odd, even], dim=-1).flatten(-2)
     return torch.cat([class_token, (patches * cos + turned * sin).to(states.dtype)], dim=2)

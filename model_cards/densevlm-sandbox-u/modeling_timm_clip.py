@@ -44,7 +44,7 @@ class TimmTower(PreTrainedModel):
         return block(hidden_states, **options)
 
 
-class TimmConvNextVisionModel(VisionTower, TimmTower):
+class TimmConvNextVisionModel(TimmTower, VisionTower):
     """
     A CLIP ConvNeXt. Dense features: the head's norm at every location of the last stage's map. The global feature is
     the norm of the map's mean, which is another thing than the mean of the norms.
@@ -107,7 +107,7 @@ class DenseTimmBlock(Block):
         return x + self.ls2(self.mlp(self.norm2(x)))
 
 
-class TimmViTVisionModel(TransformerTower, TimmTower):
+class TimmViTVisionModel(TimmTower, TransformerTower):
     """
     A plain vision transformer of timm. Dense features: the last block's value path, then the final norm. Query, key
     and value are one matrix in timm; the rows of the last block's query and key get zero gradients.

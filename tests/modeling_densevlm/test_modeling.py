@@ -1,4 +1,5 @@
 import copy
+import json
 
 import pytest
 import torch
@@ -71,6 +72,18 @@ def test_a_clip_folder_loads_straight_away(clip, clip_folder, pixel_values):
     model = DenseVLMModel.from_pretrained(clip_folder)
     assert isinstance(model.config, DenseVLMConfig)
     assert_close(model.get_dense_features(pixel_values), reference_dense(clip, pixel_values))
+
+
+def test_old_forms_of_a_clip_configuration_are_read_as_clip_reads_them(tmp_path):
+    # OpenAI's L/14 says its sizes in `vision_config_dict`; others leave out what was the default.
+    sizes = {"hidden_size": 1024, "num_attention_heads": 16, "patch_size": 14}
+    old = {"model_type": "clip", "projection_dim": 768, "vision_config_dict": sizes}
+    old |= {"text_config_dict": {"hidden_size": 768}, "vision_config": {"image_size": 224}, "text_config": None}
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    config = DenseVLMConfig.from_pretrained(tmp_path)
+    assert (config.vision_config.hidden_size, config.vision_config.patch_size) == (1024, 14)
+    assert config.text_config.hidden_size == 768 and config.projection_dim == 768
+    assert config.model_type == "densevlm"
 
 
 @torch.no_grad()
@@ -216,6 +229,13 @@ def test_a_checkpoint_with_a_missing_key_is_refused_by_name(student, tmp_path):
         DenseVLMModel.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"Missing: visual_projection\.weight"):
         AutoModel.from_pretrained(tmp_path)
+
+
+def test_a_folder_that_is_not_there_is_said_with_the_remedy():
+    with pytest.raises(
+        OSError, match="There is no folder weights/eva02, and it could not be had from the Hub.*convert"
+    ):
+        DenseVLMModel.from_pretrained("weights/eva02")
 
 
 def test_a_truncated_checkpoint_is_refused(student, tmp_path):
