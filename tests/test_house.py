@@ -1,6 +1,7 @@
 """The house: arrows point one way, and README tells the truth about what is there."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -36,6 +37,11 @@ def test_the_core_needs_neither_torchvision_nor_timm():
     for package in FORBIDDEN:
         for file in (ROOT / package).rglob("*.py"):
             assert not set(get_imports(file)) & {"torchvision", "timm"}, file  # those inside `try` are not counted
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda file: file.stem)
+def test_every_benchmark_can_be_imported(file):
+    importlib.import_module(f"benchmarks.{file.stem}")
 
 
 def test_every_link_of_the_readme_leads_somewhere():

@@ -68,6 +68,13 @@ def test_a_pair_trains_a_step_and_is_evaluated(student, teacher, folder_of, reci
     assert 0 <= metrics["masks_stuff_top1"] <= metrics["masks_stuff_top5"] <= 1
 
 
+@pytest.mark.parametrize("tower", NAMES)
+def test_every_tower_trains_by_clipself_from_its_own_crops(tower, folder_of, recipe):
+    options = {"method": "clipself", "crops": 2, "max_grid": 2, "activation_checkpointing": True}
+    trainer = train(recipe(model=folder_of(tower, 0), max_steps=2, **options))
+    assert all(0 < entry["loss"] < 2 for entry in trainer.state.log_history if "loss" in entry)
+
+
 def test_teacher_and_student_live_in_spaces_of_different_width(tokenizer, recipe, tmp_path):
     # EVA-CLIP L/14 teaches a ViT-B/16: 24 narrow blocks, patches of 14, a space 1.5 times as wide, heads of its own.
     def save(name, projection_dim, side, vision):

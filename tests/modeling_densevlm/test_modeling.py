@@ -231,6 +231,20 @@ def test_a_checkpoint_with_a_missing_key_is_refused_by_name(student, tmp_path):
         AutoModel.from_pretrained(tmp_path)
 
 
+def test_a_tower_that_nobody_knows_is_refused_with_those_that_are_known():
+    with pytest.raises(ValueError, match="'vit' is no tower of a DenseVLM; there are clip_vision_model, eva02_clip"):
+        DenseVLMModel(DenseVLMConfig(vision_config={"model_type": "vit", "hidden_size": 12, "num_hidden_layers": 1}))
+    with pytest.raises(ValueError, match="Unrecognized model type for subconfig: eva03"):
+        DenseVLMConfig(vision_config={"model_type": "eva03"})
+
+
+@pytest.mark.parametrize("model_type", ["timm_convnext_vision_model", "timm_vit_vision_model"])
+def test_a_tower_of_timm_says_what_to_install_where_timm_is_missing(model_type, monkeypatch):
+    monkeypatch.setattr("modeling_densevlm.modeling_timm_clip.timm", None)
+    with pytest.raises(ImportError, match=r"is built by timm: `pip install 'densevlm\[vision\]'`"):
+        DenseVLMModel(DenseVLMConfig(vision_config={"model_type": model_type}))
+
+
 def test_a_folder_that_is_not_there_is_said_with_the_remedy():
     with pytest.raises(
         OSError, match="There is no folder weights/eva02, and it could not be had from the Hub.*convert"
