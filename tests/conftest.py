@@ -126,8 +126,7 @@ def tower_config(tower: str, tokenizer=None) -> DenseVLMConfig:
 @torch.no_grad()
 def make_tower(tower: str, tokenizer=None, seed: int = 0) -> DenseVLMModel:
     """A model with this tower in eval mode. Every number is drawn: no zero hides a path, no batch norm is neutral."""
-    if tower in ("convnext", "timm_vit"):
-        pytest.importorskip("timm", reason="this tower is built by timm (extra `vision`)")
+    available(tower)
     torch.manual_seed(seed)
     model = DenseVLMModel(tower_config(tower, tokenizer)).eval()
     for name, tensor in model.state_dict().items():
@@ -138,17 +137,45 @@ def make_tower(tower: str, tokenizer=None, seed: int = 0) -> DenseVLMModel:
     return model
 
 
+def available(tower: str) -> str:
+    if tower in ("convnext", "timm_vit"):
+        pytest.importorskip("timm", reason="this tower is built by timm (extra `vision`)")
+    return tower
+
+
 @pytest.fixture(params=TOWERS)
 def tower(request) -> str:
     """The name of a vision tower; a test that takes it runs for every tower."""
-    if request.param in ("convnext", "timm_vit"):
-        pytest.importorskip("timm", reason="this tower is built by timm (extra `vision`)")
-    return request.param
+    return available(request.param)
+
+
+@pytest.fixture(params=TOWERS)
+def teacher_tower(request) -> str:
+    """The same, for the other side of a pair."""
+    return available(request.param)
 
 
 @pytest.fixture(scope="session", name="make_tower")
 def make_tower_fixture():
     return make_tower
+
+
+@pytest.fixture(scope="session")
+def folder_of(make_tower, tokenizer, tmp_path_factory):
+    """Saved folders of the towers with their text towers, made once; the teacher's are drawn from another seed."""
+    made = {}
+
+    def folder(tower, seed):
+        if (tower, seed) not in made:
+            model = make_tower(tower, tokenizer, seed=seed)
+            made[tower, seed] = tmp_path_factory.mktemp(f"{tower}{seed}")
+            model.save_pretrained(made[tower, seed])
+            mean = [0.5] * 3 if tower.startswith("siglip") else None
+            image_processor = DenseVLMImageProcessor(96, image_mean=mean, image_std=mean)
+            DenseVLMProcessor(image_processor, tokenizer).save_pretrained(made[tower, seed])
+        return made[tower, seed]
+
+    return folder
 
 
 @pytest.fixture(scope="session", name="make_clip")

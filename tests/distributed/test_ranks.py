@@ -70,6 +70,19 @@ def test_a_rank_that_can_read_nothing_changes_nothing_for_the_others(recipe, stu
     assert skipped[0] == skipped[1] and 1 in skipped[0]
 
 
+@pytest.mark.parametrize(("student", "teacher"), [("clip_resnet", "eva02_clip"), ("eva02_clip", "siglip")])
+def test_two_ranks_equal_one_with_other_towers_too(recipe, folder_of, tmp_path, student, teacher):
+    """Of the ResNet batch statistics stay as they are: a batch's share on a rank must not matter."""
+    from training.train import main
+
+    options = SGD | {"model": folder_of(student, 0), "teacher": folder_of(teacher, 1), "threshold": 0.1}
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    main(recipe(output_dir=alone, per_device_train_batch_size=8, **options))
+    launch(recipe(output_dir=together, per_device_train_batch_size=2, **options), ranks=2)
+    assert compare(folder_of(student, 0), alone) > 1e-3
+    assert compare(alone, together) < 1e-6
+
+
 @pytest.mark.parametrize(("ranks", "per_device"), [(1, 2), (2, 4), (2, 2)])
 def test_ranks_and_accumulation_give_the_parameters_of_one_large_batch(
     recipe, student, tmp_path, method, ranks, per_device
