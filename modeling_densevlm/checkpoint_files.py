@@ -25,6 +25,8 @@ def read_checkpoint(file: str | PathLike) -> dict[str, Tensor]:
         holds code to be unpickled, or no tensors.
     """
     file = Path(file)
+    if file.is_dir():
+        raise ValueError(f"{file} is a folder: `DenseVLMModel.from_pretrained` loads folders; give a file.")
     if not file.is_file():
         raise FileNotFoundError(f"There is no checkpoint {file}.")
     if file.suffix == ".safetensors":

@@ -120,6 +120,10 @@ class DenseVLMModel(BackboneMixin, DenseVLMPreTrainedModel):
         self.num_features = [*self.vision_model.stage_channels, config.projection_dim]
         self.post_init()
 
+    def post_init(self) -> None:
+        # Not the mixin's: it hooks a recorder of hidden states onto every layer; the maps are tapped without.
+        DenseVLMPreTrainedModel.post_init(self)
+
     @property
     def out_feature_strides(self) -> dict[str, int]:
         """Pixels of the image a cell, for every map the model can give."""

@@ -138,6 +138,7 @@ def test_a_safetensors_file_with_a_damaged_header_is_refused(checkpoint, tmp_pat
         read_checkpoint(tmp_path / "c.safetensors")
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
 def test_a_torchscript_archive_is_not_run_and_the_hub_named(tmp_path):
     program = torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2))
     program.save(str(tmp_path / "ViT-B-16.pt"))
@@ -158,6 +159,8 @@ def test_a_file_without_weights_is_refused(tmp_path, content):
 def test_a_missing_file_is_said(tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no checkpoint .*nowhere.pt"):
         convert_checkpoint(tmp_path / "nowhere.pt", CONFIG)
+    with pytest.raises(ValueError, match="is a folder: `DenseVLMModel.from_pretrained` loads folders"):
+        convert_checkpoint(tmp_path, CONFIG)
 
 
 @pytest.mark.parametrize("text", ["no json", "[1, 2]", '"text"'])

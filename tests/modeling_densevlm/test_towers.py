@@ -1,5 +1,8 @@
 """What holds for every vision tower, whatever it is made of."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch.nn.functional import cosine_similarity, normalize
@@ -143,6 +146,18 @@ def test_autocast_gives_float32_features_within_its_precision(model):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         dense = model.get_dense_features(images(model))
     assert (cosine_similarity(dense.float(), model.get_dense_features(images(model))) > 0.995).all()
+
+
+@torch.no_grad()
+def test_the_model_compiles_without_a_break_and_can_be_copied_and_pickled(model):
+    image = images(model)
+    expected = model.get_dense_features(image)
+    extract = torch.compile(
+        lambda pixels: model.vision_model.extract(pixels).dense, backend="aot_eager", fullgraph=True
+    )
+    assert_close(model._project(extract(image)), expected, atol=1e-5, rtol=1e-4)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other.get_dense_features(image), expected)
 
 
 def gradients_of(model: DenseVLMModel) -> dict[str, torch.Tensor]:
