@@ -129,16 +129,18 @@ def _native_side(weights: Mapping[str, Tensor], key: str, prefix: int, cell: int
 
 def _clip_vit(vision: Json, config: Json, weights: Mapping[str, Tensor]) -> dict[str, Any]:
     _refuse_unknown("vision_cfg", vision, {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"})
+    return {**_vit_sizes(vision, weights, "visual.positional_embedding"), "hidden_act": _activation(config)}
+
+
+def _vit_sizes(vision: Json, weights: Mapping[str, Tensor], positions: str) -> dict[str, Any]:
     width, patch = (_field(vision, name, "vision_cfg.") for name in ("width", "patch_size"))
-    image_size = _field(vision, "image_size", "vision_cfg.")
     return {
         "hidden_size": width,
         "intermediate_size": int(width * vision.get("mlp_ratio", 4)),
         "num_hidden_layers": _field(vision, "layers", "vision_cfg."),
         "num_attention_heads": width // vision.get("head_width", 64),
-        "image_size": _native_side(weights, "visual.positional_embedding", 1, patch, image_size),
+        "image_size": _native_side(weights, positions, 1, patch, _field(vision, "image_size", "vision_cfg.")),
         "patch_size": patch,
-        "hidden_act": _activation(config),
     }
 
 
@@ -160,17 +162,7 @@ def _eva02(vision: Json, config: Json, weights: Mapping[str, Tensor]) -> dict[st
     _refuse_unknown("vision_cfg", vision, known | required | without_meaning)
     if missing := sorted(name for name in required if not vision.get(name)):
         raise ValueError(f"`vision_cfg`: an EVA-02 CLIP has {', '.join(missing)}; EVA-01 towers are not supported.")
-    width, patch = (_field(vision, name, "vision_cfg.") for name in ("width", "patch_size"))
-    image_size = _field(vision, "image_size", "vision_cfg.")
-    return {
-        "hidden_size": width,
-        "intermediate_size": int(width * vision.get("mlp_ratio", 4)),
-        "num_hidden_layers": _field(vision, "layers", "vision_cfg."),
-        "num_attention_heads": width // vision.get("head_width", 64),
-        "image_size": _native_side(weights, "visual.pos_embed", 1, patch, image_size),
-        "patch_size": patch,
-        "rope_grid": vision.get("pt_hw_seq_len", 16),
-    }
+    return {**_vit_sizes(vision, weights, "visual.pos_embed"), "rope_grid": vision.get("pt_hw_seq_len", 16)}
 
 
 def _timm_eva02(vision: Json) -> Json:
