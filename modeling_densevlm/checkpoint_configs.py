@@ -10,11 +10,11 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.utils import logging
 
 from .configuration_densevlm import DenseVLMConfig
-from .configuration_vision_towers import TimmConvNextVisionConfig
+from .modeling_timm_clip import check_plain_vit, create_trunk
 
 
 MODEL_CONFIGS = Path(__file__).parent / "model_configs"
@@ -61,8 +61,8 @@ def model_part(config: Json) -> Json:
 
 def config_kind(config: Json) -> str:
     """The vision tower's `model_type`."""
-    vision = _field(model_part(config), "vision_cfg")
-    timm = vision.get("timm_model_name", "")
+    vision = _part(model_part(config), "vision_cfg")
+    timm = vision.get("timm_model_name") or ""
     if vision.get("eva_model_name") or timm.startswith("eva02_"):
         return "eva02_clip_vision_model"
     if timm.startswith("convnext"):
@@ -94,15 +94,15 @@ def convert_config(
     """
     config = model_part(config)
     kind = config_kind(config)
-    vision = _VISION[kind](_field(config, "vision_cfg"), config, weights or {})
+    vision = _VISION[kind](_part(config, "vision_cfg"), config, weights or {})
     text_config = None
     if text or (text is None and (not weights or has_text_tower(weights))):
         family = "siglip" if kind == "siglip_vision_model" else "clip"
-        text_config = _text_config(_field(config, "text_cfg"), config, family)
+        text_config = _text_config(_part(config, "text_cfg"), config, family)
     return DenseVLMConfig(
         vision_config={"model_type": kind, **vision},
         text_config=text_config,
-        projection_dim=_field(config, "embed_dim"),
+        projection_dim=_number(config, "embed_dim", ""),
         logit_bias_init_value=float(config.get("init_logit_bias", 0)) if kind == "siglip_vision_model" else None,
     )
 
@@ -113,6 +113,27 @@ def _field(config: Json, name: str, where: str = "") -> Any:
     return config[name]
 
 
+def _number(config: Json, name: str, where: str, default: float | None = None) -> Any:
+    """A number above 0 of the configuration."""
+    value = config.get(name, default) if default is not None else _field(config, name, where)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        raise ValueError(f"The open_clip configuration: `{where}{name}` is a number above 0, got {value!r}.")
+    return value
+
+
+def _part(config: Json, name: str) -> Json:
+    part = _field(config, name)
+    if not isinstance(part, Mapping):
+        raise ValueError(f"The open_clip configuration: `{name}` is an object, got {part!r}.")
+    return part
+
+
+def _heads(width: int, head_width: int) -> int:
+    if width % head_width:
+        raise ValueError(f"`vision_cfg`: a width of {width} is no multiple of the `head_width` {head_width}.")
+    return width // head_width
+
+
 def _refuse_unknown(part: str, config: Json, known: set[str]) -> None:
     unknown = {field for field in set(config) - known if config[field] not in (None, False)}
     if unknown:
@@ -121,8 +142,8 @@ def _refuse_unknown(part: str, config: Json, known: set[str]) -> None:
 
 def _native_side(weights: Mapping[str, Tensor], key: str, prefix: int, cell: int, image_size: int) -> int:
     """The image size that the learned positions are made for; the JSON's where it makes the same grid."""
-    if key not in weights:
-        return image_size
+    if key not in weights or weights[key].ndim < 2 or weights[key].shape[-2] <= prefix:
+        return image_size  # what is missing or misshapen will be named
     side = round((weights[key].shape[-2] - prefix) ** 0.5)
     return image_size if image_size // cell == side else side * cell
 
@@ -133,13 +154,15 @@ def _clip_vit(vision: Json, config: Json, weights: Mapping[str, Tensor]) -> dict
 
 
 def _vit_sizes(vision: Json, weights: Mapping[str, Tensor], positions: str) -> dict[str, Any]:
-    width, patch = (_field(vision, name, "vision_cfg.") for name in ("width", "patch_size"))
+    width, patch, image_size, layers = (
+        _number(vision, name, "vision_cfg.") for name in ("width", "patch_size", "image_size", "layers")
+    )
     return {
         "hidden_size": width,
-        "intermediate_size": int(width * vision.get("mlp_ratio", 4)),
-        "num_hidden_layers": _field(vision, "layers", "vision_cfg."),
-        "num_attention_heads": width // vision.get("head_width", 64),
-        "image_size": _native_side(weights, positions, 1, patch, _field(vision, "image_size", "vision_cfg.")),
+        "intermediate_size": int(width * _number(vision, "mlp_ratio", "vision_cfg.", 4)),
+        "num_hidden_layers": layers,
+        "num_attention_heads": _heads(width, _number(vision, "head_width", "vision_cfg.", 64)),
+        "image_size": _native_side(weights, positions, 1, patch, image_size),
         "patch_size": patch,
     }
 
@@ -175,11 +198,11 @@ def _timm_eva02(vision: Json) -> Json:
 
 def _clip_resnet(vision: Json, config: Json, weights: Mapping[str, Tensor]) -> dict[str, Any]:
     _refuse_unknown("vision_cfg", vision, {"image_size", "layers", "width", "patch_size", "head_width"})
-    width, image_size = (_field(vision, name, "vision_cfg.") for name in ("width", "image_size"))
+    width, image_size = (_number(vision, name, "vision_cfg.") for name in ("width", "image_size"))
     return {
         "stem_size": width,
         "depths": list(vision["layers"]),
-        "num_attention_heads": 32 * width // vision.get("head_width", 64),
+        "num_attention_heads": _heads(32 * width, _number(vision, "head_width", "vision_cfg.", 64)),
         "image_size": _native_side(weights, "visual.attnpool.positional_embedding", 1, 32, image_size),
     }
 
@@ -187,64 +210,66 @@ def _clip_resnet(vision: Json, config: Json, weights: Mapping[str, Tensor]) -> d
 _TIMM_FIELDS = {"timm_model_name", "timm_model_pretrained", "timm_pool", "timm_proj", "timm_drop", "timm_drop_path"}
 
 
+def timm_trunk(architecture: str) -> nn.Module:
+    """timm's network of that name on the meta device, to read its sizes off."""
+    try:
+        return create_trunk(architecture, device="meta")
+    except ImportError:
+        raise
+    except Exception as error:  # timm raises anything for a name or a combination it does not know
+        raise ValueError(f"timm builds no {architecture}: {str(error) or type(error).__name__}") from None
+
+
 def _timm_convnext(vision: Json, config: Json, weights: Mapping[str, Tensor]) -> dict[str, Any]:
     _refuse_unknown("vision_cfg", vision, {"image_size", *_TIMM_FIELDS})
     if vision.get("timm_proj", "linear") != "linear" or vision.get("timm_pool"):
         raise ValueError("`vision_cfg`: a ConvNeXt is converted with `timm_proj` 'linear' and `timm_pool` '' only.")
-    sizes: dict[str, Any] = {}
-    blocks = [re.match(r"visual\.trunk\.stages\.(\d)\.blocks\.(\d+)\.norm\.weight", key) for key in weights]
-    if counted := [(int(found[1]), int(found[2])) for found in blocks if found]:
-        sizes["depths"] = [1 + max(block for stage, block in counted if stage == s) for s in range(4)]
-        sizes["dims"] = [len(weights[f"visual.trunk.stages.{s}.blocks.0.norm.weight"]) for s in range(4)]
-    elif vision["timm_model_name"] != "convnext_base":
-        raise ValueError(f"The sizes of {vision['timm_model_name']} are read from its weights: give them.")
-    return {"architecture": vision["timm_model_name"], "image_size": vision.get("image_size", 224), **sizes}
+    sizes = _convnext_sizes(weights)
+    if len(sizes) < 4:  # the JSON names sizes by their architecture alone, and timm knows them
+        for index, stage in enumerate(timm_trunk(vision["timm_model_name"]).stages):
+            sizes.setdefault(index, (len(stage.blocks), stage.blocks[0].conv_dw.out_channels))
+    depths, dims = zip(*(sizes[index] for index in range(4)))
+    return {
+        "architecture": vision["timm_model_name"],
+        "image_size": _number(vision, "image_size", "vision_cfg.", 224),
+        "depths": list(depths),
+        "dims": list(dims),
+    }
+
+
+def _convnext_sizes(weights: Mapping[str, Tensor]) -> dict[int, tuple[int, int]]:
+    """Depth and width of each stage that the weights have."""
+    pattern = re.compile(r"visual\.trunk\.stages\.([0-3])\.blocks\.(\d+)\.conv_dw\.bias")
+    sizes: dict[int, tuple[int, int]] = {}
+    for key, tensor in weights.items():
+        if (found := pattern.fullmatch(key)) and tensor.ndim == 1:
+            stage, block = int(found[1]), int(found[2])
+            sizes[stage] = (max(block + 1, sizes.get(stage, (0, 0))[0]), len(tensor))
+    return sizes
 
 
 def _timm_vit(vision: Json, config: Json, weights: Mapping[str, Tensor]) -> dict[str, Any]:
     _refuse_unknown("vision_cfg", vision, {"image_size", *_TIMM_FIELDS, "timm_proj_bias"})
     if vision.get("timm_proj") not in ("linear", None, ""):
         raise ValueError(f"`vision_cfg`: `timm_proj` {vision['timm_proj']!r} is not converted.")
-    try:
-        import timm
-    except ImportError:
-        raise ImportError(
-            f"The sizes of {vision['timm_model_name']} are timm's: `pip install 'densevlm[vision]'`."
-        ) from None
-    trunk = timm.create_model(vision["timm_model_name"], pretrained=False, device="meta")
-    patch = trunk.patch_embed.feat_ratio()
+    trunk = timm_trunk(vision["timm_model_name"])
+    check_plain_vit(trunk, vision["timm_model_name"])
+    patch = trunk.patch_embed.patch_size[0]
     prefix = 0 if trunk.no_embed_class else trunk.num_prefix_tokens
+    image_size = _number(vision, "image_size", "vision_cfg.", 224)
     return {
         "architecture": vision["timm_model_name"],
         "hidden_size": trunk.embed_dim,
         "num_hidden_layers": len(trunk.blocks),
         "num_attention_heads": trunk.blocks[0].attn.num_heads,
-        "image_size": _native_side(weights, "visual.trunk.pos_embed", prefix, patch, vision.get("image_size", 224)),
+        "image_size": _native_side(weights, "visual.trunk.pos_embed", prefix, patch, image_size),
         "patch_size": patch,
         "pooling": vision.get("timm_pool") or trunk.global_pool,
         "projection_bias": bool(vision.get("timm_proj_bias")) or not vision.get("timm_proj"),
     }
 
 
-def _siglip(vision: Json, config: Json, weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    _refuse_unknown("vision_cfg", vision, {"image_size", *_TIMM_FIELDS})
-    found = re.fullmatch(r"vit_(base|large|so400m|giantopt)_patch(\d+)_siglip_(\d+)", vision["timm_model_name"])
-    if found is None:
-        raise ValueError(f"timm's {vision['timm_model_name']} is no SigLIP that is known here.")
-    width, layers, heads, mlp = _SIGLIP_SIZES[found[1]]
-    patch, image_size = int(found[2]), vision.get("image_size", int(found[3]))
-    return {
-        "hidden_size": width,
-        "intermediate_size": mlp,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "image_size": _native_side(weights, "visual.trunk.pos_embed", 0, patch, image_size),
-        "patch_size": patch,
-        "hidden_act": _siglip_activation(vision["timm_model_name"]),
-    }
-
-
-_SIGLIP_SIZES = {
+SIGLIP_SIZES = {
     "base": (768, 12, 12, 3072),
     "large": (1024, 24, 16, 4096),
     "so400m": (1152, 27, 16, 4304),
@@ -252,12 +277,48 @@ _SIGLIP_SIZES = {
 }
 """Width, blocks, heads and width of the MLP of timm's SigLIP towers."""
 
-_SIGLIP_TANH = ("vit_base_patch32_siglip_256", "vit_large_patch16_siglip_512", "vit_so400m_patch16_siglip_256")
+SIGLIP_EXACT_GELU = {
+    "base_patch16": (224, 256, 384, 512),
+    "large_patch16": (256, 384),
+    "so400m_patch14": (224, 378, 384),
+}
+SIGLIP_TANH_GELU = {
+    "base_patch32": (256,),
+    "large_patch16": (512,),
+    "so400m_patch16": (256, 384, 512),
+    "giantopt_patch16": (256, 384),
+}
+"""Image sizes of timm's SigLIP towers: those it runs with the exact GELU, and with its approximation by tanh, as
+transformers runs all of them."""
 
 
-def _siglip_activation(architecture: str) -> str:
-    """timm runs most of these towers with the exact GELU, transformers all with its approximation by tanh."""
-    return "gelu_pytorch_tanh" if architecture in _SIGLIP_TANH else "gelu"
+def siglip_architectures() -> dict[str, tuple[str, int, int, str]]:
+    """timm's name of each SigLIP tower: its size's name, patch, image size and activation."""
+    known = {}
+    for activation, towers in (("gelu", SIGLIP_EXACT_GELU), ("gelu_pytorch_tanh", SIGLIP_TANH_GELU)):
+        for tower, image_sizes in towers.items():
+            size, patch = tower.split("_patch")
+            known |= {f"vit_{tower}_siglip_{side}": (size, int(patch), side, activation) for side in image_sizes}
+    return known
+
+
+def _siglip(vision: Json, config: Json, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    _refuse_unknown("vision_cfg", vision, {"image_size", *_TIMM_FIELDS})
+    known = siglip_architectures()
+    if vision["timm_model_name"] not in known:
+        raise ValueError(f"timm's {vision['timm_model_name']} is no SigLIP that is known here ({', '.join(known)}).")
+    size, patch, native, activation = known[vision["timm_model_name"]]
+    width, layers, heads, mlp = SIGLIP_SIZES[size]
+    image_size = _number(vision, "image_size", "vision_cfg.", native)
+    return {
+        "hidden_size": width,
+        "intermediate_size": mlp,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "image_size": _native_side(weights, "visual.trunk.pos_embed", 0, patch, image_size),
+        "patch_size": patch,
+        "hidden_act": activation,
+    }
 
 
 _VISION: dict[str, Callable[[Json, Json, Mapping[str, Tensor]], dict[str, Any]]] = {
@@ -280,24 +341,26 @@ def _text_config(text: Json, config: Json, family: str) -> dict[str, Any]:
     own: dict[str, Any] = {}
     if family == "siglip":
         known |= {"no_causal_mask", "proj_bias", "pool_type", "norm_kwargs", "act_kwargs"}
-        tanh = text.get("act_kwargs", {}).get("approximate") == "tanh"
+        tanh = (text.get("act_kwargs") or {}).get("approximate") == "tanh"
         own = {
             "hidden_act": "gelu_pytorch_tanh" if tanh else "gelu",
-            "layer_norm_eps": text.get("norm_kwargs", {}).get("eps", 1e-5),
+            "layer_norm_eps": (text.get("norm_kwargs") or {}).get("eps", 1e-5),
             "projection_size": config["embed_dim"],
         }
     else:
         own = {"hidden_act": _activation(config)}
     _refuse_unknown("text_cfg", text, known)
-    width, vocabulary = (_field(text, name, "text_cfg.") for name in ("width", "vocab_size"))
+    width, vocabulary, layers, heads, length = (
+        _number(text, name, "text_cfg.") for name in ("width", "vocab_size", "layers", "heads", "context_length")
+    )
     return {
         "model_type": f"{family}_text_model",
         "hidden_size": width,
-        "intermediate_size": int(width * text.get("mlp_ratio", 4)),
-        "num_hidden_layers": _field(text, "layers", "text_cfg."),
-        "num_attention_heads": _field(text, "heads", "text_cfg."),
+        "intermediate_size": int(width * _number(text, "mlp_ratio", "text_cfg.", 4)),
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
         "vocab_size": vocabulary,
-        "max_position_embeddings": _field(text, "context_length", "text_cfg."),
+        "max_position_embeddings": length,
         "eos_token_id": vocabulary - 1,
         "bos_token_id": vocabulary - 2,
         **own,
@@ -305,7 +368,10 @@ def _text_config(text: Json, config: Json, family: str) -> dict[str, Any]:
 
 
 def export_config(config: DenseVLMConfig) -> dict[str, Any]:
-    """open_clip's JSON of a model, as the reference code takes it."""
+    """
+    open_clip's JSON of a model, as the reference code takes it. Read again, it gives the same model, or a `ValueError`
+    names what its form cannot say. A model without a text tower has no `text_cfg`.
+    """
     kind, vision, text = config.vision_config.model_type, config.vision_config, config.text_config
     if kind not in _EXPORTED:
         raise ValueError(f"A {kind} has no form in the layout of open_clip.")
@@ -321,30 +387,52 @@ def export_config(config: DenseVLMConfig) -> dict[str, Any]:
             "layers": text.num_hidden_layers,
         }
         if text.intermediate_size != 4 * text.hidden_size:
-            exported["text_cfg"]["mlp_ratio"] = text.intermediate_size / text.hidden_size
-        if kind == "siglip_vision_model":
-            exported["text_cfg"] |= _export_siglip_text(text)
-        else:
-            exported["quick_gelu"] = text.hidden_act == "quick_gelu"
-    elif kind == "clip_vision_model":
-        exported["quick_gelu"] = vision.hidden_act == "quick_gelu"
+            exported["text_cfg"]["mlp_ratio"] = _ratio(text)
+    if kind == "siglip_vision_model":
+        exported.get("text_cfg", {}).update({} if text is None else _export_siglip_text(text))
+    else:
+        activation = getattr(vision if text is None else text, "hidden_act", "gelu")
+        exported["quick_gelu"] = activation == "quick_gelu"
+    _check_exported(exported, config)
     return exported
 
 
-def _export_convnext(vision: Any) -> dict[str, Any]:
-    base = TimmConvNextVisionConfig()
-    if (list(vision.depths), list(vision.dims)) != (list(base.depths), list(base.dims)):
-        logger.warning(
-            f"A ConvNeXt of depths {tuple(vision.depths)} and widths {tuple(vision.dims)} is exported; its JSON names "
-            f"{vision.architecture}, for open_clip's form has no place for sizes."
-        )
-    return _export_timm("", vision)
+_COMPARED = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "patch_size", "image_size"),
+    *("hidden_act", "layer_norm_eps", "rope_grid", "rope_theta", "stem_size", "depths", "dims", "architecture"),
+    *("architecture_args", "pooling", "projection_bias", "vocab_size", "max_position_embeddings"),
+)
 
 
-def _ratio(vision: Any) -> float:
+def _check_exported(exported: Json, config: DenseVLMConfig) -> None:
+    again = convert_config(exported, text=config.text_config is not None)
+    for tower in ("vision_config", "text_config"):
+        ours, theirs = getattr(config, tower), getattr(again, tower)
+        for field in _COMPARED:
+            values = [_plain(getattr(side, field, None)) for side in (ours, theirs)]
+            if values[0] == values[1]:
+                continue
+            if field in ("depths", "dims", "hidden_size") and ours.model_type == "timm_convnext_vision_model":
+                logger.warning(
+                    f"The JSON names {ours.architecture}, whose `{field}` is {values[1]}; the weights have "
+                    f"{values[0]}, which open_clip's form has no place for."
+                )
+            else:
+                raise ValueError(
+                    f"The layout of open_clip cannot say this model: `{tower}.{field}` is {values[0]}, and would be "
+                    f"{values[1]} there."
+                )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value or None
+
+
+def _ratio(tower: Any) -> float:
     """An MLP's ratio, of four digits where they give the same width."""
-    exact = vision.intermediate_size / vision.hidden_size
-    return round(exact, 4) if int(vision.hidden_size * round(exact, 4)) == vision.intermediate_size else exact
+    width, inner = tower.hidden_size, tower.intermediate_size
+    candidates = (round(inner / width, 4), inner / width, (inner + 0.5) / width)
+    return next(ratio for ratio in candidates if int(width * ratio) == inner)
 
 
 def _export_vit(vision: Any) -> dict[str, Any]:
@@ -387,16 +475,17 @@ def _export_timm(pool: str, vision: Any) -> dict[str, Any]:
 
 def _export_siglip(vision: Any) -> dict[str, Any]:
     sizes = (vision.hidden_size, vision.num_hidden_layers, vision.num_attention_heads, vision.intermediate_size)
-    names = [name for name, known in _SIGLIP_SIZES.items() if known == sizes]
-    name = f"vit_{names[0] if names else '?'}_patch{vision.patch_size}_siglip_{vision.image_size}"
-    if not names or _siglip_activation(name) != vision.hidden_act:
+    wanted = (sizes, vision.patch_size, vision.image_size, vision.hidden_act)
+    names = [n for n, (size, *rest) in siglip_architectures().items() if (SIGLIP_SIZES[size], *rest) == wanted]
+    if not names:
         raise ValueError(
-            f"open_clip has no SigLIP tower of width {vision.hidden_size} with {vision.hidden_act}: its towers are "
-            "timm's, mostly with the exact GELU, those of transformers with the one by tanh."
+            f"open_clip has no SigLIP tower of width {vision.hidden_size}, patch {vision.patch_size} and image size "
+            f"{vision.image_size} with {vision.hidden_act}: its towers are timm's, mostly with the exact GELU, those "
+            "of transformers with the one by tanh."
         )
     return {
         "image_size": vision.image_size,
-        "timm_model_name": name,
+        "timm_model_name": names[0],
         "timm_model_pretrained": False,
         "timm_pool": "map",
         "timm_proj": "none",
@@ -413,7 +502,7 @@ _EXPORTED: dict[str, Callable[[Any], dict[str, Any]]] = {
     "clip_vision_model": _export_vit,
     "eva02_clip_vision_model": _export_eva02,
     "clip_resnet_vision_model": _export_resnet,
-    "timm_convnext_vision_model": _export_convnext,
+    "timm_convnext_vision_model": lambda vision: _export_timm("", vision),
     "timm_vit_vision_model": lambda vision: _export_timm(vision.pooling, vision),
     "siglip_vision_model": _export_siglip,
 }

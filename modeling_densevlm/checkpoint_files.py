@@ -1,7 +1,9 @@
 """Checkpoint files: read without executing anything in them, and written."""
 
 import pickle
+import re
 import zipfile
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -34,25 +36,26 @@ def read_checkpoint(file: str | PathLike) -> dict[str, Tensor]:
             return load_file(file)
         except (SafetensorError, ValueError) as error:
             raise ValueError(f"{file} is truncated or no checkpoint: {error}") from None
-    return _unwrap(_load_torch(file), file)
+    return unwrap(_load_torch(file), str(file))
 
 
 def _load_torch(file: Path) -> Any:
-    if _is_torchscript(file):
-        raise ValueError(
-            f"{file} is a TorchScript archive, a program, not weights; it was not run. OpenAI's CLIPs are on "
-            'the Hub as weights, e.g. `DenseVLMModel.from_pretrained("openai/clip-vit-base-patch16")`.'
-        )
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        if not _is_torchscript(file):
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        first = str(error).strip().splitlines()[0]
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"it names {code[1]}, which is code" if code else "it is no file of torch.save"
         raise ValueError(
-            f"{file} holds more than tensors, or is none; it was not unpickled: {first} If you trust where it comes "
-            "from, save its state dict alone, as safetensors."
+            f"{file} holds more than tensors, or is none ({what}); it was not unpickled. If you trust where it comes "
+            "from, load it there and save its state dict alone, as safetensors."
         ) from None
     except Exception as error:  # a damaged file can raise anything in a decoder
         raise ValueError(f"{file} is truncated or no checkpoint: {type(error).__name__}: {error}") from None
+    raise ValueError(
+        f"{file} is a TorchScript archive, a program, not weights; it was not run. OpenAI's CLIPs are on the Hub as "
+        'weights, e.g. `DenseVLMModel.from_pretrained("openai/clip-vit-base-patch16")`.'
+    )
 
 
 def _is_torchscript(file: Path) -> bool:
@@ -62,15 +65,20 @@ def _is_torchscript(file: Path) -> bool:
         return any("/code/" in name or name.endswith("constants.pkl") for name in archive.namelist())
 
 
-def _unwrap(content: Any, file: Path) -> dict[str, Tensor]:
+def unwrap(content: Any, source: str) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, which training programs keep under a key of their own."""
     for wrapper in WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
             break
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        where = ", ".join(f"`{wrapper}`" for wrapper in WRAPPERS)
-        raise ValueError(f"{file}: expected a dict of tensors, or one under {where}.")
-    return content
+    if not isinstance(content, Mapping) or not content:
+        raise ValueError(
+            f"{source}: expected a dict of tensors, or one under {', '.join(f'`{w}`' for w in WRAPPERS)}."
+        )
+    for key, value in content.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{source}: expected a dict of tensors, but {key!r} is {type(value).__name__}.")
+    return dict(content)
 
 
 def write_checkpoint(tensors: dict[str, Tensor], file: str | PathLike) -> None:
@@ -83,4 +91,4 @@ def write_checkpoint(tensors: dict[str, Tensor], file: str | PathLike) -> None:
         torch.save(tensors, file)
 
 
-__all__ = ["read_checkpoint", "write_checkpoint"]
+__all__ = ["read_checkpoint", "unwrap", "write_checkpoint"]

@@ -6,7 +6,7 @@ The names on the left are those of open_clip and EVA-CLIP, as the reference code
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -51,14 +51,16 @@ def rename(tensors: Mapping[str, Tensor], rules: list[Rule], to_ours: bool) -> t
             pieces = [_fill(name, found) for name in sources]
             if not all(piece in left for piece in pieces):
                 continue
+            whole = sum(rule.parts) if len(targets) > 1 else 1
+            if whole > 1 and (left[key].ndim == 0 or len(left[key]) % whole):
+                continue  # no stack of as many pieces
             stacked = torch.cat([left.pop(piece) for piece in pieces]) if len(pieces) > 1 else left.pop(key)
             stacked = _reshape(stacked, rule, to_ours)
-            if len(targets) > 1:
-                height = len(stacked) // sum(rule.parts)
-                rows = stacked.split([height * part for part in rule.parts])
-            else:
-                rows = [stacked]
-            renamed.update({_fill(name, found): tensor.contiguous() for name, tensor in zip(targets, rows)})
+            rows = stacked.split([len(stacked) // whole * part for part in rule.parts]) if whole > 1 else [stacked]
+            names = [_fill(name, found) for name in targets]
+            if twice := [name for name in names if name in renamed]:
+                raise ValueError(f"The tensors hold {twice[0]} twice, once as {key}.")
+            renamed.update({name: tensor.contiguous() for name, tensor in zip(names, rows)})
     return renamed, sorted(left)
 
 
@@ -86,7 +88,7 @@ def _fill(name: str, found: tuple[str, ...]) -> str:
 
 def _reshape(tensor: Tensor, rule: Rule, to_ours: bool) -> Tensor:
     if rule.transposed:
-        return tensor.T
+        return tensor.T if tensor.ndim == 2 else tensor
     leading = rule.leading if to_ours else -rule.leading
     if leading > 0:  # drop them
         return tensor.reshape(tensor.shape[leading:]) if tensor.shape[:leading] == (1,) * leading else tensor
@@ -295,53 +297,67 @@ def to_reference_names(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor]
 
     Returns:
         The tensors; the names of those that were set aside, for they are no part of a CLIP; and the layout's name.
+
+    Raises:
+        `ValueError` where two tensors would have the same name.
     """
-    named = {key.removeprefix("module.").removeprefix("_orig_mod."): tensor for key, tensor in tensors.items()}
+    named = _each(tensors, lambda key: _WRAPPED.sub("", key))
     if any(key.startswith("backbone.") for key in named):
         return _from_regionclip(named)
     if any(key.startswith(("vision_model.", "text_model.")) for key in named):
-        return _from_transformers(named)
-    if "visual.trunk.blocks.0.attn.norm.weight" in named or "blocks.0.attn.norm.weight" in named:
-        return _from_timm_eva(named), [], "timm"
-    vision_only = not any(key.startswith(("visual.", "text.")) for key in named)
-    if vision_only and not any(key.startswith("token_embedding.") for key in named):
-        return {f"visual.{key}": tensor for key, tensor in named.items()}, [], "vision tower alone"
-    return {key.removeprefix("text."): tensor for key, tensor in named.items()}, [], "open_clip"
+        return _from_transformers(named), [], "transformers"
+    if any(f"{prefix}blocks.0.attn.norm.weight" in named for prefix in ("visual.trunk.", "visual.", "")):
+        return _each(named, _from_timm_eva), [], "timm"
+    if _looks_like_vision_alone(named):
+        return _each(named, lambda key: f"visual.{key}"), [], "vision tower alone"
+    return _each(named, lambda key: key.removeprefix("text.")), [], "open_clip"
 
 
-def _from_regionclip(named: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str], str]:
-    set_aside = sorted(key for key in named if key.startswith(REGIONCLIP_SET_ASIDE))
-    renamed = {}
-    for key, tensor in named.items():
-        if not key.startswith(REGIONCLIP_SET_ASIDE):
-            key = key.removeprefix("lang_encoder.")
-            renamed["visual." + key.removeprefix("backbone.") if key.startswith("backbone.") else key] = tensor
-    # Its batch norms are frozen and count no batches.
-    for key in [key for key in renamed if key.endswith(".running_mean")]:
-        renamed.setdefault(key.replace("running_mean", "num_batches_tracked"), torch.zeros((), dtype=torch.int64))
-    return renamed, set_aside, "RegionCLIP"
+_WRAPPED = re.compile(r"^(module\.|_orig_mod\.)+")
+"""What data-parallel and compiled models put before every name."""
 
 
-def _from_timm_eva(named: dict[str, Tensor]) -> dict[str, Tensor]:
-    renamed = {}
-    for key, tensor in named.items():
-        is_text = key.startswith("text.") or key.startswith(_TEXT_KEYS) or key == "logit_scale"
-        if is_text:
-            renamed[key.removeprefix("text.")] = tensor
-            continue
-        key = key.removeprefix("visual.").removeprefix("trunk.")
-        for theirs, ours in _TIMM_EVA.items():
-            key = key.replace(theirs, ours)
-        renamed[f"visual.{key}"] = tensor
+def _each(tensors: Mapping[str, Tensor], name: Callable[[str], str]) -> dict[str, Tensor]:
+    renamed, origin = {}, {}
+    for key, tensor in tensors.items():
+        new = name(key)
+        if new in renamed:
+            raise ValueError(f"The checkpoint holds {new} twice, as {origin[new]} and as {key}.")
+        renamed[new], origin[new] = tensor, key
     return renamed
 
 
-def _from_transformers(named: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str], str]:
+def _looks_like_vision_alone(named: Mapping[str, Tensor]) -> bool:
+    signatures = [layout.signature.removeprefix("visual.") for layout in LAYOUTS.values()]
+    return any(signature in named for signature in signatures)
+
+
+def _from_regionclip(named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str], str]:
+    set_aside = sorted(key for key in named if key.startswith(REGIONCLIP_SET_ASIDE))
+    kept = {key: tensor for key, tensor in named.items() if key not in set_aside}
+    renamed = _each(kept, lambda key: re.sub(r"^backbone\.", "visual.", key).removeprefix("lang_encoder."))
+    # Its batch norms are frozen and count no batches.
+    for key in [key for key in renamed if key.endswith(".running_mean")]:
+        counter = key.replace("running_mean", "num_batches_tracked")
+        renamed.setdefault(counter, torch.zeros((), dtype=torch.int64, device=renamed[key].device))
+    return renamed, set_aside, "RegionCLIP"
+
+
+def _from_timm_eva(key: str) -> str:
+    if key.startswith(("text.", *_TEXT_KEYS)) or key == "logit_scale":
+        return key.removeprefix("text.")
+    key = key.removeprefix("visual.").removeprefix("trunk.")
+    for theirs, ours in _TIMM_EVA.items():
+        key = key.replace(theirs, ours)
+    return f"visual.{key}"
+
+
+def _from_transformers(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of transformers' CLIP and SigLIP are ours; ours are of every tower."""
     named = {key: tensor for key, tensor in named.items() if not key.endswith(".position_ids")}
-    is_siglip = "vision_model.head.probe" in named
-    rules = SIGLIP_VIT + SIGLIP_TEXT if is_siglip else CLIP_VIT + CLIP_TEXT
-    renamed, left = rename(named, rules, to_ours=False)
-    return renamed | {key: named[key] for key in left}, [], "transformers"
+    results = {layout.signature: rename(named, layout.rules, to_ours=False) for layout in LAYOUTS.values()}
+    _, (renamed, left) = min(results.items(), key=lambda item: (item[0] not in item[1][0], len(item[1][1])))
+    return renamed | {key: named[key] for key in left}
 
 
 def find_kind(tensors: Mapping[str, Tensor]) -> str:

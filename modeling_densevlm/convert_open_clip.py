@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoTokenizer
 from transformers.utils import logging
 
 from .checkpoint_configs import (
@@ -32,7 +33,7 @@ from .checkpoint_configs import (
     has_text_tower,
     load_config,
 )
-from .checkpoint_files import read_checkpoint, write_checkpoint
+from .checkpoint_files import read_checkpoint, unwrap, write_checkpoint
 from .checkpoint_layouts import LAYOUTS, Layout, find_kind, rename, their_names, to_reference_names
 from .configuration_densevlm import DenseVLMConfig
 from .image_processing_densevlm import DenseVLMImageProcessor
@@ -111,16 +112,21 @@ def convert_with_report(
     checkpoint: str | PathLike | Mapping[str, Tensor], config: Mapping[str, Any] | str | PathLike | None = None
 ) -> tuple[DenseVLMModel, ConversionReport]:
     """As [`convert_checkpoint`], with the [`ConversionReport`]."""
-    tensors = checkpoint if isinstance(checkpoint, Mapping) else read_checkpoint(checkpoint)
+    is_file = not isinstance(checkpoint, Mapping)
+    tensors = read_checkpoint(checkpoint) if is_file else unwrap(checkpoint, "The checkpoint")
     weights, set_aside, layout_name = to_reference_names(tensors)
     if config is None:
         name, config = recognise(weights, layout_name)
     else:
-        name = config if isinstance(config, str) else "given"
+        name = "given" if isinstance(config, Mapping) else str(config)
         config = config if isinstance(config, Mapping) else load_config(config)
     kind = _agreed_kind(weights, config)
     report = ConversionReport(layout_name, LAYOUTS[kind].name, name, set_aside=set_aside)
     model_config = convert_config(config, weights)
+    if (layout_name, kind) == ("transformers", "siglip_vision_model"):
+        for tower in filter(None, (model_config.vision_config, model_config.text_config)):
+            tower.hidden_act = "gelu_pytorch_tanh"
+        report.defaults.append("GELU by tanh, as in every SigLIP of transformers")
     weights, report.checked = _split_derived(weights, LAYOUTS[kind], model_config)
     model = DenseVLMModel(model_config)
     converted = _renamed(weights, kind, model, report)
@@ -153,7 +159,26 @@ def _renamed(
         converted["logit_scale"] = expected["logit_scale"]
         report.defaults.append("no logit_scale in the file: the default is kept, dense features do not need it")
     problems = {
-        "Left over": [f"the key {key!r} belongs to no part of a {layout.name}" for key in unknown],
+        "Left over": [_unplaced(key, weights[key], layout) for key in unknown],
+        **_differences(converted, expected, layout),
+        "of another type": [
+            f"{key} {converted[key].dtype} instead of a floating one"
+            for key in sorted(set(expected) & set(converted))
+            if expected[key].is_floating_point() and not converted[key].is_floating_point()
+        ],
+    }
+    if any(problems.values()):
+        raise ValueError(f"The checkpoint does not fit its configuration ({report.config}). {_told(problems)}.")
+    report.matched = len(converted)
+    report.parameters = sum(tensor.numel() for tensor in converted.values())
+    return converted
+
+
+def _differences(
+    converted: Mapping[str, Tensor], expected: Mapping[str, Tensor], layout: Layout
+) -> dict[str, list[str]]:
+    """In words: what is missing, left over and of another shape."""
+    return {
         "missing": [_both_names(key, layout) for key in sorted(set(expected) - set(converted))],
         "left over": [_both_names(key, layout) for key in sorted(set(converted) - set(expected))],
         "of another shape": [
@@ -162,12 +187,14 @@ def _renamed(
             if converted[key].shape != expected[key].shape
         ],
     }
-    if any(problems.values()):
-        told = "; ".join(f"{what}: {_some(keys)}" for what, keys in problems.items() if keys)
-        raise ValueError(f"The checkpoint does not fit its configuration ({report.config}). {told}.")
-    report.matched = len(converted)
-    report.parameters = sum(tensor.numel() for tensor in converted.values())
-    return converted
+
+
+def _unplaced(key: str, tensor: Tensor, layout: Layout) -> str:
+    return f"the key {key!r} belongs to no part of a {layout.name} (its shape is {tuple(tensor.shape)})"
+
+
+def _told(problems: Mapping[str, Sequence[str]]) -> str:
+    return "; ".join(f"{what}: {_some(keys)}" for what, keys in problems.items() if keys)
 
 
 def _both_names(ours: str, layout: Layout) -> str:
@@ -193,17 +220,20 @@ def recognise(weights: Mapping[str, Tensor], layout_name: str = "open_clip") -> 
         `ValueError` that lists the choices where several or none fit.
     """
     kind = find_kind(weights)
-    layout = LAYOUTS[kind]
-    converted, _ = rename(weights, layout.rules, to_ours=True)
-    shapes = {key: tuple(tensor.shape) for key, tensor in converted.items() if key != "logit_scale"}
+    layout, text = LAYOUTS[kind], has_text_tower(weights)
+    converted, unknown = rename(weights, layout.rules, to_ours=True)
     choices = [name for name in config_names() if config_kind(load_config(name)) == kind]
-    text = has_text_tower(weights)
-    fitting = [name for name in choices if _shapes(convert_config(load_config(name), text=text)) == shapes]
+    differences = {
+        name: _problems(convert_config(load_config(name), text=text), converted, layout) for name in choices
+    }
+    fitting = [name for name in choices if not any(differences[name].values())]
     if not fitting:
         resized = {name: convert_config(load_config(name), weights) for name in choices}
         # Those that differ in their image size only have become the same.
         unlike = {config.to_json_string(): name for name, config in reversed(resized.items())}
-        fitting = [name for name in choices if name in unlike.values() and _shapes(resized[name]) == shapes]
+        for name in unlike.values():
+            differences[name] = _problems(resized[name], converted, layout)
+        fitting = [name for name in choices if name in unlike.values() and not any(differences[name].values())]
     if layout_name == "RegionCLIP":
         fitting = [name for name in fitting if name.endswith(QUICK_GELU)]
     if len(fitting) == 1:
@@ -213,16 +243,20 @@ def recognise(weights: Mapping[str, Tensor], layout_name: str = "open_clip") -> 
             f"The checkpoint has the shapes of {len(fitting)} known configurations, {', '.join(fitting)}, which "
             "differ in what no tensor tells (the activation, say). Choose one as `config` (`--config`)."
         )
+    nearest = min(choices, key=lambda name: sum(map(len, differences[name].values())))
+    problems = {"Left over": [_unplaced(key, weights[key], layout) for key in unknown], **differences[nearest]}
     raise ValueError(
         f"The checkpoint is a {layout.name}, but has the shapes of no known configuration ({', '.join(choices)}). "
-        "Give its own as `config` (`--config`, open_clip's JSON); what does not fit is then named."
+        f"Give its own as `config` (`--config`, open_clip's JSON). The nearest is {nearest}, but: {_told(problems)}."
     )
 
 
-def _shapes(config: DenseVLMConfig) -> dict[str, tuple[int, ...]]:
+def _problems(config: DenseVLMConfig, converted: Mapping[str, Tensor], layout: Layout) -> dict[str, list[str]]:
+    """The differences to a known model, built without memory; its temperature apart."""
     with torch.device("meta"):
-        model = DenseVLMModel(config)
-    return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items() if key != "logit_scale"}
+        expected = DenseVLMModel(config).state_dict()
+    both = [{key: t for key, t in side.items() if key != "logit_scale"} for side in (converted, expected)]
+    return _differences(*both, layout)
 
 
 def _split_derived(
@@ -314,6 +348,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--processor", help="folder or Hub name of the tokenizer")
     parser.add_argument("--export", action="store_true", help="from our folder to the layout of open_clip")
     arguments = parser.parse_args(argv)
+    if arguments.config and arguments.config_file:
+        parser.error("give the configuration once, as --config")
+    if not arguments.export and arguments.output.is_file():
+        parser.error(f"OUTPUT {arguments.output} is a file; it is a folder to save to")
     try:
         if arguments.export:
             _export_folder(arguments.checkpoint, arguments.output)
@@ -324,13 +362,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _convert_file(arguments: argparse.Namespace) -> None:
+    # The tokenizer first: what cannot be had shall not leave half a folder.
+    tokenizer = AutoTokenizer.from_pretrained(arguments.processor) if arguments.processor else None
     config = arguments.config or arguments.config_file
-    config = load_config(config) if config is not None else None
     model, report = convert_with_report(arguments.checkpoint, config)
+    image_processor = image_processor_for(model, load_config(config) if config else {})
     model.save_pretrained(arguments.output)
-    image_processor = image_processor_for(model, config or {})
-    if arguments.processor:
-        tokenizer = DenseVLMProcessor.from_pretrained(arguments.processor).tokenizer
+    if tokenizer is not None:
         DenseVLMProcessor(image_processor, tokenizer).save_pretrained(arguments.output)
     else:
         image_processor.save_pretrained(arguments.output)

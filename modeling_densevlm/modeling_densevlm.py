@@ -163,7 +163,9 @@ class DenseVLMModel(BackboneMixin, DenseVLMPreTrainedModel):
     @classmethod
     def from_clip(cls, clip: PreTrainedModel) -> "DenseVLMModel":
         """A DenseVLM with the weights (copied) of a [`CLIPModel`], [`SiglipModel`] or [`Siglip2Model`]."""
-        model = cls(DenseVLMConfig.from_dict(DenseVLMConfig.translate(copy.deepcopy(clip.config.to_dict()))))
+        config = DenseVLMConfig.from_dict(DenseVLMConfig.translate(copy.deepcopy(clip.config.to_dict())))
+        config._attn_implementation = clip.config._attn_implementation
+        model = cls(config)
         model.load_state_dict(clip.state_dict())
         return model.to(clip.device, clip.dtype).train(clip.training)
 

@@ -1,13 +1,16 @@
+import argparse
 import json
 import pickle
 import re
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from modeling_densevlm import DenseVLMModel, DenseVLMProcessor
-from modeling_densevlm.convert_open_clip import convert_checkpoint, read_checkpoint
+from modeling_densevlm.checkpoint_files import read_checkpoint
+from modeling_densevlm.convert_open_clip import convert_checkpoint, main
 from modeling_densevlm.processing_densevlm import load_processing
 
 
@@ -152,8 +155,100 @@ def test_a_torchscript_archive_is_not_run_and_the_hub_named(tmp_path):
 )
 def test_a_file_without_weights_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "empty.pt")
-    with pytest.raises(ValueError, match=r"empty\.pt: expected a dict of tensors, or one under `state_dict`"):
+    with pytest.raises(
+        ValueError, match=r"empty\.pt: expected a dict of tensors, (or one under `state_dict`|but '\w+' is)"
+    ):
         read_checkpoint(tmp_path / "empty.pt")
+
+
+def test_the_code_that_a_file_names_is_said_and_nothing_that_invites_to_run_it(checkpoint, tmp_path):
+    torch.save({"state_dict": checkpoint, "args": argparse.Namespace(lr=1.0)}, tmp_path / "training.pt")
+    with pytest.raises(ValueError) as error:
+        read_checkpoint(tmp_path / "training.pt")
+    assert "it names argparse.Namespace, which is code); it was not unpickled" in str(error.value)
+    assert "\x1b" not in str(error.value) and "weights_only=False" not in str(error.value)
+
+
+def test_a_file_whose_archive_is_damaged_anywhere_is_refused(checkpoint, tmp_path):
+    torch.save(checkpoint, tmp_path / "c.pt")
+    content = (tmp_path / "c.pt").read_bytes()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(60):
+        damaged = bytearray(content)
+        for at in rng.integers(0, len(content), size=20):
+            damaged[at] = rng.integers(256)
+        damaged[-200:] = rng.integers(0, 256, size=200, dtype=np.uint8).tobytes()  # the directory is at the end
+        (tmp_path / "damaged.pt").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"damaged\.pt"):
+            read_checkpoint(tmp_path / "damaged.pt")
+        refused += 1
+    assert refused == 60
+
+
+WRONG_NUMBERS = {
+    "image_size": ([32, 32], "`vision_cfg.image_size` is a number above 0"),
+    "width": (None, "`vision_cfg.width` is a number above 0, got None"),
+    "head_width": (5, "a width of 16 is no multiple of the `head_width` 5"),
+    "layers": (-1, "`vision_cfg.layers` is a number above 0, got -1"),
+    "patch_size": ("16", "`vision_cfg.patch_size` is a number above 0, got '16'"),
+}
+
+
+@pytest.mark.parametrize("field", WRONG_NUMBERS)
+def test_a_configuration_with_an_impossible_number_is_refused_by_its_field(checkpoint, field):
+    value, message = WRONG_NUMBERS[field]
+    with pytest.raises(ValueError, match=message):
+        convert_checkpoint(checkpoint, {**CONFIG, "vision_cfg": {**CONFIG["vision_cfg"], field: value}})
+
+
+@pytest.mark.parametrize("part", ["vision_cfg", "text_cfg"])
+@pytest.mark.parametrize("value", [None, 3, "ViT-B-16"])
+def test_a_configuration_whose_parts_are_no_objects_is_refused(checkpoint, part, value):
+    with pytest.raises(ValueError, match=f"`{part}` is an object, got"):
+        convert_checkpoint(checkpoint, {**CONFIG, part: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "tensor"),
+    [
+        ("visual.transformer.resblocks.0.attn.in_proj_weight", torch.zeros(47, 16)),  # no three equal parts
+        ("visual.transformer.resblocks.0.attn.in_proj_bias", torch.zeros(())),
+        ("visual.positional_embedding", torch.zeros(16)),
+        ("positional_embedding", torch.zeros(0, 12)),
+        ("visual.proj", torch.zeros(8)),
+        ("visual.conv1.weight", torch.zeros(16, 3, 8, 8)),
+    ],
+)
+def test_a_misshapen_tensor_is_named_whatever_its_shape(checkpoint, key, tensor):
+    with pytest.raises(ValueError, match=r"(of another shape|missing|Left over): "):
+        convert_checkpoint({**checkpoint, key: tensor}, CONFIG)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.complex64, torch.bool])
+def test_a_tensor_that_is_no_number_with_a_fraction_is_refused(checkpoint, dtype):
+    with pytest.raises(
+        ValueError, match=rf"of another type: visual_projection.weight {dtype} instead of a floating one"
+    ):
+        convert_checkpoint({**checkpoint, "visual.proj": checkpoint["visual.proj"].to(dtype)}, CONFIG)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module.module.", "_orig_mod.module."])
+def test_what_wrappers_put_before_names_is_taken_off(checkpoint, prefix):
+    wrapped = {"state_dict": {prefix + key: tensor for key, tensor in checkpoint.items()}}
+    assert torch.equal(convert_checkpoint(wrapped, CONFIG).logit_scale, checkpoint["logit_scale"])
+
+
+@pytest.mark.parametrize("other", ["module.visual.proj", "text.ln_final.weight"])
+def test_two_tensors_for_the_same_place_are_refused(checkpoint, other):
+    name = other.removeprefix("module.").removeprefix("text.")
+    with pytest.raises(ValueError, match=rf"holds {re.escape(name)} twice, as (\S+) and as (\S+)"):
+        convert_checkpoint({**checkpoint, other: checkpoint[name] + 1}, CONFIG)
+
+
+def test_something_else_than_a_tensor_is_named(checkpoint):
+    with pytest.raises(ValueError, match="The checkpoint: expected a dict of tensors, but 'epoch' is int"):
+        convert_checkpoint({**checkpoint, "epoch": 3}, CONFIG)
 
 
 def test_a_missing_file_is_said(tmp_path):
@@ -191,6 +286,10 @@ def test_an_incomplete_and_a_foreign_configuration_are_refused(checkpoint):
 def test_the_command_line_writes_a_folder_that_loads(checkpoint, tmp_path, run_module):
     save_file(checkpoint, tmp_path / "c.safetensors")
     (tmp_path / "c.json").write_text(json.dumps(CONFIG))
+    with pytest.raises(SystemExit):
+        main([str(part) for part in (tmp_path / "c.safetensors", tmp_path / "c.json", "out", "--config", "ViT-B-16")])
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "c.safetensors"), str(tmp_path / "c.json")])  # the output is a file
     arguments = [tmp_path / "c.safetensors", tmp_path / "c.json", tmp_path / "out"]
     run_module("modeling_densevlm.convert_open_clip", arguments)
     model = DenseVLMModel.from_pretrained(tmp_path / "out")

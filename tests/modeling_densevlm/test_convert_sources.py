@@ -1,14 +1,23 @@
 """Every public layout of weights, from its own implementation where that can be installed, converted and back."""
 
 import json
+import re
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch.testing import assert_close
+from transformers import SiglipConfig, SiglipModel
 
-from modeling_densevlm import DenseVLMModel
-from modeling_densevlm.checkpoint_configs import config_kind, config_names, convert_config, load_config
+from modeling_densevlm import DenseVLMModel, DenseVLMProcessor
+from modeling_densevlm.checkpoint_configs import (
+    SIGLIP_SIZES,
+    config_kind,
+    config_names,
+    convert_config,
+    load_config,
+    siglip_architectures,
+)
 from modeling_densevlm.checkpoint_layouts import LAYOUTS, rename
 from modeling_densevlm.convert_open_clip import (
     convert_checkpoint,
@@ -74,6 +83,17 @@ def build_open_clip():
     return build
 
 
+@pytest.fixture
+def exported(make_tower, tokenizer):
+    """A model and its weights as the reference keeps them."""
+
+    def make(tower):
+        model = make_tower(tower, tokenizer)
+        return model, *export_checkpoint(model)
+
+    return make
+
+
 def with_slow(names, slow):
     return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]
 
@@ -106,7 +126,7 @@ def test_models_of_open_clip_give_the_same_features_there_and_back(build_open_cl
 
 
 @torch.no_grad()
-def test_timms_own_eva02_converts_with_and_without_a_text_tower_beside_it():
+def test_timms_own_eva02_converts():
     timm = pytest.importorskip("timm", reason="timm is not installed (extra `vision`)")
     torch.manual_seed(0)
     trunk = timm.create_model("eva02_base_patch16_clip_224", num_classes=512).eval()
@@ -114,8 +134,90 @@ def test_timms_own_eva02_converts_with_and_without_a_text_tower_beside_it():
     assert "blocks.0.mlp.fc1_g.weight" in weights
     model, report = convert_with_report(weights)
     assert report.config == "EVA02-CLIP-B-16" and report.layout == "timm" and model.text_model is None
-    image = torch.randn(1, 3, 224, 224)
-    assert_close(model.get_image_features(image).pooler_output, trunk(image), atol=2e-6, rtol=1e-5)
+    image = torch.randn(1, 3, 224, 224, dtype=torch.float64)
+    found = model.double().get_image_features(image).pooler_output
+    assert_close(found, trunk.double()(image), atol=1e-6, rtol=1e-6)
+
+
+def test_the_table_of_siglip_towers_is_that_of_timm():
+    timm = pytest.importorskip("timm", reason="timm is not installed (extra `vision`)")
+    names = [name for name in timm.list_models("vit_*_siglip_*") if "gap" not in name]
+    assert set(siglip_architectures()) == set(names)
+    activations = {"GELU": "gelu", "GELUTanh": "gelu_pytorch_tanh"}
+    for name, (size, patch, side, activation) in siglip_architectures().items():
+        trunk = timm.create_model(name, device="meta")
+        block = trunk.blocks[0]
+        sizes = (trunk.embed_dim, len(trunk.blocks), block.attn.num_heads, block.mlp.fc1.out_features)
+        assert sizes == SIGLIP_SIZES[size], name
+        assert (trunk.patch_embed.patch_size[0], trunk.patch_embed.img_size[0]) == (patch, side), name
+        assert activations[type(block.mlp.act).__name__] == activation, name
+
+
+@pytest.mark.slow
+def test_a_siglip_of_transformers_without_its_folder_keeps_the_activation_of_transformers():
+    with torch.device("meta"):
+        siglip = SiglipModel(SiglipConfig())
+    weights = {key: torch.zeros(tensor.shape) for key, tensor in siglip.state_dict().items()}
+    model, report = convert_with_report(weights)
+    assert (report.layout, report.config) == ("transformers", "ViT-B-16-SigLIP")
+    assert model.config.vision_config.hidden_act == model.config.text_config.hidden_act == "gelu_pytorch_tanh"
+    with pytest.raises(ValueError, match="open_clip has no SigLIP tower of width 768.*with gelu_pytorch_tanh"):
+        export_checkpoint(model)
+
+
+@pytest.mark.parametrize("tower", ["eva02_clip", "clip_resnet", "convnext"])
+def test_the_weights_of_a_folder_of_ours_convert_as_well(exported, tower):
+    model, _, config = exported(tower)
+    found = convert_checkpoint(model.state_dict(), config)
+    assert all(torch.equal(found.state_dict()[key], tensor) for key, tensor in model.state_dict().items())
+
+
+@torch.no_grad()
+def test_a_model_that_the_other_layout_cannot_say_is_not_exported(make_tower, tokenizer):
+    mixed = make_tower("clip_vit", tokenizer)  # its text tower has QuickGELU as well
+    mixed.config.vision_config.hidden_act = "gelu"
+    with pytest.raises(
+        ValueError, match="cannot say this model: `vision_config.hidden_act` is gelu, and would be quick"
+    ):
+        export_checkpoint(mixed)
+    turned = make_tower("eva02_clip")
+    turned.config.vision_config.rope_theta = 100.0
+    with pytest.raises(ValueError, match="`vision_config.rope_theta` is 100.0, and would be 10000.0"):
+        export_checkpoint(turned)
+    pytest.importorskip("timm", reason="timm is not installed (extra `vision`)")
+    with pytest.raises(ValueError, match="`vision_config.hidden_size` is 32, and would be 512"):
+        export_checkpoint(make_tower("timm_vit"))
+
+
+@pytest.mark.parametrize("name", ["MobileCLIP-S1", "PE-Core-B-16", "ViTamin-S", "swin_base_patch4_window7_224"])
+def test_timm_towers_without_a_dense_path_are_refused_by_name(name):
+    open_clip = pytest.importorskip("open_clip", reason="open_clip is not installed (extra `dev`)")
+    with pytest.raises(ValueError, match=r"timm's \S+ is no plain vision transformer|timm builds no \S+"):
+        convert_config(open_clip.get_model_config(name))
+
+
+@pytest.mark.parametrize("cut", [".stages.3.", ".stages.0.blocks.0.norm.weight"])
+def test_half_a_convnext_is_refused_by_what_is_missing(exported, cut):
+    _, weights, config = exported("convnext")
+    kept = {key: tensor for key, tensor in weights.items() if cut not in key}
+    with pytest.raises(ValueError, match=rf"missing: .*{re.escape(cut)}"):
+        convert_checkpoint(kept, config)
+    with pytest.raises(ValueError, match="is a CLIP ConvNeXt, but has the shapes of no known configuration"):
+        convert_checkpoint(kept)
+
+
+def test_what_does_not_fit_is_named_without_a_configuration_too():
+    with torch.device("meta"):
+        model = DenseVLMModel(convert_config(load_config("EVA02-CLIP-B-16")))
+    weights, _ = rename(model.state_dict(), LAYOUTS["eva02_clip_vision_model"].rules, to_ours=False)
+    without = {key: tensor for key, tensor in weights.items() if key != "visual.head.bias"}
+    with pytest.raises(ValueError, match=r"The nearest is EVA02-CLIP-B-16, but: missing: .*\(visual.head.bias\)\."):
+        recognise(without)
+    narrow = {**weights, "visual.head.weight": torch.empty(511, 768, device="meta")}
+    with pytest.raises(ValueError, match=r"of another shape: visual_projection.weight \(511, 768\) instead of"):
+        recognise(narrow)
+    with pytest.raises(ValueError, match="Left over: the key 'visual.decoder.weight' belongs to no part"):
+        convert_checkpoint({**without, "visual.decoder.weight": torch.empty(1, device="meta")})
 
 
 def test_transformers_clip_weights_convert_without_their_folder(clip, tmp_path):
@@ -147,17 +249,6 @@ def test_transformers_clip_weights_convert_without_their_folder(clip, tmp_path):
     assert report.layout == "transformers"
     expected = DenseVLMModel.from_clip(clip)
     assert all(torch.equal(model.state_dict()[key], tensor) for key, tensor in expected.state_dict().items())
-
-
-@pytest.fixture
-def exported(make_tower, tokenizer):
-    """A model and its weights as the reference keeps them."""
-
-    def make(tower):
-        model = make_tower(tower, tokenizer)
-        return model, *export_checkpoint(model)
-
-    return make
 
 
 def as_saved_in_training(weights, tmp_path, prefix="module."):
@@ -335,7 +426,13 @@ def test_the_command_line_converts_by_name_and_exports(exported, tokenizer, stud
     ]
     main([str(argument) for argument in arguments])
     printed = capsys.readouterr().out
-    assert "EVA-02 CLIP (given)" in printed and "109 tensors matched" in printed
+    assert f"EVA-02 CLIP ({tmp_path / 'c.json'})" in printed and "109 tensors matched" in printed
+    tokenizer.save_pretrained(tmp_path / "tokenizer")  # nothing else is there
+    main([str(part) for part in (*arguments[:4], "--processor", tmp_path / "tokenizer")])
+    assert len(DenseVLMProcessor.from_pretrained(tmp_path / "ours").tokenizer) == len(tokenizer)
+    with pytest.raises(SystemExit):
+        main([str(part) for part in (arguments[0], tmp_path / "half", *arguments[2:4], "--processor", tmp_path)])
+    assert not (tmp_path / "half").exists()
     main(["--export", str(tmp_path / "ours"), str(tmp_path / "back.pt")])
     back = torch.load(tmp_path / "back.pt", weights_only=True)
     assert back.keys() == weights.keys() and all(torch.equal(back[key], tensor) for key, tensor in weights.items())
