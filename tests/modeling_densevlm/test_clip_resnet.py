@@ -25,6 +25,18 @@ def test_batch_statistics_are_frozen_in_training_too(model):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_synchronised_norms_are_frozen_too(model):
+    synchronised = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model).train()
+    norms = [m for m in synchronised.modules() if isinstance(m, torch.nn.SyncBatchNorm)]
+    assert norms and not any(norm.training for norm in norms)
+
+
+def test_heads_that_do_not_divide_the_width_are_refused(model):
+    model.config.vision_config.num_attention_heads = 3
+    with pytest.raises(ValueError, match="A width of 128 is not 3 heads"):
+        type(model)(model.config)
+
+
 def test_scale_and_shift_of_the_norms_are_trained(model):
     names = {id(p): name for name, p in model.named_parameters()}
     trained = {names[id(p)] for block in model.vision_model.trainable_blocks() for p in block}

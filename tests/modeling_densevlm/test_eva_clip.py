@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -60,13 +61,13 @@ def test_rotary_tables_are_float32_whatever_the_autocast_and_the_default(dtype):
 @torch.no_grad()
 def test_nothing_is_left_over_from_a_pass_at_another_size_or_precision(model):
     square, wide = torch.randn(1, 3, 32, 32), torch.randn(1, 3, 24, 56)
-    first = [model.get_dense_features(image) for image in (square, wide)]
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    untouched = copy.deepcopy(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # the first pass is in the lower precision
         model.get_dense_features(wide)
-    model.bfloat16().get_dense_features(wide.bfloat16())
-    again = model.float()  # bf16 has rounded the weights: compare within its precision
-    for image, before in zip((square, wide), first):
-        assert (torch.cosine_similarity(again.get_dense_features(image), before) > 0.99).all()
+        model.get_dense_features(square)
+    copy.deepcopy(model).bfloat16().get_dense_features(square.bfloat16())
+    for image in (wide, square, wide):
+        assert torch.equal(model.get_dense_features(image), untouched.get_dense_features(image))
     assert not dict(model.named_buffers())
 
 
@@ -77,6 +78,15 @@ def test_an_image_as_wide_as_a_square_of_as_many_patches_is_not_taken_for_one(mo
     assert tokens.shape[1] == 17
     square, _ = rotary_tables((4, 4), 8, 16, 10000.0)
     assert cos.shape == square.shape and not torch.allclose(cos, square)
+
+
+@pytest.mark.parametrize("heads", [3, 16])
+def test_heads_that_rotary_positions_cannot_turn_are_refused(model, heads):
+    model.config.vision_config.num_attention_heads = heads
+    with pytest.raises(
+        ValueError, match=f"A `hidden_size` of 32 is not {heads} heads .* of a multiple of four channels"
+    ):
+        type(model)(model.config)
 
 
 def test_keys_have_no_bias_and_values_and_queries_have(model):

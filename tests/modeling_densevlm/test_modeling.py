@@ -60,6 +60,19 @@ def test_a_text_is_read_at_its_largest_token_whatever_the_config_says(clip, toke
     assert_close(misled.get_text_features(tokens).pooler_output, expected)
 
 
+def test_from_clip_keeps_the_attention_implementation(tokenizer, make_clip):
+    clip = make_clip(tokenizer)
+    clip.set_attn_implementation("eager")
+    model = DenseVLMModel.from_clip(clip)
+    assert model.config._attn_implementation == model.vision_model.config._attn_implementation == "eager"
+
+
+def test_a_folder_of_another_model_is_refused_by_its_kind(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip_vision_model", "hidden_size": 64}))
+    with pytest.raises(ValueError, match="This is the configuration of a clip_vision_model"):
+        DenseVLMModel.from_pretrained(tmp_path)
+
+
 def test_from_clip_shares_nothing_with_the_clip(clip):
     model = DenseVLMModel.from_clip(clip)
     assert model.config.text_config is not clip.config.text_config

@@ -130,6 +130,10 @@ def test_the_processor_of_a_siglip_folder_is_read(siglip, folder):
     assert processor.image_processor.image_mean == [0.5, 0.5, 0.5]
 
 
+def test_a_size_given_goes_before_the_processors_own(folder):
+    assert DenseVLMImageProcessor.from_pretrained(folder, size=64).size == {"longest_edge": 64}
+
+
 def test_a_space_of_another_width_than_the_towers_is_refused(siglip):
     config = DenseVLMModel.from_clip(siglip).config
     config.projection_dim = 24

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from torch.nn.functional import cosine_similarity, normalize
+from torch.nn.functional import cosine_similarity
 from torch.testing import assert_close
 from transformers import AutoBackbone, AutoModel, UperNetConfig, UperNetForSemanticSegmentation
 
@@ -60,14 +60,17 @@ def test_a_remainder_that_fills_no_cell_is_dropped_with_a_warning(model, caplog)
 
 
 @torch.no_grad()
-def test_places_in_the_image_are_the_same_places_in_the_map(model):
-    # A change in one corner changes that corner of the map most.
+def test_places_in_the_image_are_the_same_places_in_every_map(model):
+    # A change in the upper right corner changes that corner of each map most.
     stride = model.vision_model.stride
-    image = images(model, 1, 4 * stride, 6 * stride)
+    model.out_features = model.stage_names
+    image = images(model, 1, 3 * stride, 6 * stride)
     changed = image.clone()
     changed[:, :, :stride, -stride:] += 3.0
-    difference = (model.get_dense_features(image) - model.get_dense_features(changed)).norm(dim=1)[0]
-    assert divmod(int(difference.argmax()), 6) == (0, 5)
+    for name, before, after in zip(model.stage_names, model(image).feature_maps, model(changed).feature_maps):
+        difference = (before - after).norm(dim=1)[0]
+        row, column = divmod(int(difference.argmax()), difference.shape[1])
+        assert row < difference.shape[0] / 3 and column >= difference.shape[1] * 5 / 6, name
 
 
 @torch.no_grad()
@@ -118,19 +121,41 @@ def test_one_pass_gives_the_same_as_a_pass_for_each(model):
 
 
 @torch.no_grad()
-def test_eager_and_fused_attention_agree(model, tmp_path):
+def test_eager_and_fused_attention_agree_and_each_is_used_when_asked_for(model, tower, tmp_path, monkeypatch):
     model.save_pretrained(tmp_path)
-    outputs = []
+    fused, calls = torch.nn.functional.scaled_dot_product_attention, []
+
+    def counted(*args, **kwargs):
+        calls.append(1)
+        return fused(*args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
+    outputs, counts = [], []
     for implementation in ("eager", "sdpa"):
         other = DenseVLMModel.from_pretrained(tmp_path, attn_implementation=implementation)
         assert other.vision_model.config._attn_implementation == implementation
-        outputs.append(other(images(model), return_image_embeds=True))
-    for name in ("dense_embeds", "image_embeds"):
-        assert_close(outputs[0][name], outputs[1][name], atol=1e-5, rtol=1e-4)
+        calls.clear()
+        dense = other.get_dense_features(images(model))
+        counts.append(len(calls))
+        outputs.append((dense, other.get_image_features(images(model)).pooler_output))
+    for eager, sdpa in zip(*outputs):
+        assert_close(eager, sdpa, atol=1e-5, rtol=1e-4)
+    blocks = {
+        "clip_vit": 2,
+        "eva02_clip": 2,
+        "timm_vit": 2,
+        "siglip": 3,
+        "siglip2": 3,
+    }  # the last has none where it is dense
+    assert counts == [0, blocks.get(tower, 0)]
+    other.set_attn_implementation("eager")
+    calls.clear()
+    other.get_dense_features(images(model))
+    assert not calls
 
 
 @torch.no_grad()
-def test_bf16_weights_give_float32_features_within_their_precision(model, tmp_path):
+def test_bf16_weights_give_bf16_features_as_near_as_their_precision(model, tmp_path):
     model.save_pretrained(tmp_path)
     half = DenseVLMModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
     output = half(images(model).bfloat16(), boxes=[BOXES] * 2, return_image_embeds=True)
@@ -142,10 +167,12 @@ def test_bf16_weights_give_float32_features_within_their_precision(model, tmp_pa
 
 
 @torch.no_grad()
-def test_autocast_gives_float32_features_within_its_precision(model):
+def test_autocast_changes_features_by_its_precision_at_most(model):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         dense = model.get_dense_features(images(model))
-    assert (cosine_similarity(dense.float(), model.get_dense_features(images(model))) > 0.995).all()
+    expected = model.get_dense_features(images(model))
+    assert not torch.equal(dense.float(), expected)
+    assert (cosine_similarity(dense.float(), expected) > 0.995).all()
 
 
 @torch.no_grad()
@@ -233,7 +260,7 @@ def test_transformers_auto_backbone_takes_the_model(tower, make_tower, tmp_path)
         DenseVLMConfig(**{**model.config.to_dict(), "out_features": ["block99"], "out_indices": None})
 
 
-def test_a_segmenter_of_transformers_trains_on_the_maps(tower, make_tower):
+def test_a_segmenter_of_transformers_takes_the_maps_and_reaches_every_block(tower, make_tower):
     config = make_tower(tower).config
     config.out_indices = [0, 1, 2, -1]
     segmenter = UperNetForSemanticSegmentation(
@@ -297,12 +324,35 @@ def test_a_model_built_on_the_meta_device_is_whole_once_its_weights_are_there(mo
         assert torch.equal(loaded.get_dense_features(image), model.get_dense_features(image))
 
 
+@pytest.mark.parametrize("tower", ["clip_vit", "eva02_clip", "timm_vit"])
 @torch.no_grad()
-def test_global_features_keep_their_meaning_at_the_native_size(tower, make_tower):
-    # They are what the pre-trained model gives, unit norm or not: projection after pooling.
-    model = make_tower(tower)
-    image = images(model)
-    pooled = model.get_image_features(image).pooler_output
-    assert pooled.shape == (2, model.config.projection_dim)
-    assert not torch.allclose(pooled.norm(dim=1), torch.ones(2), atol=1e-3)
-    assert not torch.allclose(normalize(pooled, dim=1), normalize(model.get_dense_features(image).mean((2, 3)), dim=1))
+def test_the_dense_path_of_the_last_block_is_what_it_does_to_a_location_alone(tower, make_tower):
+    # A token that sees itself alone attends to itself with weight 1, wherever it is: attention is its value path.
+    vision = make_tower(tower).vision_model
+    image = torch.randn(2, 3, 24, 40)
+    tokens, context = vision.embed(image, (3, 5))
+    *trunk, last = vision.blocks
+    for block in trunk:
+        tokens = block(tokens, *context)
+    dense = vision.extract(image).dense.flatten(1, 2)
+    # EVA's block turns queries and keys of the tokens behind the first; with one token, none.
+    alone = [table[:0] for table in context] if tower == "eva02_clip" else context
+    for location in range(15):
+        seen = last(tokens[:, vision.prefix + location :][:, :1], *alone)
+        assert_close(dense[:, location : location + 1], vision.read_dense(seen), atol=1e-5, rtol=1e-4)
+
+
+def test_names_of_maps_outlive_a_change_of_the_tower(tower, make_tower):
+    config = make_tower(tower).config
+    if "num_hidden_layers" not in config.vision_config.to_dict():
+        pytest.skip("a CNN has four stages")
+    content = config.to_dict()
+    content["vision_config"]["num_hidden_layers"] = 2
+    assert DenseVLMConfig(**content).out_indices == [2]  # still the dense map
+    shorter = copy.deepcopy(config)
+    shorter.vision_config.num_hidden_layers = 2
+    model = DenseVLMModel(shorter)
+    assert model.out_features == ["dense"] and len(model.channels) == 1
+    content["out_features"], content["out_indices"] = ["block2", "dense"], None
+    with pytest.raises(ValueError, match="block2"):
+        DenseVLMConfig(**content)

@@ -1,0 +1,88 @@
+"""The towers of timm give what timm's own networks give."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from modeling_densevlm import DenseVLMConfig, DenseVLMModel
+
+
+pytest.importorskip("timm", reason="timm is not installed (extra `vision`)")
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
+VITS = {
+    "gap": {},
+    "token": {"architecture": "vit_base_patch16_clip_224", "pooling": "token"},
+    "registers": {
+        "architecture": "vit_base_patch16_clip_224",
+        "pooling": "token",
+        "architecture_args": {"reg_tokens": 4},
+    },
+    "registers without positions": {
+        "architecture": "vit_base_patch16_clip_224",
+        "pooling": "avg",
+        "architecture_args": {"reg_tokens": 4, "no_embed_class": True, "global_pool": "avg", "fc_norm": True},
+    },
+    "layer scale and query norms": {
+        "architecture": "vit_medium_patch16_gap_256",
+        "architecture_args": {"qk_norm": True, "scale_attn_norm": True},
+    },
+}
+
+
+def make_vit(options, seed=0):
+    torch.manual_seed(seed)
+    vision = {"model_type": "timm_vit_vision_model", **SIZES, **options}
+    model = DenseVLMModel(DenseVLMConfig(vision_config=vision, projection_dim=24)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.mark.parametrize("name", VITS)
+@torch.no_grad()
+def test_the_global_feature_is_that_of_timm(name):
+    vision = make_vit(VITS[name]).vision_model
+    image = torch.randn(2, 3, 32, 32)
+    assert_close(vision.extract(image, dense=False, pooled=True).pooled, vision.trunk(image), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", VITS)
+@torch.no_grad()
+def test_taps_and_dense_path_leave_out_what_stands_before_the_patches(name):
+    vision = make_vit(VITS[name]).vision_model
+    image = torch.randn(1, 3, 32, 32)
+    _, maps = (
+        vision.trunk.forward_intermediates(image, indices=[0, 1]),
+        vision.extract(image, stages=["block0", "block1"]),
+    )
+    for tapped, expected in zip(maps.stages.values(), vision.trunk.forward_intermediates(image, indices=[0, 1])[1]):
+        assert_close(tapped, expected, atol=1e-5, rtol=1e-4)
+    assert maps.dense.shape == (1, 4, 4, 32)
+
+
+@torch.no_grad()
+def test_the_global_feature_of_a_convnext_is_that_of_timm(make_tower):
+    vision = make_tower("convnext").vision_model
+    image = torch.randn(2, 3, 96, 160)
+    assert_close(vision.extract(image, dense=False, pooled=True).pooled, vision.trunk(image), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_where_the_map_is_one_cell_the_dense_feature_of_a_convnext_is_its_global_one(make_tower):
+    features = make_tower("convnext").vision_model.extract(torch.randn(2, 3, 32, 32), pooled=True)
+    assert_close(features.dense[:, 0, 0], features.pooled)
+
+
+def test_the_pooling_has_to_exist():
+    with pytest.raises(ValueError, match="`pooling` is 'avg', or 'token' where there is a class token; got 'token'"):
+        make_vit({"pooling": "token"})
+    with pytest.raises(ValueError, match="`pooling` is 'avg'"):
+        make_vit({"pooling": "max"})
+
+
+@pytest.mark.parametrize("architecture", ["vit_dlittle_patch16_reg1_gap_256", "eva02_tiny_patch14_224"])
+def test_networks_without_the_value_path_are_refused(architecture):
+    with pytest.raises(ValueError, match=f"timm's {architecture} is no plain vision transformer"):
+        make_vit({"architecture": architecture})
