@@ -5,6 +5,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded; read when transformers is imported
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -98,6 +99,9 @@ TOWERS = {
 """Every vision tower, tiny: native maps of 4 x 4 cells, 3 x 3 of the CNNs."""
 
 
+NEED_TIMM = ("convnext", "timm_vit")
+
+
 def tower_config(tower: str, tokenizer=None) -> DenseVLMConfig:
     """Configuration of a model with this tower; with a tokenizer, one with a text tower of its family."""
     vision = TOWERS[tower]
@@ -138,9 +142,15 @@ def make_tower(tower: str, tokenizer=None, seed: int = 0) -> DenseVLMModel:
 
 
 def available(tower: str) -> str:
-    if tower in ("convnext", "timm_vit"):
+    if tower in NEED_TIMM:
         pytest.importorskip("timm", reason="this tower is built by timm (extra `vision`)")
     return tower
+
+
+@pytest.fixture(scope="session")
+def tower_names() -> list[str]:
+    """Every vision tower that can be built here."""
+    return [name for name in TOWERS if name not in NEED_TIMM or importlib.util.find_spec("timm")]
 
 
 @pytest.fixture(params=TOWERS)

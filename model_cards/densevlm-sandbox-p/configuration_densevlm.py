@@ -72,6 +72,12 @@ class DenseVLMConfig(BackboneConfigMixin, PreTrainedConfig):
             self.projection_dim = self.vision_config.hidden_size if is_siglip else 512
         self.set_output_features_output_indices(**wanted)
 
+    def verify_out_features_out_indices(self) -> None:
+        # Names say which maps are meant, whatever their numbers are in a tower of another depth.
+        if self._out_features is not None and set(self._out_features) <= set(self.stage_names):
+            self._out_indices = [self.stage_names.index(name) for name in self._out_features]
+        super().verify_out_features_out_indices()
+
     @property
     def stage_names(self) -> list[str]:
         """The maps a backbone can give, in the order they are computed."""
@@ -85,10 +91,20 @@ class DenseVLMConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def translate(cls, config: dict[str, Any]) -> dict[str, Any]:
-        """The `config.json` of a CLIP or SigLIP of transformers as ours; any other is returned as it is."""
+        """
+        The `config.json` of a CLIP or SigLIP of transformers as ours.
+
+        Raises:
+            `ValueError` for one of another kind of model.
+        """
         family = config.get("model_type")
-        if family not in ("clip", "siglip", "siglip2"):
+        if family in (None, cls.model_type):
             return config
+        if family not in ("clip", "siglip", "siglip2"):
+            raise ValueError(
+                f"This is the configuration of a {family}. A DenseVLM is read from a CLIP, SigLIP or SigLIP 2 with "
+                "both towers, or from a folder of its own."
+            )
         # Read by its own class, which knows the forms it had over the years (`vision_config_dict`, left-out defaults).
         theirs = CONFIG_MAPPING[family].from_dict(config).to_dict()
         own = {**theirs, "model_type": cls.model_type}

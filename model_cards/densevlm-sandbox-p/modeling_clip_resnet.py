@@ -51,8 +51,10 @@ class CLIPResNetAttentionPool(nn.Module):
     def __init__(self, config: CLIPResNetVisionConfig):
         super().__init__()
         self.config = config
-        dim = config.hidden_size
-        self.head_dim = dim // config.num_attention_heads
+        dim, self.num_heads = config.hidden_size, config.num_attention_heads
+        self.head_dim = dim // self.num_heads
+        if dim % self.num_heads:
+            raise ValueError(f"A width of {dim} is not {self.num_heads} heads (`num_attention_heads`) of equal width.")
         self.positional_embedding = nn.Parameter(torch.zeros((config.image_size // 32) ** 2 + 1, dim))
         self.q_proj = nn.Linear(dim, dim)
         self.k_proj = nn.Linear(dim, dim)
@@ -73,7 +75,9 @@ class CLIPResNetAttentionPool(nn.Module):
             return self.v_proj(tokens + positions[1:]).unflatten(1, size)
         tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1) + positions
         query, key, value = (
-            projection(states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (batch, heads, tokens, head_dim)
+            projection(states)
+            .unflatten(-1, (self.num_heads, self.head_dim))
+            .transpose(1, 2)  # (batch, heads, tokens, head_dim)
             for projection, states in ((self.q_proj, tokens[:, :1]), (self.k_proj, tokens), (self.v_proj, tokens))
         )
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
@@ -131,7 +135,7 @@ class CLIPResNetVisionModel(VisionTower, PreTrainedModel):
     def train(self, mode: bool = True) -> "CLIPResNetVisionModel":
         super().train(mode)
         for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):  # synchronised ones, too
                 module.eval()
         return self
 

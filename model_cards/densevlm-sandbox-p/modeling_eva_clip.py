@@ -48,7 +48,7 @@ def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         cos, sin (`Tensor` of shape `(patches, head_dim)`): of [`rotary_tables`].
     """
     class_token, patches = states[:, :, :1], states[:, :, 1:].to(torch.promote_types(states.dtype, torch.float32))
-    even, odd = patches.unflatten(-1, (-1, 2)).unbind(-1)
+    even, odd = patches[..., 0::2], patches[..., 1::2]
     turned = torch.stack([-odd, even], dim=-1).flatten(-2)
     return torch.cat([class_token, (patches * cos + turned * sin).to(states.dtype)], dim=2)
 
@@ -77,8 +77,13 @@ class Eva02CLIPAttention(nn.Module):
     def __init__(self, config: Eva02CLIPVisionConfig):
         super().__init__()
         self.config = config
-        dim = config.hidden_size
-        self.head_dim = dim // config.num_attention_heads
+        dim, self.num_heads = config.hidden_size, config.num_attention_heads
+        self.head_dim = dim // self.num_heads
+        if dim % self.num_heads or self.head_dim % 4:
+            raise ValueError(
+                f"A `hidden_size` of {dim} is not {self.num_heads} heads (`num_attention_heads`) of a multiple of "
+                "four channels each, as rotary positions of rows and columns need."
+            )
         self.q_proj = nn.Linear(dim, dim)
         self.k_proj = nn.Linear(dim, dim, bias=False)
         self.v_proj = nn.Linear(dim, dim)
@@ -87,7 +92,9 @@ class Eva02CLIPAttention(nn.Module):
 
     def forward(self, hidden_states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         query, key, value = (
-            projection(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (batch, heads, tokens, dim)
+            projection(hidden_states)
+            .unflatten(-1, (self.num_heads, self.head_dim))
+            .transpose(1, 2)  # (batch, heads, tokens, dim)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)

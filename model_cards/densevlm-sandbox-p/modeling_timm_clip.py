@@ -14,16 +14,31 @@ from .vision_tower import TransformerTower, VisionFeatures, VisionTower, resize_
 
 try:
     import timm
-    from timm.models.vision_transformer import Block, VisionTransformer
+    from timm.layers import PatchEmbed
+    from timm.models.vision_transformer import Attention, Block, VisionTransformer
 except ImportError:
-    timm, Block, VisionTransformer = None, nn.Module, nn.Module
+    timm, PatchEmbed, Attention, Block, VisionTransformer = None, nn.Module, nn.Module, nn.Module, nn.Module
 
 
 def create_trunk(architecture: str, **arguments: Any) -> nn.Module:
     """The network without a classifier, freshly drawn by timm; nothing is downloaded."""
     if timm is None:
-        raise ImportError(f"The vision tower {architecture} is built by timm: `pip install 'densevlm[vision]'`.")
+        raise ImportError(f"The vision tower {architecture} is built by timm: `pip install timm`.")
     return timm.create_model(architecture, pretrained=False, num_classes=0, **arguments)
+
+
+def check_plain_vit(trunk: nn.Module, architecture: str) -> None:
+    """Raises a `ValueError` unless the blocks of a network have the value path that [`DenseTimmBlock`] takes."""
+    plain = (
+        isinstance(trunk, VisionTransformer)
+        and type(trunk.patch_embed) is PatchEmbed
+        and trunk.attn_pool is None
+        and trunk.pos_embed is not None
+        and all(type(block) is Block and type(block.attn) is Attention for block in trunk.blocks)
+        and getattr(trunk.blocks[-1].attn, "gate", None) is None
+    )
+    if not plain:
+        raise ValueError(f"timm's {architecture} is no plain vision transformer: it has no dense path here.")
 
 
 class TimmTower(PreTrainedModel):
@@ -100,7 +115,8 @@ class DenseTimmBlock(Block):
     def forward(self, x: Tensor, dense: bool = False, **kwargs: Any) -> Tensor:
         if not dense:
             return super().forward(x, **kwargs)
-        dim, attention = self.attn.attn_dim, self.attn
+        attention = self.attn
+        dim = attention.qkv.out_features // 3
         bias = None if attention.qkv.bias is None else attention.qkv.bias[2 * dim :]
         values = attention.proj(attention.norm(linear(self.norm1(x), attention.qkv.weight[2 * dim :], bias)))
         x = x + self.ls1(values)
@@ -109,8 +125,10 @@ class DenseTimmBlock(Block):
 
 class TimmViTVisionModel(TimmTower, TransformerTower):
     """
-    A plain vision transformer of timm. Dense features: the last block's value path, then the final norm. Query, key
-    and value are one matrix in timm; the rows of the last block's query and key get zero gradients.
+    A plain vision transformer of timm. Dense features: the last block's value path, then the final norm.
+
+    Query, key and value are one matrix in timm. In training, the rows of the last block's query and key get zero
+    gradients, but weight decay shrinks them with the rest; the dense path does not see it, the global feature does.
     """
 
     config: TimmViTVisionConfig
@@ -128,16 +146,10 @@ class TimmViTVisionModel(TimmTower, TransformerTower):
             dynamic_img_size=True,
             **(config.architecture_args or {}),
         )
-        blocks = getattr(self.trunk, "blocks", [None])
-        if not isinstance(self.trunk, VisionTransformer) or type(blocks[-1]) is not Block or self.trunk.attn_pool:
-            raise ValueError(
-                f"timm's {config.architecture} is no plain vision transformer: it has no dense path here."
-            )
+        check_plain_vit(self.trunk, config.architecture)
         if config.pooling not in ("avg", "token") or (config.pooling == "token" and self.trunk.cls_token is None):
             raise ValueError(f"`pooling` is 'avg', or 'token' where there is a class token; got {config.pooling!r}.")
-        blocks[-1].__class__ = DenseTimmBlock
-        for block in blocks:
-            block.attn.fused_attn = config._attn_implementation != "eager"
+        self.blocks[-1].__class__ = DenseTimmBlock
         self.post_init()
 
     @property
@@ -154,6 +166,10 @@ class TimmViTVisionModel(TimmTower, TransformerTower):
 
     def embed(self, pixel_values, size):
         trunk = self.trunk
+        fused = self.config._attn_implementation != "eager"
+        if trunk.blocks[0].attn.fused_attn != fused:  # it can be changed at any time
+            for block in trunk.blocks:
+                block.attn.fused_attn = fused
         hidden_states = trunk.patch_embed(pixel_values.to(self.dtype)).flatten(1, 2)  # (batch, patches, hidden)
         tokens = [t.expand(len(hidden_states), -1, -1) for t in (trunk.cls_token, trunk.reg_token) if t is not None]
         positions = trunk.pos_embed[0]

@@ -41,9 +41,10 @@ class DenseVLMImageProcessor(BaseImageProcessor):
     normalises. Needs Pillow only.
 
     Args:
-        size (`int` or `dict`, *optional*, defaults to 224):
+        size (`int` or `dict`, *optional*):
             Side of the square in pixels; as a dict `{"longest_edge": side}`. The `shortest_edge` or `height` of a
-            CLIP or SigLIP image processor is read as the side, or the square of SigLIP 2's `max_num_patches`.
+            CLIP or SigLIP image processor is read as the side. Defaults to the square of SigLIP 2's
+            `max_num_patches` where that is given, else to 224.
         image_mean, image_std (`list[float]`, *optional*, defaults to CLIP's):
             Per channel, of images in 0..1.
     """
@@ -52,13 +53,14 @@ class DenseVLMImageProcessor(BaseImageProcessor):
 
     def __init__(
         self,
-        size: int | dict[str, int] = 224,
+        size: int | dict[str, int] | None = None,
         image_mean: list[float] | None = None,
         image_std: list[float] | None = None,
         **kwargs: Any,
     ):
-        if "max_num_patches" in kwargs:
-            size = round(kwargs["max_num_patches"] ** 0.5) * kwargs["patch_size"]
+        if size is None:
+            native = "max_num_patches" in kwargs
+            size = round(kwargs["max_num_patches"] ** 0.5) * kwargs["patch_size"] if native else 224
         for key in _CLIP_KEYS:  # a CLIP image processor's way of cropping means nothing here
             kwargs.pop(key, None)
         super().__init__(**kwargs)

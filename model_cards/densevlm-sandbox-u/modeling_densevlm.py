@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling
@@ -106,11 +106,11 @@ class DenseVLMModel(BackboneMixin, DenseVLMPreTrainedModel):
 
     def __init__(self, config: DenseVLMConfig):
         super().__init__(config)
-        self.vision_model = VISION_TOWERS[config.vision_config.model_type]._from_config(config.vision_config)
+        self.vision_model = _tower(VISION_TOWERS, config.vision_config)
         self.visual_projection = self.vision_model.make_projection(config.projection_dim)
         self.text_model = self.text_projection = None
         if config.text_config is not None:
-            self.text_model = TEXT_TOWERS[config.text_config.model_type]._from_config(config.text_config)
+            self.text_model = _tower(TEXT_TOWERS, config.text_config)
             self.text_projection = self.text_model.make_projection(config.projection_dim)
         # SigLIP keeps its two numbers as vectors of one.
         sigmoid = config.logit_bias_init_value is not None
@@ -119,6 +119,10 @@ class DenseVLMModel(BackboneMixin, DenseVLMPreTrainedModel):
         self.logit_bias = nn.Parameter(torch.tensor([config.logit_bias_init_value])) if sigmoid else None
         self.num_features = [*self.vision_model.stage_channels, config.projection_dim]
         self.post_init()
+
+    def post_init(self) -> None:
+        # Not the mixin's: it hooks a recorder of hidden states onto every layer; the maps are tapped without.
+        DenseVLMPreTrainedModel.post_init(self)
 
     @property
     def out_feature_strides(self) -> dict[str, int]:
@@ -159,7 +163,9 @@ class DenseVLMModel(BackboneMixin, DenseVLMPreTrainedModel):
     @classmethod
     def from_clip(cls, clip: PreTrainedModel) -> "DenseVLMModel":
         """A DenseVLM with the weights (copied) of a [`CLIPModel`], [`SiglipModel`] or [`Siglip2Model`]."""
-        model = cls(DenseVLMConfig.from_dict(DenseVLMConfig.translate(copy.deepcopy(clip.config.to_dict()))))
+        config = DenseVLMConfig.from_dict(DenseVLMConfig.translate(copy.deepcopy(clip.config.to_dict())))
+        config._attn_implementation = clip.config._attn_implementation
+        model = cls(config)
         model.load_state_dict(clip.state_dict())
         return model.to(clip.device, clip.dtype).train(clip.training)
 
@@ -255,6 +261,12 @@ class DenseVLMModel(BackboneMixin, DenseVLMPreTrainedModel):
             image_embeds=self.visual_projection(features.pooled) if return_image_embeds else None,
             feature_maps=tuple(maps[name] for name in self.out_features),
         )
+
+
+def _tower(towers: dict[str, type[PreTrainedModel]], config: PreTrainedConfig) -> PreTrainedModel:
+    if config.model_type not in towers:
+        raise ValueError(f"{config.model_type!r} is no tower of a DenseVLM; there are {', '.join(towers)}.")
+    return towers[config.model_type]._from_config(config)
 
 
 def _pool_regions(dense_embeds: Tensor, boxes: Sequence[Tensor] | None, masks: Sequence[Tensor] | None) -> Tensor:
