@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from transformers.dynamic_module_utils import get_imports
 
+from modeling_densevlm.modeling_densevlm import VISION_TOWERS
+
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -37,6 +39,16 @@ def test_the_core_needs_neither_torchvision_nor_timm():
     for package in FORBIDDEN:
         for file in (ROOT / package).rglob("*.py"):
             assert not set(get_imports(file)) & {"torchvision", "timm"}, file  # those inside `try` are not counted
+
+
+@pytest.mark.parametrize("package", ["training", "evaluation"])
+def test_training_and_evaluation_know_no_tower(package):
+    known = [*VISION_TOWERS, "siglip", "eva02", "resnet", "convnext", "timm", ".encoder.layers"]
+    for file in (ROOT / package).rglob("*.py"):
+        if file.parent.name == "sandbox":  # it pre-trains a CLIP of its own
+            continue
+        content = file.read_text().lower()
+        assert not [name for name in known if name in content], file
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda file: file.stem)
