@@ -11,6 +11,7 @@ another shape is an error that names it.
 """
 
 import argparse
+import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .checkpoint_configs import (
@@ -45,6 +46,8 @@ from .processing_densevlm import DenseVLMProcessor
 logger = logging.get_logger(__name__)
 
 SIGLIP_MEAN_STD = [0.5, 0.5, 0.5]
+
+Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass
@@ -160,7 +163,7 @@ def _renamed(
         report.defaults.append("no logit_scale in the file: the default is kept, dense features do not need it")
     problems = {
         "Left over": [_unplaced(key, weights[key], layout) for key in unknown],
-        **_differences(converted, expected, layout),
+        **_differences(*({key: tuple(t.shape) for key, t in side.items()} for side in (converted, expected)), layout),
         "of another type": [
             f"{key} {converted[key].dtype} instead of a floating one"
             for key in sorted(set(expected) & set(converted))
@@ -168,23 +171,23 @@ def _renamed(
         ],
     }
     if any(problems.values()):
-        raise ValueError(f"The checkpoint does not fit its configuration ({report.config}). {_told(problems)}.")
+        fitting = fitting_configs(weights, kind, resized=False)
+        hint = f" It has the shapes of {', '.join(fitting)}." if fitting and report.config not in fitting else ""
+        raise ValueError(f"The checkpoint does not fit its configuration ({report.config}).{hint} {_told(problems)}.")
     report.matched = len(converted)
     report.parameters = sum(tensor.numel() for tensor in converted.values())
     return converted
 
 
-def _differences(
-    converted: Mapping[str, Tensor], expected: Mapping[str, Tensor], layout: Layout
-) -> dict[str, list[str]]:
+def _differences(found: Shapes, expected: Shapes, layout: Layout) -> dict[str, list[str]]:
     """In words: what is missing, left over and of another shape."""
     return {
-        "missing": [_both_names(key, layout) for key in sorted(set(expected) - set(converted))],
-        "left over": [_both_names(key, layout) for key in sorted(set(converted) - set(expected))],
+        "missing": [_both_names(key, layout) for key in sorted(set(expected) - set(found))],
+        "left over": [_both_names(key, layout) for key in sorted(set(found) - set(expected))],
         "of another shape": [
-            f"{key} {tuple(converted[key].shape)} instead of {tuple(expected[key].shape)}"
-            for key in sorted(set(expected) & set(converted))
-            if converted[key].shape != expected[key].shape
+            f"{key} {found[key]} instead of {expected[key]}"
+            for key in sorted(set(expected) & set(found))
+            if found[key] != expected[key]
         ],
     }
 
@@ -203,7 +206,7 @@ def _both_names(ours: str, layout: Layout) -> str:
     return f"{ours} ({', '.join(names)})" if names else ours
 
 
-def _some(keys: Sequence[str], most: int = 20) -> str:
+def _some(keys: Sequence[str], most: int = 8) -> str:
     return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")
 
 
@@ -220,20 +223,7 @@ def recognise(weights: Mapping[str, Tensor], layout_name: str = "open_clip") -> 
         `ValueError` that lists the choices where several or none fit.
     """
     kind = find_kind(weights)
-    layout, text = LAYOUTS[kind], has_text_tower(weights)
-    converted, unknown = rename(weights, layout.rules, to_ours=True)
-    choices = [name for name in config_names() if config_kind(load_config(name)) == kind]
-    differences = {
-        name: _problems(convert_config(load_config(name), text=text), converted, layout) for name in choices
-    }
-    fitting = [name for name in choices if not any(differences[name].values())]
-    if not fitting:
-        resized = {name: convert_config(load_config(name), weights) for name in choices}
-        # Those that differ in their image size only have become the same.
-        unlike = {config.to_json_string(): name for name, config in reversed(resized.items())}
-        for name in unlike.values():
-            differences[name] = _problems(resized[name], converted, layout)
-        fitting = [name for name in choices if name in unlike.values() and not any(differences[name].values())]
+    fitting = fitting_configs(weights, kind)
     if layout_name == "RegionCLIP":
         fitting = [name for name in fitting if name.endswith(QUICK_GELU)]
     if len(fitting) == 1:
@@ -243,20 +233,57 @@ def recognise(weights: Mapping[str, Tensor], layout_name: str = "open_clip") -> 
             f"The checkpoint has the shapes of {len(fitting)} known configurations, {', '.join(fitting)}, which "
             "differ in what no tensor tells (the activation, say). Choose one as `config` (`--config`)."
         )
-    nearest = min(choices, key=lambda name: sum(map(len, differences[name].values())))
-    problems = {"Left over": [_unplaced(key, weights[key], layout) for key in unknown], **differences[nearest]}
+    layout = LAYOUTS[kind]
+    _, unknown = rename(weights, layout.rules, to_ours=True)
+    known = _differences_to_known(weights, kind)
+    nearest = min(known, key=lambda name: sum(map(len, known[name].values())))
+    problems = {"Left over": [_unplaced(key, weights[key], layout) for key in unknown], **known[nearest]}
     raise ValueError(
-        f"The checkpoint is a {layout.name}, but has the shapes of no known configuration ({', '.join(choices)}). "
+        f"The checkpoint is a {layout.name}, but has the shapes of no known configuration ({', '.join(known)}). "
         f"Give its own as `config` (`--config`, open_clip's JSON). The nearest is {nearest}, but: {_told(problems)}."
     )
 
 
-def _problems(config: DenseVLMConfig, converted: Mapping[str, Tensor], layout: Layout) -> dict[str, list[str]]:
-    """The differences to a known model, built without memory; its temperature apart."""
+def fitting_configs(weights: Mapping[str, Tensor], kind: str, resized: bool = True) -> list[str]:
+    """
+    The names of the known configurations of a kind that have these shapes; where there is none and `resized`, those
+    that do at the image size of the learned positions, one of those that are then the same.
+    """
+    converted, _ = rename(weights, LAYOUTS[kind].rules, to_ours=True)
+    found, text = _shapes(converted), has_text_tower(weights)
+    names = [name for name in config_names() if config_kind(load_config(name)) == kind]
+    fitting = [name for name in names if _known_shapes(name, text) == found]
+    if fitting or not resized:
+        return fitting
+    seen: dict[str, str] = {}
+    for name in names:
+        config = convert_config(load_config(name), weights, text)
+        if _model_shapes(config) == found:
+            seen.setdefault(config.to_json_string(), name)
+    return list(seen.values())
+
+
+def _differences_to_known(weights: Mapping[str, Tensor], kind: str) -> dict[str, dict[str, list[str]]]:
+    """For each known configuration of a kind, at its own image size."""
+    layout, text = LAYOUTS[kind], has_text_tower(weights)
+    converted, _ = rename(weights, layout.rules, to_ours=True)
+    names = [name for name in config_names() if config_kind(load_config(name)) == kind]
+    return {name: _differences(_shapes(converted), _known_shapes(name, text), layout) for name in names}
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
+    """Of all but the temperature, which a checkpoint may lack."""
+    return {key: tuple(tensor.shape) for key, tensor in tensors.items() if key != "logit_scale"}
+
+
+def _model_shapes(config: DenseVLMConfig) -> Shapes:
     with torch.device("meta"):
-        expected = DenseVLMModel(config).state_dict()
-    both = [{key: t for key, t in side.items() if key != "logit_scale"} for side in (converted, expected)]
-    return _differences(*both, layout)
+        return _shapes(DenseVLMModel(config).state_dict())
+
+
+@functools.cache
+def _known_shapes(name: str, text: bool) -> Shapes:
+    return _model_shapes(convert_config(load_config(name), text=text))
 
 
 def _split_derived(
@@ -350,20 +377,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.config and arguments.config_file:
         parser.error("give the configuration once, as --config")
-    if not arguments.export and arguments.output.is_file():
-        parser.error(f"OUTPUT {arguments.output} is a file; it is a folder to save to")
+    if arguments.export and arguments.output.is_dir():
+        parser.error(f"OUTPUT {arguments.output} is a folder; with --export it is a .pt or .safetensors file")
+    if not arguments.export and arguments.output.exists() and not _is_empty_folder(arguments.output):
+        # What another model has left there, its tokenizer say, would be taken for this one's.
+        parser.error(f"OUTPUT {arguments.output} is there already; give a new folder to save to")
     try:
         if arguments.export:
             _export_folder(arguments.checkpoint, arguments.output)
         else:
             _convert_file(arguments)
     except (ValueError, OSError, ImportError) as error:
-        raise SystemExit(f"{arguments.checkpoint}: {error}") from None
+        told = str(error)
+        raise SystemExit(told if str(arguments.checkpoint) in told else f"{arguments.checkpoint}: {told}") from None
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
 def _convert_file(arguments: argparse.Namespace) -> None:
     # The tokenizer first: what cannot be had shall not leave half a folder.
-    tokenizer = AutoTokenizer.from_pretrained(arguments.processor) if arguments.processor else None
+    tokenizer = _load_tokenizer(arguments.processor) if arguments.processor else None
     config = arguments.config or arguments.config_file
     model, report = convert_with_report(arguments.checkpoint, config)
     image_processor = image_processor_for(model, load_config(config) if config else {})
@@ -375,6 +410,14 @@ def _convert_file(arguments: argparse.Namespace) -> None:
         print("No tokenizer is saved: training and evaluation need one for texts. Give its folder by --processor.")
     print(report)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters in {arguments.output}")
+
+
+def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise SystemExit(f"--processor {source}: there is no tokenizer, here or on the Hub: {first}") from None
 
 
 def _export_folder(folder: Path, output: Path) -> None:

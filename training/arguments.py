@@ -120,6 +120,8 @@ class MethodArguments(TrainingArguments):
         if self.ensemble_alpha < 1 and self.fsdp:
             raise ValueError("`ensemble_alpha` below 1 mixes whole weights and does not work with FSDP. Use DDP.")
         self.logging_nan_inf_filter = False  # a loss that is not finite shall be seen
+        if self.dataloader_num_workers == 0:
+            self.dataloader_persistent_workers = False  # there are none to keep
         self.remove_unused_columns = False  # the collator's keys are no arguments of `forward`
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # exactly the parameters that get gradients are trainable

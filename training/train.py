@@ -57,6 +57,12 @@ def main(argv: Sequence[str] | None = None) -> DenseTrainer:
     mix_weights(trainer.model, initial, args.ensemble_alpha)
     trainer.save_model()
     trainer.save_state()
+    kept = [entry["regions_kept"] for entry in trainer.state.log_history if "regions_kept" in entry]
+    if kept and not any(kept):
+        logger.warning(
+            f"Nothing was learned: no region had a best teacher probability above `threshold` {args.threshold}. Is "
+            "the teacher trained, and `temperature` that of its logits?"
+        )
     if trainer.skipped:
         logger.warning(f"{len(trainer.skipped)} images were skipped by this process; the log names them.")
     if trainer.is_world_process_zero():
@@ -131,6 +137,9 @@ def build_trainer(arguments: Arguments) -> DenseTrainer:
         seed=args.seed,
     )
     check_readable(dataset)
+    warn_of_remainder("image_size", image_processor, model)
+    if teacher_image_processor is not None:
+        warn_of_remainder("teacher_image_size", teacher_image_processor, extras["teacher"])
     return trainer_class(
         model=model,
         args=args,
@@ -226,6 +235,17 @@ def freeze(model: DenseVLMModel, trained_blocks: int | None) -> None:
     model.requires_grad_(False)
     for parameter in (p for block in blocks[-count:] for p in block):
         parameter.requires_grad_(True)
+
+
+def warn_of_remainder(key: str, image_processor: DenseVLMImageProcessor, model: DenseVLMModel) -> None:
+    """A side that is no multiple of a tower's cells is cut: boxes are then other places for it than for the other."""
+    side, cell = image_processor.size["longest_edge"], model.vision_model.stride
+    if side % cell:
+        logger.warning(
+            f"`{key}` {side} is no multiple of {cell} pixels: the map covers {side // cell * cell} of them, and a box "
+            f"is another place there than for a tower that is given whole cells. Give {side // cell * cell} or "
+            f"{(side // cell + 1) * cell}."
+        )
 
 
 def check_size(images: int, args: MethodArguments) -> None:

@@ -142,6 +142,11 @@ class DenseVLMModel(BackboneMixin, DenseVLMPreTrainedModel):
         out where the given `config` has none.
         """
         source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        if source is not None and Path(source).is_file():
+            raise OSError(
+                f"{source} is a file and no folder. A checkpoint is converted first: `python -m "
+                "modeling_densevlm.convert_open_clip`."
+            )
         try:
             model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         except OSError as error:

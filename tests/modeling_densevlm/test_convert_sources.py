@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -204,6 +205,14 @@ def test_half_a_convnext_is_refused_by_what_is_missing(exported, cut):
         convert_checkpoint(kept, config)
     with pytest.raises(ValueError, match="is a CLIP ConvNeXt, but has the shapes of no known configuration"):
         convert_checkpoint(kept)
+
+
+def test_a_wrong_known_configuration_is_answered_with_the_one_that_fits(tmp_path):
+    with torch.device("meta"):
+        model = DenseVLMModel(convert_config(load_config("RN50")))
+    weights, _ = rename(model.state_dict(), LAYOUTS["clip_resnet_vision_model"].rules, to_ours=False)
+    with pytest.raises(ValueError, match=r"\(RN50x4\). It has the shapes of RN50, RN50-quickgelu\. .* and \d+ more"):
+        convert_checkpoint(weights, "RN50x4")
 
 
 def test_what_does_not_fit_is_named_without_a_configuration_too():
@@ -428,9 +437,13 @@ def test_the_command_line_converts_by_name_and_exports(exported, tokenizer, stud
     printed = capsys.readouterr().out
     assert f"EVA-02 CLIP ({tmp_path / 'c.json'})" in printed and "109 tensors matched" in printed
     tokenizer.save_pretrained(tmp_path / "tokenizer")  # nothing else is there
+    with pytest.raises(SystemExit):  # another model's files are there
+        main([str(part) for part in arguments])
+    assert "is there already; give a new folder" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "ours")
     main([str(part) for part in (*arguments[:4], "--processor", tmp_path / "tokenizer")])
     assert len(DenseVLMProcessor.from_pretrained(tmp_path / "ours").tokenizer) == len(tokenizer)
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="--processor .*: there is no tokenizer"):
         main([str(part) for part in (arguments[0], tmp_path / "half", *arguments[2:4], "--processor", tmp_path)])
     assert not (tmp_path / "half").exists()
     main(["--export", str(tmp_path / "ours"), str(tmp_path / "back.pt")])

@@ -263,6 +263,8 @@ def test_a_folder_that_is_not_there_is_said_with_the_remedy():
         OSError, match="There is no folder weights/eva02, and it could not be had from the Hub.*convert"
     ):
         DenseVLMModel.from_pretrained("weights/eva02")
+    with pytest.raises(OSError, match=r"test_modeling\.py is a file and no folder. A checkpoint is converted first"):
+        DenseVLMModel.from_pretrained(__file__)
 
 
 def test_a_truncated_checkpoint_is_refused(student, tmp_path):

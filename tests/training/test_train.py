@@ -144,8 +144,19 @@ def test_what_changes_at_a_resume_is_said(recipe, caplog):
     assert "Resumed with another `contrast` than before: decoupled → all" in caplog.text
 
 
-def test_nothing_kept_changes_nothing_and_is_in_the_log(recipe, tmp_path, student):
+def test_sides_that_are_no_multiples_of_the_patch_are_said_by_their_keys(recipe, caplog):
+    run(recipe(image_size=100, teacher_image_size=110, max_steps=1, dataloader_num_workers=0))
+    assert "`image_size` 100 is no multiple of 12 pixels" in caplog.text and "Give 96 or 108" in caplog.text
+    assert "`teacher_image_size` 110 is no multiple of 14 pixels" in caplog.text
+
+
+def test_no_worker_is_none_to_keep(recipe):
+    run(recipe(dataloader_num_workers=0, dataloader_persistent_workers=True, max_steps=1))
+
+
+def test_nothing_kept_changes_nothing_and_is_in_the_log(recipe, tmp_path, student, caplog):
     trainer = run(recipe(threshold=1.0, weight_decay=0.0))
+    assert "Nothing was learned: no region had a best teacher probability above `threshold` 1.0" in caplog.text
     assert [e["regions_kept"] for e in trainer.state.log_history if "loss" in e] == [0, 0, 0]
     before, after = weights_of(student), weights_of(tmp_path / "run")
     assert all(torch.equal(before[name], after[name]) for name in before)
