@@ -3,6 +3,7 @@ Sizes of public models as data (`model_configs/*.json`, in open_clip's form), an
 back.
 """
 
+import functools
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -26,14 +27,17 @@ logger = logging.get_logger(__name__)
 Json = Mapping[str, Any]
 
 
-def config_names() -> list[str]:
-    """The names of all known configurations."""
+@functools.cache
+def config_names(kind: str | None = None) -> tuple[str, ...]:
+    """The names of all known configurations, or of those with one kind of vision tower (its `model_type`)."""
     names = []
     for file in sorted(MODEL_CONFIGS.glob("*.json"), key=lambda file: file.stem):
-        names.append(file.stem)
-        if config_kind(json.loads(file.read_text())) in ("clip_vision_model", "clip_resnet_vision_model"):
-            names.append(file.stem + QUICK_GELU)
-    return names
+        its_kind = config_kind(json.loads(file.read_text()))
+        if kind in (None, its_kind):
+            names.append(file.stem)
+            if its_kind in ("clip_vision_model", "clip_resnet_vision_model"):
+                names.append(file.stem + QUICK_GELU)
+    return tuple(names)
 
 
 def load_config(name_or_file: str | PathLike) -> dict[str, Any]:

@@ -115,8 +115,8 @@ def convert_with_report(
     checkpoint: str | PathLike | Mapping[str, Tensor], config: Mapping[str, Any] | str | PathLike | None = None
 ) -> tuple[DenseVLMModel, ConversionReport]:
     """As [`convert_checkpoint`], with the [`ConversionReport`]."""
-    is_file = not isinstance(checkpoint, Mapping)
-    tensors = read_checkpoint(checkpoint) if is_file else unwrap(checkpoint, "The checkpoint")
+    is_mapping = isinstance(checkpoint, Mapping)
+    tensors = unwrap(checkpoint, "The checkpoint") if is_mapping else read_checkpoint(checkpoint)
     weights, set_aside, layout_name = to_reference_names(tensors)
     if config is None:
         name, config = recognise(weights, layout_name)
@@ -251,12 +251,11 @@ def fitting_configs(weights: Mapping[str, Tensor], kind: str, resized: bool = Tr
     """
     converted, _ = rename(weights, LAYOUTS[kind].rules, to_ours=True)
     found, text = _shapes(converted), has_text_tower(weights)
-    names = [name for name in config_names() if config_kind(load_config(name)) == kind]
-    fitting = [name for name in names if _known_shapes(name, text) == found]
+    fitting = [name for name in config_names(kind) if _known_shapes(name, text) == found]
     if fitting or not resized:
         return fitting
     seen: dict[str, str] = {}
-    for name in names:
+    for name in config_names(kind):
         config = convert_config(load_config(name), weights, text)
         if _model_shapes(config) == found:
             seen.setdefault(config.to_json_string(), name)
@@ -267,8 +266,8 @@ def _differences_to_known(weights: Mapping[str, Tensor], kind: str) -> dict[str,
     """For each known configuration of a kind, at its own image size."""
     layout, text = LAYOUTS[kind], has_text_tower(weights)
     converted, _ = rename(weights, layout.rules, to_ours=True)
-    names = [name for name in config_names() if config_kind(load_config(name)) == kind]
-    return {name: _differences(_shapes(converted), _known_shapes(name, text), layout) for name in names}
+    found = _shapes(converted)
+    return {name: _differences(found, _known_shapes(name, text), layout) for name in config_names(kind)}
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:

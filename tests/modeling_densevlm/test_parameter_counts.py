@@ -7,7 +7,7 @@ from modeling_densevlm import DenseVLMModel
 from modeling_densevlm.checkpoint_configs import convert_config, load_config
 
 
-PUBLISHED = {  # millions of the image tower with its projection, as the models' authors and open_clip give them
+PUBLISHED = {  # millions, the image tower with its projection: as open_clip's own models count, EVA-02's as published, too
     "EVA02-CLIP-B-16": 86.3,
     "EVA02-CLIP-L-14": 304.1,
     "EVA02-CLIP-L-14-336": 304.4,
