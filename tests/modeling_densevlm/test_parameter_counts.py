@@ -7,7 +7,8 @@ from modeling_densevlm import DenseVLMModel
 from modeling_densevlm.checkpoint_configs import convert_config, load_config
 
 
-PUBLISHED = {  # millions, the image tower with its projection: as open_clip's own models count, EVA-02's as published, too
+# Millions, of the image tower with its projection: as open_clip's own models count them.
+PUBLISHED = {
     "EVA02-CLIP-B-16": 86.3,
     "EVA02-CLIP-L-14": 304.1,
     "EVA02-CLIP-L-14-336": 304.4,
