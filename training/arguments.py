@@ -14,6 +14,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from modeling_densevlm.categories import TEMPLATES
 
 from .alignment import CONTRASTS, Contrast
+from .sources import Source
 
 
 METHODS = ("densevlm", "clipself")
@@ -44,11 +45,32 @@ class ModelArguments:
 class DataArguments:
     """Which images at which size, and which categories are retrieved."""
 
-    images: str = field(metadata={"help": "Folder of images, or the root of the annotation file's images."})
+    images: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of images, or the root of the annotation file's images; tars (an address, a pattern, a "
+            "folder, or a .txt that lists them); a Parquet dataset (files, a folder, or hf://datasets/owner/name)."
+        },
+    )
     annotations: str | None = field(
         default=None, metadata={"help": "COCO annotation file; only its list of images is read."}
     )
+    split: str = field(default="train", metadata={"help": "Of a dataset."})
+    column: str = field(default="image", metadata={"help": "Of a dataset, where its images are."})
     max_samples: int | None = field(default=None, metadata={"help": "Only so many images, the first ones."})
+    sources: str | None = field(
+        default=None,
+        metadata={
+            "help": "Several sources mixed, in place of `images`: a list of {images, annotations, split, column, "
+            "max_samples, weight}; `weight` is the source's share of the images of an epoch."
+        },
+    )
+    retrieval: str | None = field(
+        default=None, metadata={"help": "Folder with the teacher's answers, made by `python -m training.retrieve`."}
+    )
+    retrieval_top_k: int = field(
+        default=32, metadata={"help": "For training.retrieve: categories kept of each region, 0 for all."}
+    )
     image_size: int | None = field(
         default=None,
         metadata={"help": "The student's input side in pixels, a multiple of its patch. Its processor's by default."},
@@ -71,8 +93,30 @@ class DataArguments:
     def __post_init__(self):
         if self.templates not in TEMPLATES:
             raise ValueError(f"`templates` is one of {', '.join(TEMPLATES)}, got {self.templates!r}.")
-        if self.max_grid < 1:
-            raise ValueError(f"`max_grid` is 1 or more, got {self.max_grid}.")
+        if not 1 <= self.max_grid <= 20:
+            raise ValueError(f"`max_grid` is 1 to 20, got {self.max_grid}.")
+        if self.retrieval_top_k < 0:
+            raise ValueError(f"`retrieval_top_k` is a number of categories, or 0 for all, got {self.retrieval_top_k}.")
+        if self.max_samples is not None and self.max_samples < 1:
+            raise ValueError(f"`max_samples` is 1 or more, got {self.max_samples}.")
+        if (self.images is None) == (self.sources is None):
+            raise ValueError("Give `images`, or a list of `sources`, and not both.")
+        self.all_sources  # noqa: B018 - a wrong one shall stop here
+
+    @property
+    def all_sources(self) -> list[Source]:
+        """The list `sources`, or the one source that `images` and its companions are."""
+        if self.sources is None:
+            return [Source(self.images, self.annotations, self.split, self.column, self.max_samples)]
+        try:
+            sources = json.loads(self.sources) if isinstance(self.sources, str) else self.sources
+        except json.JSONDecodeError as error:
+            raise ValueError(f"`sources` on the command line is a JSON list, got {self.sources!r}: {error}") from error
+        if not isinstance(sources, list) or not sources:
+            raise ValueError(f"`sources` is a list of {{images: ..., weight: ...}}, got {sources!r}.")
+        if any(getattr(self, f.name) != f.default for f in fields(self) if f.name in ("annotations", "max_samples")):
+            raise ValueError("`annotations` and `max_samples` belong to a source: write them into the list `sources`.")
+        return [Source.from_dict(source) for source in sources]
 
 
 @dataclass
@@ -101,7 +145,10 @@ class MethodArguments(TrainingArguments):
     )
     dataloader_drop_last: bool = field(
         default=True,
-        metadata={"help": "Leave out an epoch's last, smaller batch. Else ranks fill up with repetitions."},
+        metadata={"help": "Leave out images of an epoch that make no whole step; else the last step has fewer."},
+    )
+    retrieval_picture_steps: int = field(
+        default=0, metadata={"help": "Every so many steps, a picture of an image and what was retrieved for it."}
     )
 
     def __post_init__(self):
@@ -164,7 +211,7 @@ Arguments = tuple[ModelArguments, DataArguments, MethodArguments]
 CLASSES = (ModelArguments, DataArguments, MethodArguments)
 
 
-def parse_arguments(argv: Sequence[str]) -> Arguments:
+def parse_arguments(argv: Sequence[str], program: str = "training.train") -> Arguments:
     """
     `RECIPE.yaml [--key value ...]`: the recipe's values, overridden by the command line's.
 
@@ -172,7 +219,7 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
         `SystemExit` with a message for a key that nobody knows, naming the nearest known one, or a missing key.
     """
     usage = "%(prog)s RECIPE.yaml [--key value ...]"
-    parser = HfArgumentParser(CLASSES, prog="python -m training.train", usage=usage, allow_abbrev=False)
+    parser = HfArgumentParser(CLASSES, prog=f"python -m {program}", usage=usage, allow_abbrev=False)
     argv = list(argv)
     if argv and not argv[0].startswith("-"):
         recipe = read_recipe(Path(argv.pop(0)), parser)
@@ -180,7 +227,10 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
         for action in parser._actions:
             if action.dest in recipe:
                 action.required = False
-    *arguments, remaining = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    try:
+        *arguments, remaining = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    except (ValueError, TypeError) as error:
+        parser.error(str(error))
     if remaining:
         parser.error(f"unknown: {' '.join(remaining)}{_nearest(remaining[0].lstrip('-'), parser)}")
     return tuple(arguments)

@@ -34,9 +34,11 @@ class CLIPSelfTrainer(DenseTrainer):
     def ask_teacher(self, batch):
         crops = batch["crop_pixel_values"]
         if len(crops) == 0:
-            return crops.new_zeros(0, self.student_dim)
-        with self.accelerator.autocast():  # `forward` alone has it built in
-            return self.teacher.get_image_features(crops).pooler_output
+            return torch.zeros(0, self.student_dim, device=crops.device)
+        with torch.inference_mode(), self.accelerator.autocast():  # `forward` alone has it built in
+            pixel_values = self.teacher_image_processor.normalize(crops)
+            crop_embeds = self.teacher.get_image_features(pixel_values).pooler_output
+        return crop_embeds.clone()  # what was made in inference mode cannot take part in a backward pass
 
     @property
     def student_dim(self) -> int:
@@ -46,11 +48,8 @@ class CLIPSelfTrainer(DenseTrainer):
         return torch.tensor([float(len(answer))], device=answer.device)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        outputs = model(pixel_values=inputs["pixel_values"], boxes=inputs["boxes"])
-        self.add_to_log(regions=len(outputs.region_embeds))
+        pixel_values = self.image_processor.normalize(inputs["pixel_values"])
+        outputs = model(pixel_values=pixel_values, boxes=inputs["boxes"])
         loss = clipself_loss(outputs.region_embeds, inputs["answer"], inputs["counts"][0])
         loss = loss * self.accelerator.num_processes  # DDP takes the mean over ranks
         return (loss, outputs) if return_outputs else loss
-
-    def summarize(self, sums, seconds):
-        return {"regions": sums["regions"], **super().summarize(sums, seconds)}

@@ -1,8 +1,7 @@
 """Images in, `{"pixel_values", "boxes", ...}` out. No annotation is read, only which images there are."""
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
+from io import BytesIO
 from typing import Any
 
 import datasets
@@ -12,58 +11,15 @@ from PIL import Image
 from torch import Tensor
 
 from modeling_densevlm import DenseVLMImageProcessor
-from modeling_densevlm.image_processing_densevlm import content_extent, load_image
+from modeling_densevlm.image_processing_densevlm import content_extent, load_image, load_reduced, to_square
 
-from .regions import random_grid, sample_rng
+from .regions import content_grid, grid_shape, sample_rng
+from .retrieval_cache import RetrievalCache
+from .sources import UnreadableImage, name_of, read_bytes
 
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
 SMALLEST_SIDE = 10
 """Images with a shorter side (in pixels) are skipped: a grid over them shows nothing."""
-
-
-def list_images(
-    images: str | Path, annotations: str | Path | None = None, max_samples: int | None = None
-) -> datasets.Dataset:
-    """
-    The images of a folder, or those that a COCO annotation file lists.
-
-    Args:
-        images (`str` or path): the folder; with `annotations`, the root of their `file_name`s.
-        annotations (`str` or path, *optional*): a JSON with `images: [{"id", "file_name"}, ...]`.
-        max_samples (`int`, *optional*): only so many, the first ones.
-
-    Returns:
-        [`datasets.Dataset`] with the columns `file` (path) and `id` (string), in a fixed order.
-    """
-    root = Path(images)
-    if not root.is_dir():
-        raise FileNotFoundError(f"`images`: {root} is no folder.")
-    if annotations is None:
-        files = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-        rows = [(str(file), file.relative_to(root).as_posix()) for file in files]
-        if not rows:
-            raise ValueError(f"`images`: {root} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).")
-    else:
-        rows = [(str(root / record["file_name"]), str(record["id"])) for record in _read_records(Path(annotations))]
-        if not any(Path(file).is_file() for file, _ in rows[:1000]):
-            raise FileNotFoundError(
-                f"`images`: none of the first images that {annotations} lists is under {root}, e.g. {rows[0][0]}."
-            )
-    rows = rows[:max_samples]
-    return datasets.Dataset.from_dict({"file": [file for file, _ in rows], "id": [number for _, number in rows]})
-
-
-def _read_records(annotations: Path) -> list[dict]:
-    if not annotations.is_file():
-        raise FileNotFoundError(f"`annotations`: there is no file {annotations}.")
-    try:
-        records = json.loads(annotations.read_text(encoding="utf-8"))["images"]
-        if records and all("file_name" in record and "id" in record for record in records):
-            return records
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        pass
-    raise ValueError(f'`annotations`: {annotations} has no list `images` of {{"id": ..., "file_name": ...}}.')
 
 
 class RegionDataset(torch.utils.data.Dataset):
@@ -71,64 +27,101 @@ class RegionDataset(torch.utils.data.Dataset):
     One sample an image: its pixels and the boxes of a random grid.
 
     Args:
-        files ([`datasets.Dataset`]): of [`list_images`].
+        index ([`datasets.Dataset`]): of [`open_source`], or several joined.
         image_processor ([`DenseVLMImageProcessor`]): the student's.
         teacher_image_processor ([`DenseVLMImageProcessor`], *optional*):
             Given where the teacher's differs (size, mean, standard deviation).
         max_grid (`int`, *optional*, defaults to 6): rows and columns are drawn from 1..`max_grid`.
         crops (`int`, *optional*, defaults to 0):
             Keep so many random boxes and give the image cut to each as well (CLIPSelf needs them, DenseVLM does not).
-        seed (`int`, *optional*, defaults to 0): with the epoch and the sample's id, the source of every choice.
+        retrieval ([`RetrievalCache`], *optional*): what the teacher said of each image, found before the run.
+        seed (`int`, *optional*, defaults to 0): with the visit and the sample's id, the source of every choice.
     """
 
     def __init__(
         self,
-        files: datasets.Dataset,
+        index: datasets.Dataset,
         image_processor: DenseVLMImageProcessor,
         teacher_image_processor: DenseVLMImageProcessor | None = None,
         max_grid: int = 6,
         crops: int = 0,
+        retrieval: RetrievalCache | None = None,
         seed: int = 0,
     ):
-        self.files = files
+        self.index = index
         self.image_processor = image_processor
         self.teacher_image_processor = teacher_image_processor
         self.max_grid = max_grid
         self.crops = crops
+        self.retrieval = retrieval
         self.seed = seed
-        # In shared memory: workers that outlive an epoch see the next one.
-        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch.fill_(epoch)
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.index)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         """
-        `pixel_values` `(3, side, side)`, `boxes` `(regions, 4)`, and where asked for `teacher_pixel_values` and
-        `crop_pixel_values` `(regions, 3, side, side)`; or `{"skipped": "file: reason"}`.
+        The sample of `(visit, index)`, the pairs of [`EpochSampler`]: `pixel_values` `(3, side, side)` in bytes,
+        `boxes` `(regions, 4)`, `num_regions`, `name`, and where asked for `teacher_pixel_values`, `crop_pixel_values`
+        `(regions, 3, side, side)` and `retrieved`; or `{"skipped": "file: reason"}`; or `{}` for index -1.
         """
-        row = self.files[index]
+        visit, number = key
+        if number < 0:
+            return {}
+        row = self.index[number]
         try:
-            image = load_image(row["file"])
-        except Exception as error:  # a damaged file can raise anything in a decoder
-            return {"skipped": f"{row['file']}: {type(error).__name__}: {error}"}
-        if min(image.size) < SMALLEST_SIDE:
-            return {"skipped": f"{row['file']}: {image.size[0]} x {image.size[1]} pixels are too few"}
-        rng = sample_rng(self.seed, int(self.epoch), row["id"])
-        boxes = random_grid(rng, content_extent(*image.size), self.max_grid)
-        sample = {"pixel_values": _pixels(self.image_processor, image)}
-        if self.teacher_image_processor is not None:
-            sample["teacher_pixel_values"] = _pixels(self.teacher_image_processor, image)
+            image, size = read_image(row, None if self.crops else max(self._side(), self._side("teacher")))
+            rng = sample_rng(self.seed, visit, row["id"])
+            rows, columns = grid_shape(rng, self.max_grid)
+            found = self.retrieval.look_up(number, row["id"], rows, columns) if self.retrieval else None
+        except UnreadableImage as error:
+            return {"skipped": str(error)}
+        boxes = content_grid(rows, columns, content_extent(*size))
+        sample: dict[str, Any] = {"name": name_of(row), "pixel_values": to_bytes(image, self._side())}
+        if self._side("teacher") != self._side():
+            sample["teacher_pixel_values"] = to_bytes(image, self._side("teacher"))
         if self.crops:
-            chosen = np.sort(rng.permutation(len(boxes))[: self.crops])
-            boxes = boxes[torch.from_numpy(chosen)]
-            processor = self.teacher_image_processor or self.image_processor
-            sample["crop_pixel_values"] = torch.stack([_pixels(processor, crop) for crop in cut(image, boxes)])
-        sample["boxes"] = boxes
+            boxes = boxes[torch.from_numpy(np.sort(rng.permutation(len(boxes))[: self.crops]))]
+            crops = [to_bytes(crop, self._side("teacher")) for crop in cut(image, boxes)]
+            sample["crop_pixel_values"] = torch.stack(crops)
+        sample |= {"num_regions": len(boxes), "boxes": boxes}
+        if found is not None:
+            kept, sample["retrieved"] = found
+            sample["boxes"] = boxes[kept]
         return sample
+
+    def _side(self, role: str = "student") -> int:
+        teacher = self.teacher_image_processor if role == "teacher" else None
+        return (teacher or self.image_processor).size["longest_edge"]
+
+
+def read_image(row: dict[str, Any], side: int | None) -> tuple[Image.Image, tuple[int, int]]:
+    """
+    The image of a row of an index, decoded for a use at `side` pixels (in full where None), and its size in the file.
+
+    Raises:
+        `UnreadableImage` that names the image and the reason, whatever the reason is.
+    """
+    try:
+        content = BytesIO(read_bytes(row))
+        if side is not None:
+            image, size = load_reduced(content, side)
+        else:
+            image = load_image(content)
+            size = image.size
+    except Exception as error:  # a damaged file can raise anything in a decoder
+        raise UnreadableImage(f"{name_of(row)}: {type(error).__name__}: {error}") from error
+    if min(size) < SMALLEST_SIDE:
+        raise UnreadableImage(f"{name_of(row)}: {size[0]} x {size[1]} pixels are too few")
+    return image, size
+
+
+def to_bytes(image: Image.Image, side: int) -> Tensor:
+    """
+    The padded square as uint8 `(3, side, side)`, a view of rows of RGB pixels. Bytes are a quarter of what floats
+    are on the way from the workers to the GPU, which is faster than they are at making floats of them.
+    """
+    return torch.from_numpy(to_square(image, side)).permute(2, 0, 1)
 
 
 def cut(image: Image.Image, boxes: Tensor) -> list[Image.Image]:
@@ -145,10 +138,6 @@ def _whole_pixels(box: Tensor, size: tuple[int, int]) -> tuple[int, int, int, in
     return x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)
 
 
-def _pixels(processor: DenseVLMImageProcessor, image: Image.Image) -> Tensor:
-    return processor(image)["pixel_values"][0]
-
-
 class RegionCollator:
     """
     Stacks samples: images into one tensor, `boxes` as a list, `skipped` as a list of messages. A batch in which every
@@ -160,24 +149,31 @@ class RegionCollator:
         self.dataset = dataset
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        good = [sample for sample in samples if "skipped" not in sample] or [self._blank()]
+        good = [sample for sample in samples if "pixel_values" in sample] or [self._blank()]
         batch: dict[str, Any] = {"skipped": [sample["skipped"] for sample in samples if "skipped" in sample]}
         for key in good[0]:
             values = [sample[key] for sample in good]
-            if key == "boxes":
-                batch[key] = values
+            if key == "retrieved":
+                batch[key] = {name: torch.cat([value[name] for value in values]) for name in values[0]}
+            elif key == "crop_pixel_values":
+                batch[key] = torch.cat(values)
             else:
-                batch[key] = torch.cat(values) if key == "crop_pixel_values" else torch.stack(values)
+                batch[key] = torch.stack(values) if "pixel_values" in key else values
         return batch
 
-    def _blank(self) -> dict[str, Tensor]:
-        def black(processor: DenseVLMImageProcessor) -> Tensor:
-            return torch.zeros(3, *[processor.size["longest_edge"]] * 2)
+    def _blank(self) -> dict[str, Any]:
+        def black(side: int) -> Tensor:
+            return torch.zeros(side, side, 3, dtype=torch.uint8).permute(2, 0, 1)
 
-        student, teacher = self.dataset.image_processor, self.dataset.teacher_image_processor
-        sample = {"pixel_values": black(student), "boxes": torch.zeros(0, 4)}
-        if teacher is not None:
-            sample["teacher_pixel_values"] = black(teacher)
+        side, teacher_side = self.dataset._side(), self.dataset._side("teacher")
+        sample = {"name": "", "num_regions": 0, "pixel_values": black(side), "boxes": torch.zeros(0, 4)}
+        if teacher_side != side:
+            sample["teacher_pixel_values"] = black(teacher_side)
         if self.dataset.crops:
-            sample["crop_pixel_values"] = black(teacher or student)[None][:0]
+            sample["crop_pixel_values"] = black(teacher_side)[None][:0]
+        if self.dataset.retrieval is not None:
+            sample["retrieved"] = self.dataset.retrieval.nothing()
         return sample
+
+
+__all__ = ["RegionCollator", "RegionDataset", "read_image"]

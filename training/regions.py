@@ -17,9 +17,15 @@ def sample_rng(seed: int, epoch: int, sample_id: str) -> np.random.Generator:
     return np.random.default_rng((seed, epoch, number))
 
 
-def random_grid(rng: np.random.Generator, content_extent: tuple[float, float], max_grid: int = 6) -> Tensor:
+def grid_shape(rng: np.random.Generator, max_grid: int = 6) -> tuple[int, int]:
+    """Rows and columns, drawn independently from 1..`max_grid` (Sec. 3.2)."""
+    rows, columns = (int(n) for n in rng.integers(1, max_grid + 1, size=2))
+    return rows, columns
+
+
+def content_grid(rows: int, columns: int, content_extent: tuple[float, float]) -> Tensor:
     """
-    A grid whose numbers of rows and columns are drawn independently from 1..`max_grid` (Sec. 3.2).
+    The cells of a grid over an image's content.
 
     Args:
         content_extent (`tuple[float, float]`):
@@ -28,7 +34,6 @@ def random_grid(rng: np.random.Generator, content_extent: tuple[float, float], m
     Returns:
         `Tensor` of shape `(rows * columns, 4)`: xyxy as fractions of the square.
     """
-    rows, columns = (int(n) for n in rng.integers(1, max_grid + 1, size=2))
     width, height = content_extent
     boxes = grid_boxes(rows, columns)
     return boxes * boxes.new_tensor([width, height, width, height])

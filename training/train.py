@@ -7,12 +7,15 @@ Trains a dense VLM. One program, however it is started:
 """
 
 import copy
-import json
+import hashlib
+import os
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 import yaml
 from torch import Tensor
@@ -29,9 +32,15 @@ from modeling_densevlm import (
 from modeling_densevlm.categories import TEMPLATES, encoder_fingerprint
 from modeling_densevlm.processing_densevlm import load_processing
 
-from .arguments import Arguments, MethodArguments, parse_arguments, resolved_recipe, save_recipe
+from .alignment import as_groups
+from .arguments import Arguments, DataArguments, MethodArguments, parse_arguments, resolved_recipe, save_recipe
+from .checkpoints import ASIDE, check_run, find_checkpoint
 from .clipself import CLIPSelfTrainer
-from .data import RegionCollator, RegionDataset, list_images
+from .data import RegionCollator, RegionDataset
+from .interruptions import StopSignal
+from .retrieval_cache import RetrievalCache
+from .sampling import EpochSampler
+from .sources import fingerprint, open_source
 from .trainer import DenseTrainer, DenseVLMTrainer
 
 
@@ -41,21 +50,54 @@ logger = logging.get_logger(__name__)
 def main(argv: Sequence[str] | None = None) -> DenseTrainer:
     """Runs a recipe from the first image to the saved folder; returns the trainer."""
     arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
-    model_args, _, args = arguments
-    checkpoint = find_checkpoint(args)
+    *_, args = arguments
+    checkpoint = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
     set_seed(args.seed)
     trainer = build_trainer(arguments)
+    if checkpoint is not None:
+        check_run(Path(checkpoint), trainer.run)
     if trainer.is_world_process_zero():
         images = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         print(f"{args.world_size} processes, {images} images a step")
         recipe = Path(args.output_dir) / "recipe.yaml"
         if checkpoint is not None:
+            print(f"Resumed from {checkpoint}")
             warn_of_changes(arguments, recipe)
         save_recipe(arguments, recipe)
     initial = trained_parameters(trainer.model, copied=True) if args.ensemble_alpha < 1 else {}
+    if threading.current_thread() is threading.main_thread():
+        trainer.stop_signal = StopSignal()
     trainer.train(resume_from_checkpoint=checkpoint)
-    mix_weights(trainer.model, initial, args.ensemble_alpha)
-    trainer.save_model()
+    if trainer.stopped_at is not None and trainer.stopped_at < trainer.state.max_steps:
+        say_stopped(trainer)
+    else:
+        mix_weights(trainer.model, initial, args.ensemble_alpha)
+        save_result(trainer)
+    if trainer.skipped:
+        logger.warning(f"{len(trainer.skipped)} images were skipped by this process; the log names them.")
+    trainer.accelerator.wait_for_everyone()  # a rank that ends while the first is saving would end it, too
+    return trainer
+
+
+def say_stopped(trainer: DenseTrainer) -> None:
+    """Ends a run that was asked to stop; what was learned is in its checkpoint."""
+    checkpoint = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
+    if not checkpoint.is_dir():
+        raise SystemExit(f"Stopped by SIGTERM after step {trainer.state.global_step}, but {checkpoint} is not there.")
+    if trainer.is_world_process_zero():
+        print(f"Stopped by SIGTERM after step {trainer.state.global_step}: saved in {checkpoint}.")
+        print("The same command with `--resume_from_checkpoint last` (or `auto`) goes on.")
+
+
+def save_result(trainer: DenseTrainer) -> None:
+    """The trained model with its processor, written aside and renamed, so that a file that is there is complete."""
+    args = trainer.args
+    folder, aside = Path(args.output_dir), Path(args.output_dir) / ASIDE
+    trainer.save_model(str(aside))
+    if trainer.is_world_process_zero():
+        for file in aside.iterdir():
+            os.replace(file, folder / file.name)
+        aside.rmdir()
     trainer.save_state()
     kept = [entry["regions_kept"] for entry in trainer.state.log_history if "regions_kept" in entry]
     if kept and not any(kept):
@@ -63,32 +105,8 @@ def main(argv: Sequence[str] | None = None) -> DenseTrainer:
             f"Nothing was learned: no region had a best teacher probability above `threshold` {args.threshold}. Is "
             "the teacher trained, and `temperature` that of its logits?"
         )
-    if trainer.skipped:
-        logger.warning(f"{len(trainer.skipped)} images were skipped by this process; the log names them.")
     if trainer.is_world_process_zero():
-        print(f"{model_args.model}, trained by {args.method}: saved in {args.output_dir}")
-    trainer.accelerator.wait_for_everyone()  # a rank that ends while the first is saving would end it, too
-    return trainer
-
-
-def find_checkpoint(args: MethodArguments) -> str | None:
-    """The checkpoint to resume from; a folder with checkpoints is never trained over by accident."""
-    last = last_checkpoint(Path(args.output_dir))
-    wanted = args.resume_from_checkpoint
-    if wanted in (None, "False", "false"):
-        if last is not None:
-            raise SystemExit(
-                f"{args.output_dir} holds the checkpoints of a run. Go on with `--resume_from_checkpoint last`, or "
-                "give another `--output_dir`."
-            )
-        return None
-    if wanted in ("last", "True", "true"):
-        if last is None:
-            raise SystemExit(f"`--resume_from_checkpoint {wanted}`: there is no checkpoint in {args.output_dir}.")
-        return last
-    if not Path(wanted).is_dir():
-        raise SystemExit(f"`--resume_from_checkpoint`: there is no folder {wanted}.")
-    return wanted
+        print(f"Trained by {args.method}: saved in {args.output_dir}")
 
 
 def warn_of_changes(arguments: Arguments, recipe: Path) -> None:
@@ -100,17 +118,6 @@ def warn_of_changes(arguments: Arguments, recipe: Path) -> None:
             logger.warning(f"Resumed with another `{key}` than before: {before.get(key)} → {after.get(key)}")
 
 
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest complete checkpoint. Its `trainer_state.json` is written last: without it, saving was cut short."""
-    complete = []
-    for state in folder.glob("checkpoint-*/trainer_state.json"):
-        try:
-            complete.append((json.loads(state.read_text())["global_step"], str(state.parent)))
-        except (json.JSONDecodeError, KeyError, UnicodeDecodeError):
-            logger.warning(f"{state.parent} is not complete and is passed over.")
-    return max(complete)[1] if complete else None
-
-
 def build_trainer(arguments: Arguments) -> DenseTrainer:
     """Everything a run consists of, checked before the first step."""
     model_args, data_args, args = arguments
@@ -118,64 +125,145 @@ def build_trainer(arguments: Arguments) -> DenseTrainer:
         model_args.model, dtype=torch.float32, attn_implementation=model_args.attn_implementation
     ).eval()
     image_processor, tokenizer = load_at_size(model_args.model, data_args.image_size)
-    files = list_images(data_args.images, data_args.annotations, data_args.max_samples)
-    check_size(len(files), args)
+    indices = open_sources(arguments)
+    index = datasets.concatenate_datasets(indices)
     freeze(model, model_args.trained_blocks)
+    sampler = EpochSampler(
+        indices,
+        args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        args.seed,
+        [source.weight for source in data_args.all_sources],
+        args.dataloader_drop_last,
+    )
+    check_size(sampler, args)
+    trainer_class, teacher_image_processor, retrieval = DenseVLMTrainer, None, None
     if args.method == "clipself":
-        trainer_class, extras, teacher_image_processor = CLIPSelfTrainer, {"teacher": copy.deepcopy(model)}, None
+        trainer_class, extras = CLIPSelfTrainer, {"teacher": copy.deepcopy(model)}
     else:
-        trainer_class = DenseVLMTrainer
-        extras, teacher_image_processor = prepare_teacher(arguments, model, tokenizer)
-        if not differ(image_processor, teacher_image_processor):
-            teacher_image_processor = None
+        extras = {
+            "student_embeddings": category_embeddings(arguments, "student", model, tokenizer),
+            "contrast": args.contrast_matrix,
+        }
+        if data_args.retrieval is None:
+            teacher, extras["teacher_embeddings"], teacher_image_processor = prepare_teacher(arguments)
+            # After its texts were embedded in float32.
+            extras["teacher"] = teacher.to(getattr(torch, model_args.teacher_dtype))
+            warn_of_remainder("teacher_image_size", teacher_image_processor, teacher)
+        else:
+            extras |= {"teacher": None, "teacher_embeddings": None}
+            retrieval = open_retrieval(arguments, index)
     dataset = RegionDataset(
-        files,
+        index,
         image_processor,
         teacher_image_processor,
         max_grid=data_args.max_grid,
         crops=data_args.crops if args.method == "clipself" else 0,
+        retrieval=retrieval,
         seed=args.seed,
     )
     check_readable(dataset)
     warn_of_remainder("image_size", image_processor, model)
-    if teacher_image_processor is not None:
-        warn_of_remainder("teacher_image_size", teacher_image_processor, extras["teacher"])
     return trainer_class(
-        model=model,
+        model=model.to(memory_format=torch.channels_last),  # as images come; of weight to convolutions alone
         args=args,
         train_dataset=dataset,
         data_collator=RegionCollator(dataset),
         processing_class=image_processor if tokenizer is None else DenseVLMProcessor(image_processor, tokenizer),
+        sampler=sampler,
+        image_processor=image_processor,
+        teacher_image_processor=teacher_image_processor,
+        run=describe_run(sampler, index),
         **extras,
     )
 
 
+def open_sources(arguments: Arguments) -> list[datasets.Dataset]:
+    """The index of each source, made by one process of a machine for all of them."""
+    _, data_args, args = arguments
+    with args.main_process_first(desc="index of the images"):
+        return [open_source(source) for source in data_args.all_sources]
+
+
+def describe_run(sampler: EpochSampler, index: datasets.Dataset) -> dict[str, Any]:
+    """What a resumed run must have in common with the one that it goes on with, for its batches to be the same."""
+    return {
+        "number of images a step": sampler.batch_size,
+        "number of images": len(index),
+        "list of images": fingerprint(index),
+        "share of the sources": sampler.shares,
+        "seed": sampler.seed,
+        "`dataloader_drop_last`": sampler.drop_last,
+    }
+
+
 def prepare_teacher(
-    arguments: Arguments, model: DenseVLMModel, tokenizer: PreTrainedTokenizerBase | None
-) -> tuple[dict[str, Any], DenseVLMImageProcessor]:
-    """What [`DenseVLMTrainer`] takes: the teacher, categories in both spaces; and the teacher's image processor."""
-    model_args, data_args, args = arguments
+    arguments: Arguments,
+) -> tuple[DenseVLMModel, CategoryEmbeddings, DenseVLMImageProcessor]:
+    """The teacher in float32, the categories in its space, and its image processor."""
+    model_args, data_args, _ = arguments
     if model_args.teacher is None:
         raise SystemExit("`teacher` is missing: DenseVLM learns from a P-VLM (a folder or a Hub name).")
-    categories = CategorySet.load(data_args.categories)
-    categories.require_flags("training")
     teacher = DenseVLMModel.from_pretrained(
         model_args.teacher, dtype=torch.float32, attn_implementation=model_args.attn_implementation
-    )
-    image_processor, teacher_tokenizer = load_at_size(model_args.teacher, data_args.teacher_image_size)
-    extras = {
-        "student_embeddings": category_embeddings(arguments, "student", categories, model, tokenizer),
-        "teacher_embeddings": category_embeddings(arguments, "teacher", categories, teacher.eval(), teacher_tokenizer),
-        "teacher": teacher.to(getattr(torch, model_args.teacher_dtype)),  # after its texts were embedded in float32
-        "contrast": args.contrast_matrix,
+    ).eval()
+    image_processor, tokenizer = load_at_size(model_args.teacher, data_args.teacher_image_size)
+    return teacher, category_embeddings(arguments, "teacher", teacher, tokenizer), image_processor
+
+
+def describe_retrieval(
+    arguments: Arguments, teacher: DenseVLMModel | None, image_processor: DenseVLMImageProcessor | None
+) -> dict[str, Any]:
+    """What a teacher is asked, as far as this run knows: a run need not name the teacher whose answers it uses."""
+    _, data_args, args = arguments
+    categories = load_categories(data_args)
+    asked = {
+        "categories": list(categories.names),
+        "groups": as_groups(categories.is_thing).tolist(),
+        "templates": data_args.templates,
+        "temperature": args.temperature,
+        "threshold": args.threshold,
+        "max_grid": data_args.max_grid,
     }
-    return extras, image_processor
+    if teacher is not None:
+        digest = hashlib.blake2b(digest_size=16)
+        for name, tensor in sorted(teacher.state_dict().items()):
+            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+        asked |= {
+            "teacher": digest.hexdigest(),
+            "teacher_image_size": image_processor.size["longest_edge"],
+            "teacher_image_mean": list(image_processor.image_mean),
+            "teacher_image_std": list(image_processor.image_std),
+        }
+    if data_args.teacher_embeddings is not None:
+        embeddings = CategoryEmbeddings.load(data_args.teacher_embeddings)
+        asked["teacher_embeddings"] = hashlib.blake2b(embeddings.embeds.numpy().tobytes(), digest_size=16).hexdigest()
+    return asked
+
+
+def open_retrieval(arguments: Arguments, index: datasets.Dataset) -> RetrievalCache:
+    """The teacher's answers that a run uses, after a check that they are answers to what the run asks."""
+    model_args, data_args, args = arguments
+    try:
+        cache = RetrievalCache(data_args.retrieval)
+        teacher = image_processor = None
+        if model_args.teacher is not None and args.process_index == 0:  # read to be compared, and let go of again
+            teacher = DenseVLMModel.from_pretrained(model_args.teacher, dtype=torch.float32)
+            image_processor, _ = load_at_size(model_args.teacher, data_args.teacher_image_size)
+        cache.check(describe_retrieval(arguments, teacher, image_processor), index)
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(str(error)) from error
+    return cache
+
+
+def load_categories(data_args: DataArguments) -> CategorySet:
+    categories = CategorySet.load(data_args.categories)
+    categories.require_flags("training")
+    return categories
 
 
 def category_embeddings(
     arguments: Arguments,
     role: str,
-    categories: CategorySet,
     model: DenseVLMModel,
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> CategoryEmbeddings:
@@ -184,6 +272,7 @@ def category_embeddings(
     fit; else computed, by the first process, and kept with the run.
     """
     _, data_args, args = arguments
+    categories = load_categories(data_args)
     templates = TEMPLATES[data_args.templates]
     has_text = model.text_model is not None and tokenizer is not None
     encoder = encoder_fingerprint(model, tokenizer) if has_text else None
@@ -218,11 +307,6 @@ def load_at_size(source: str, image_size: int | None) -> tuple[DenseVLMImageProc
     return image_processor, tokenizer
 
 
-def differ(first: DenseVLMImageProcessor, second: DenseVLMImageProcessor) -> bool:
-    """Whether two towers see an image in different pixels."""
-    return any(getattr(first, key) != getattr(second, key) for key in ("size", "image_mean", "image_std"))
-
-
 def freeze(model: DenseVLMModel, trained_blocks: int | None) -> None:
     """
     Leaves the last `trained_blocks` blocks trainable (all by default), less what the dense path does not use of them.
@@ -248,13 +332,13 @@ def warn_of_remainder(key: str, image_processor: DenseVLMImageProcessor, model: 
         )
 
 
-def check_size(images: int, args: MethodArguments) -> None:
-    batch = args.per_device_train_batch_size * args.world_size
-    if args.dataloader_drop_last and images < batch:
+def check_size(sampler: EpochSampler, args: MethodArguments) -> None:
+    if len(sampler) == 0:
         raise SystemExit(
-            f"{images} images make no batch of {batch} (`per_device_train_batch_size` "
-            f"{args.per_device_train_batch_size} on {args.world_size} processes, `dataloader_drop_last`). Give a "
-            "smaller `per_device_train_batch_size`."
+            f"{sum(sampler.shares)} images make no step of {sampler.batch_size} (`per_device_train_batch_size` "
+            f"{args.per_device_train_batch_size} · `gradient_accumulation_steps` {args.gradient_accumulation_steps} · "
+            f"{args.world_size} processes, `dataloader_drop_last`). Give a smaller `global_batch_size` or "
+            "`per_device_train_batch_size`."
         )
 
 
@@ -262,7 +346,7 @@ def check_readable(dataset: RegionDataset, most: int = 100) -> None:
     """Stops where none of the first images can be read: the run would train on nothing."""
     reasons = []
     for index in range(min(len(dataset), most)):
-        sample = dataset[index]
+        sample = dataset[0, index]
         if "skipped" not in sample:
             return
         reasons.append(sample["skipped"])

@@ -5,7 +5,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ImageInput, make_flat_list_of_images
 
@@ -19,11 +19,42 @@ def load_image(file: str | PathLike | BinaryIO | Image.Image) -> Image.Image:
         `OSError` where the file is missing, truncated or no image, and Pillow's `DecompressionBombError` where it
         claims more pixels than Pillow admits.
     """
-    image = file if isinstance(file, Image.Image) else Image.open(file)
+    return _as_seen(file if isinstance(file, Image.Image) else Image.open(file))
+
+
+def load_reduced(file: str | PathLike | BinaryIO, side: int) -> tuple[Image.Image, tuple[int, int]]:
+    """
+    [`load_image`] for a use at `side` pixels: a JPEG whose longest side is four times as long or more is decoded at a
+    half, a quarter or an eighth of its size, but never below twice `side`, so that the resized image hardly differs
+    (by half a grey level on average) and costs half the time.
+
+    Returns:
+        The image, and the width and height it has in the file (as its author saw it), from which
+        [`content_extent`] is exact.
+    """
+    image = Image.open(file)
+    size = image.size
+    factor = 2 * side / max(size)
+    if image.format == "JPEG" and factor < 1:
+        image.draft(None, (int(size[0] * factor) + 1, int(size[1] * factor) + 1))
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    return _as_seen(image), size[::-1] if turned else size
+
+
+def _as_seen(image: Image.Image) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits a pixel: keep the upper eight
         image = Image.fromarray((np.asarray(image, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8))
     return image.convert("RGB")
+
+
+def to_square(image: Image.Image, side: int) -> np.ndarray:
+    """Longest side to `side` pixels (bicubic), padded right and below with black: uint8 `(side, side, 3)`."""
+    scale = side / max(image.size)
+    width, height = (max(int(length * scale + 0.5), 1) for length in image.size)
+    square = np.zeros((side, side, 3), dtype=np.uint8)
+    square[:height, :width] = image.resize((width, height), Image.Resampling.BICUBIC)
+    return square
 
 
 def content_extent(width: int, height: int) -> tuple[float, float]:
@@ -88,21 +119,30 @@ class DenseVLMImageProcessor(BaseImageProcessor):
         images = [_as_pil(image) for image in make_flat_list_of_images(self.fetch_images(images))]
         return BatchFeature(
             {
-                "pixel_values": [self._square(image, side) for image in images],
+                "pixel_values": [self._pixel_values(image, side) for image in images],
                 "content_extent": [content_extent(*image.size) for image in images],
             },
             tensor_type=return_tensors,
         )
 
-    def _square(self, image: Image.Image, side: int) -> np.ndarray:
-        scale = side / max(image.size)
-        width, height = (max(int(length * scale + 0.5), 1) for length in image.size)
-        square = np.zeros((side, side, 3), dtype=np.float32)
-        square[:height, :width] = image.resize((width, height), Image.Resampling.BICUBIC)
-        square /= 255.0
-        square -= np.asarray(self.image_mean, dtype=np.float32)
-        square /= np.asarray(self.image_std, dtype=np.float32)
-        return np.ascontiguousarray(square.transpose(2, 0, 1))
+    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
+        r"""
+        Bytes to `pixel_values`, on the device they are on.
+
+        Args:
+            pixels (`torch.Tensor` of shape `(batch, 3, height, width)`): uint8, 0..255.
+
+        Returns:
+            `torch.Tensor` of the same shape, float32, in the memory format that it came in.
+        """
+        mean, std = (
+            pixels.new_tensor(v, dtype=torch.float32)[:, None, None] for v in (self.image_mean, self.image_std)
+        )
+        return pixels.float().div_(255.0).sub_(mean).div_(std)
+
+    def _pixel_values(self, image: Image.Image, side: int) -> np.ndarray:
+        pixels = torch.from_numpy(to_square(image, side)).permute(2, 0, 1)
+        return self.normalize(pixels[None])[0].contiguous().numpy()
 
 
 _CLIP_KEYS = (
@@ -140,4 +180,4 @@ def _as_pil(image: Any) -> Image.Image:
     return Image.fromarray(array.squeeze(-1) if array.ndim == 3 and array.shape[-1] == 1 else array).convert("RGB")
 
 
-__all__ = ["DenseVLMImageProcessor", "content_extent", "load_image"]
+__all__ = ["DenseVLMImageProcessor", "content_extent", "load_image", "load_reduced", "to_square"]

@@ -1,7 +1,10 @@
+import json
+
 import pytest
 import yaml
 
 from training.arguments import MethodArguments, parse_arguments, save_recipe
+from training.sources import Source
 
 
 REQUIRED = {"model": "u", "teacher": "p", "images": "folder"}
@@ -45,7 +48,7 @@ def test_an_unknown_key_of_the_command_line_stops(write_recipe, capsys):
 def test_a_missing_key_stops(tmp_path, capsys):
     with pytest.raises(SystemExit):
         parse_arguments(["--model", "u", "--output_dir", str(tmp_path)])
-    assert "--images" in capsys.readouterr().err
+    assert "Give `images`, or a list of `sources`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["[1, 2]", "a: [", None])
@@ -70,12 +73,36 @@ def test_a_recipe_that_is_none_stops_with_its_name(tmp_path, capsys, content):
         ("templates", "none"),
         ("teacher_dtype", "float8"),
         ("max_grid", 0),
+        ("max_samples", 0),
+        ("retrieval_top_k", -1),
+        ("sources", "{"),
+        ("sources", []),
+        ("sources", [{"images": "a", "wieght": 2}]),
+        ("sources", [{"images": "a", "weight": 0}]),
+        ("sources", [{"weight": 1}]),
         ("threshold", 1.5),
     ],
 )
-def test_a_value_out_of_range_is_refused_by_its_key(write_recipe, key, value):
-    with pytest.raises(ValueError, match=f"`{key}`"):
-        parse_arguments([write_recipe(**{key: value})])
+def test_a_value_out_of_range_is_refused_by_its_key(write_recipe, capsys, key, value):
+    if key == "sources":
+        value = {"images": None, "sources": value}
+    with pytest.raises(SystemExit):
+        parse_arguments([write_recipe(**(value if key == "sources" else {key: value}))])
+    assert f"`{key}`" in capsys.readouterr().err
+
+
+def test_sources_are_a_list_in_a_recipe_or_json_on_the_command_line(write_recipe):
+    sources = [{"images": "a", "weight": 2}, {"images": "b/*.tar", "max_samples": 5}]
+    expected = [Source("a", weight=2), Source("b/*.tar", max_samples=5)]
+    assert parse_arguments([write_recipe(images=None, sources=sources)])[1].all_sources == expected
+    given = parse_arguments([write_recipe(images=None), "--sources", json.dumps(sources)])
+    assert given[1].all_sources == expected
+
+
+def test_images_and_sources_together_are_refused(write_recipe, capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments([write_recipe(sources=[{"images": "a"}])])
+    assert "and not both" in capsys.readouterr().err
 
 
 def test_a_contrast_may_be_a_matrix(write_recipe):
@@ -99,10 +126,11 @@ def test_the_global_batch_is_the_same_on_any_number_of_processes(monkeypatch, pr
     assert per_device * accumulation * processes == 192
 
 
-def test_a_global_batch_that_cannot_be_divided_among_the_processes_is_refused(monkeypatch, write_recipe):
+def test_a_global_batch_that_cannot_be_divided_among_the_processes_is_refused(monkeypatch, write_recipe, capsys):
     monkeypatch.setattr(MethodArguments, "world_size", 5)
-    with pytest.raises(ValueError, match="192 cannot be divided among 5 processes"):
+    with pytest.raises(SystemExit):
         parse_arguments([write_recipe(global_batch_size=192)])
+    assert "192 cannot be divided among 5 processes" in capsys.readouterr().err
 
 
 def test_a_bare_no_in_yaml_is_a_strategy(write_recipe):

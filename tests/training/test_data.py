@@ -7,8 +7,9 @@ from torch.testing import assert_close
 
 from modeling_densevlm import DenseVLMImageProcessor
 from modeling_densevlm.region_pooling import grid_boxes
-from training.data import RegionCollator, RegionDataset, cut, list_images
-from training.regions import random_grid, sample_rng
+from training.data import RegionCollator, RegionDataset, cut
+from training.regions import content_grid, grid_shape, sample_rng
+from training.sources import Source, open_source
 
 
 @pytest.fixture
@@ -21,48 +22,15 @@ def folder(tmp_path, picture):
     return tmp_path
 
 
-def dataset_of(files, **options) -> RegionDataset:
-    return RegionDataset(files, DenseVLMImageProcessor(32), **options)
-
-
-def test_a_folder_lists_its_images_in_a_fixed_order(folder):
-    assert list_images(folder)["id"] == ["a.png", "b.jpg", "sub/c.webp"]
-    assert list_images(folder, max_samples=2)["id"] == ["a.png", "b.jpg"]
-
-
-def test_an_annotation_file_lists_its_images(folder):
-    annotations = folder / "instances.json"
-    annotations.write_text(json.dumps({"images": [{"id": 7, "file_name": "b.jpg"}, {"id": 3, "file_name": "a.png"}]}))
-    files = list_images(folder, annotations)
-    assert files["id"] == ["7", "3"]
-    assert files["file"][0].endswith("b.jpg")
-
-
-def test_an_empty_folder_and_a_missing_one_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="holds no image"):
-        list_images(tmp_path)
-    with pytest.raises(FileNotFoundError, match="is no folder"):
-        list_images(tmp_path / "nowhere")
-
-
-@pytest.mark.parametrize("content", ["{", "[]", '{"images": [{"id": 1}]}', '{"images": []}'])
-def test_an_annotation_file_of_another_kind_is_refused(folder, content):
-    (folder / "x.json").write_text(content)
-    with pytest.raises(ValueError, match=r"x\.json has no list `images`"):
-        list_images(folder, folder / "x.json")
-
-
-def test_an_annotation_none_of_whose_images_exist_is_refused(folder):
-    (folder / "x.json").write_text(json.dumps({"images": [{"id": 1, "file_name": "gone.jpg"}]}))
-    with pytest.raises(FileNotFoundError, match="none of the first images"):
-        list_images(folder, folder / "x.json")
+def dataset_of(images, annotations=None, **options) -> RegionDataset:
+    return RegionDataset(open_source(Source(images, annotations)), DenseVLMImageProcessor(32), **options)
 
 
 def test_an_annotation_without_its_image_is_skipped_and_named(folder):
     records = [{"id": 1, "file_name": "gone.jpg"}, {"id": 2, "file_name": "a.png"}]
     (folder / "x.json").write_text(json.dumps({"images": records}))
-    dataset = dataset_of(list_images(folder, folder / "x.json"))
-    batch = RegionCollator(dataset)([dataset[0], dataset[1]])
+    dataset = dataset_of(folder, annotations=folder / "x.json")
+    batch = RegionCollator(dataset)([dataset[0, 0], dataset[0, 1]])
     assert len(batch["pixel_values"]) == 1
     assert len(batch["skipped"]) == 1 and "gone.jpg: FileNotFoundError" in batch["skipped"][0]
 
@@ -70,45 +38,29 @@ def test_an_annotation_without_its_image_is_skipped_and_named(folder):
 def test_a_grid_covers_the_content_and_not_the_padding():
     rng = sample_rng(0, 0, "x")
     for _ in range(50):
-        boxes = random_grid(rng, (1.0, 427 / 640))
+        boxes = content_grid(*grid_shape(rng), (1.0, 427 / 640))
         assert boxes[:, :2].min() == 0
         assert_close(boxes[:, 2:].max(0).values, torch.tensor([1.0, 427 / 640]))
 
 
 def test_rows_and_columns_take_every_value_up_to_the_largest():
     rng = sample_rng(0, 0, "x")
-    grids = [random_grid(rng, (1.0, 1.0), max_grid=3) for _ in range(200)]
-    known = {(rows, columns): grid_boxes(rows, columns) for rows in (1, 2, 3) for columns in (1, 2, 3)}
-    found = {key for g in grids for key, boxes in known.items() if len(g) == len(boxes) and torch.allclose(g, boxes)}
-    assert found == set(known)
+    shapes = {grid_shape(rng, max_grid=3) for _ in range(200)}
+    assert shapes == {(rows, columns) for rows in (1, 2, 3) for columns in (1, 2, 3)}
 
 
 def test_a_grid_depends_on_seed_epoch_and_sample_alone(folder):
-    dataset = dataset_of(list_images(folder), seed=3)
-    first = [dataset[i]["boxes"] for i in (0, 1, 2)]
-    again = [dataset[i]["boxes"] for i in (2, 0, 1)]
+    dataset = dataset_of(folder, seed=3)
+    first = [dataset[0, i]["boxes"] for i in (0, 1, 2)]
+    again = [dataset[0, i]["boxes"] for i in (2, 0, 1)]
     assert all(torch.equal(a, b) for a, b in zip(first, [again[1], again[2], again[0]]))
-    grids = {epoch: [] for epoch in range(8)}
-    for epoch in grids:
-        dataset.set_epoch(epoch)
-        grids[epoch] = [len(dataset[i]["boxes"]) for i in (0, 1, 2)]
-    assert len({tuple(counts) for counts in grids.values()}) > 1
-
-
-def test_workers_that_outlive_an_epoch_see_the_next_one(folder):
-    dataset = dataset_of(list_images(folder))
-    loader = torch.utils.data.DataLoader(
-        dataset, batch_size=1, num_workers=1, persistent_workers=True, collate_fn=RegionCollator(dataset)
-    )
-    for epoch in (0, 5):
-        dataset.set_epoch(epoch)
-        from_worker = [batch["boxes"][0] for batch in loader]
-        assert all(torch.equal(boxes, dataset[i]["boxes"]) for i, boxes in enumerate(from_worker))
+    grids = {tuple(len(dataset[visit, i]["boxes"]) for i in (0, 1, 2)) for visit in range(8)}
+    assert len(grids) > 1
 
 
 def test_a_teacher_with_another_processor_gets_its_own_pixels_of_the_same_image(folder):
-    dataset = dataset_of(list_images(folder), teacher_image_processor=DenseVLMImageProcessor(56))
-    batch = RegionCollator(dataset)([dataset[0], dataset[1]])
+    dataset = dataset_of(folder, teacher_image_processor=DenseVLMImageProcessor(56))
+    batch = RegionCollator(dataset)([dataset[0, 0], dataset[0, 1]])
     assert batch["pixel_values"].shape == (2, 3, 32, 32)
     assert batch["teacher_pixel_values"].shape == (2, 3, 56, 56)
     assert len(batch["boxes"]) == 2
@@ -134,25 +86,24 @@ def damaged(folder, name, picture):
 @pytest.mark.parametrize("name", ["truncated.jpg", "tiny.png", "text.jpg", "empty.png", "broken.png"])
 def test_a_damaged_image_is_skipped_and_named(folder, picture, name):
     file = damaged(folder, name, picture)
-    files = list_images(folder)
-    dataset = dataset_of(files)
-    sample = dataset[files["file"].index(str(file))]
+    dataset = dataset_of(folder)
+    sample = dataset[0, list(dataset.index["file"]).index(str(file))]
     assert list(sample) == ["skipped"] and name in sample["skipped"]
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "RGBA"])
 def test_images_of_other_modes_are_read(tmp_path, picture, mode):
     picture(30, 20, mode).save(tmp_path / ("x.jpg" if mode == "CMYK" else "x.png"))
-    assert dataset_of(list_images(tmp_path))[0]["pixel_values"].shape == (3, 32, 32)
+    assert dataset_of(tmp_path)[0, 0]["pixel_values"].shape == (3, 32, 32)
 
 
 def test_an_image_that_claims_too_many_pixels_is_skipped(folder, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    assert "DecompressionBombError" in dataset_of(list_images(folder))[0]["skipped"]
+    assert "DecompressionBombError" in dataset_of(folder)[0, 0]["skipped"]
 
 
 def test_a_batch_of_damaged_images_becomes_one_blank_without_boxes(folder):
-    dataset = dataset_of(list_images(folder), teacher_image_processor=DenseVLMImageProcessor(56), crops=2)
+    dataset = dataset_of(folder, teacher_image_processor=DenseVLMImageProcessor(56), crops=2)
     batch = RegionCollator(dataset)([{"skipped": "x: broken"}, {"skipped": "y: broken"}])
     assert batch["skipped"] == ["x: broken", "y: broken"]
     assert batch["pixel_values"].shape == (1, 3, 32, 32) and (batch["pixel_values"] == 0).all()
@@ -164,6 +115,6 @@ def test_crops_are_what_is_under_the_boxes(folder):
     image.paste((255, 0, 0), (40, 0, 80, 20))
     boxes = grid_boxes(2, 2) * torch.tensor([1.0, 0.5, 1.0, 0.5])
     assert [crop.getpixel((5, 5))[0] for crop in cut(image, boxes)] == [0, 255, 0, 0]
-    dataset = dataset_of(list_images(folder), crops=3)
-    sample = dataset[0]
+    dataset = dataset_of(folder, crops=3)
+    sample = dataset[0, 0]
     assert len(sample["crop_pixel_values"]) == len(sample["boxes"]) <= 3

@@ -235,7 +235,7 @@ def test_embeddings_of_another_encoder_of_the_same_width_are_refused(recipe, tmp
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"per_device_train_batch_size": 100}, "24 images make no batch of 100"),
+        ({"per_device_train_batch_size": 100}, "24 images make no step of 100"),
         ({"resume_from_checkpoint": "nowhere"}, "there is no folder nowhere"),
     ],
 )

@@ -1,0 +1,271 @@
+"""Where images lie: every kind of source becomes an index, and what is broken there is a row of it."""
+
+import http.server
+import json
+import threading
+
+import datasets
+import pytest
+
+from tests.shards import bomb, damage_shards, jpeg, sa1b_members, write_shards, write_tar
+from training.sources import Source, fingerprint, name_of, open_source, read_bytes
+from training.tar_members import walk_tars
+
+
+@pytest.fixture
+def folder(tmp_path, picture):
+    (tmp_path / "sub").mkdir()
+    picture(80, 40).save(tmp_path / "b.jpg")
+    picture(40, 80).save(tmp_path / "a.png")
+    picture(64, 64).save(tmp_path / "sub" / "c.webp")
+    (tmp_path / "notes.txt").write_text("no image")
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """Indices of tars are kept in the cache of `datasets`; here in one of the test's own."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+def ids(*args, **kwargs):
+    return list(open_source(Source(*args, **kwargs))["id"])
+
+
+def test_a_folder_lists_its_images_in_a_fixed_order(folder):
+    assert ids(folder) == ["a.png", "b.jpg", "sub/c.webp"]
+    assert ids(folder, max_samples=2) == ["a.png", "b.jpg"]
+
+
+def test_an_annotation_file_lists_its_images(folder):
+    annotations = folder / "instances.json"
+    annotations.write_text(json.dumps({"images": [{"id": 7, "file_name": "b.jpg"}, {"id": 3, "file_name": "a.png"}]}))
+    index = open_source(Source(folder, annotations))
+    assert list(index["id"]) == ["7", "3"]
+    assert index[0]["file"].endswith("b.jpg")
+
+
+def test_an_empty_folder_and_a_missing_one_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no image"):
+        open_source(Source(tmp_path))
+    with pytest.raises(FileNotFoundError, match="is no folder"):
+        open_source(Source(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"images": [{"id": 1}]}', '{"images": []}', '{"images": [5]}', "5"])
+def test_an_annotation_file_of_another_kind_is_refused(folder, content):
+    (folder / "x.json").write_text(content)
+    with pytest.raises(ValueError, match=r"x\.json has no list `images`"):
+        open_source(Source(folder, folder / "x.json"))
+
+
+def test_an_annotation_none_of_whose_images_exist_is_refused(folder):
+    (folder / "x.json").write_text(json.dumps({"images": [{"id": 1, "file_name": "gone.jpg"}]}))
+    with pytest.raises(FileNotFoundError, match="none of the first images"):
+        open_source(Source(folder, folder / "x.json"))
+
+
+def test_tars_are_read_by_pattern_by_folder_and_by_a_list_of_them(tmp_path):
+    write_shards(tmp_path / "sa1b", [2, 3])
+    expected = [f"sa_{number}.jpg" for number in range(1, 6)]
+    assert ids(tmp_path / "sa1b") == expected
+    assert ids(f"{tmp_path}/sa1b/sa_*.tar") == expected
+    assert ids(f"{tmp_path}/sa1b/sa_000001.tar") == expected[2:]
+    lines = [f"{tmp_path}/sa1b/sa_{number:06d}.tar" for number in (1, 0)]
+    (tmp_path / "list.txt").write_text("# in another order\n" + "\n".join(lines) + "\n")
+    assert ids(tmp_path / "list.txt") == expected[2:] + expected[:2]
+    index = open_source(Source(tmp_path / "sa1b"))
+    assert [read_bytes(row) for row in index] == [jpeg(number) for number in range(1, 6)]
+
+
+def test_an_index_of_tars_is_made_once_and_again_when_a_tar_has_changed(tmp_path):
+    (tar,) = write_shards(tmp_path / "sa1b", [2])
+    first = open_source(Source(tar))
+    again = open_source(Source(tar))
+    assert first.cache_files == again.cache_files
+    write_tar(tar, sa1b_members(1, 3))
+    assert len(open_source(Source(tar))) == 3
+
+
+class _Server(http.server.SimpleHTTPRequestHandler):
+    """Serves files with ranges, as object stores do."""
+
+    def do_GET(self):
+        content = (self.server.folder / self.path.strip("/")).read_bytes()
+        start, end = 0, len(content) - 1
+        if "Range" in self.headers:
+            start, end = (int(n) if n else end for n in self.headers["Range"].removeprefix("bytes=").split("-"))
+        part = content[start : end + 1]
+        self.server.sent += len(part)
+        self.send_response(206 if "Range" in self.headers else 200)
+        self.send_header("Content-Length", str(len(part)))
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Range", f"bytes {start}-{end}/{len(content)}")
+        self.end_headers()
+        self.wfile.write(part)
+
+    def do_HEAD(self):
+        size = (self.server.folder / self.path.strip("/")).stat().st_size
+        self.send_response(200)
+        self.send_header("Content-Length", str(size))
+        self.send_header("Accept-Ranges", "bytes")
+        self.end_headers()
+
+    def log_message(self, *args):
+        pass
+
+
+def test_tars_behind_an_address_are_read_by_ranges(tmp_path):
+    (tar,) = write_shards(tmp_path, [4])
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Server)
+    server.folder, server.sent = tmp_path, 0
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        index = open_source(Source(f"http://127.0.0.1:{server.server_port}/{tar.name}"))
+        server.sent = 0
+        assert read_bytes(index[2]) == jpeg(3)
+        assert server.sent == len(jpeg(3))  # this image alone
+    finally:
+        server.shutdown()
+
+
+def test_damage_of_a_tar_is_a_row_of_its_index_and_what_follows_is_found_again(tmp_path):
+    whole, cut, hole = write_shards(tmp_path, [3, 3, 3])
+    cut.write_bytes(cut.read_bytes()[: -10240 - 512 - 600])  # within the last image: its JSON and the end are gone
+    content = bytearray(hole.read_bytes())
+    second = list(walk_tars([str(hole)]))[1]["offset"] - 512
+    content[second : second + 512] = b"\xff" * 512
+    hole.write_bytes(content)
+    found = {}
+    for row in open_source(Source(tmp_path)):
+        found.setdefault(row["file"].rsplit("/", 1)[-1], []).append((row["id"], row["error"]))
+    assert found[whole.name] == [(f"sa_{number}.jpg", None) for number in (1, 2, 3)]
+    assert [name for name, _ in found[cut.name]][:2] == ["sa_4.jpg", "sa_5.jpg"]
+    assert any(error for _, error in found[cut.name])
+    assert [name for name, error in found[hole.name] if error is None] == ["sa_7.jpg", "sa_9.jpg"]
+    assert any(error and "are no file: damaged" in error for _, error in found[hole.name])
+
+
+@pytest.mark.parametrize("length", [0, 100, 511, 512, 700, 1024, 3000, 5000])
+def test_a_tar_cut_anywhere_tells_of_it(tmp_path, length):
+    (tar,) = write_shards(tmp_path, [2])
+    assert tar.stat().st_size > 5000
+    tar.write_bytes(tar.read_bytes()[:length])
+    rows = list(walk_tars([str(tar)]))
+    assert any(row.get("error") for row in rows), rows
+    for row in rows:
+        if row.get("error"):
+            with pytest.raises(OSError):
+                read_bytes(row)
+        else:
+            assert len(read_bytes(row)) == row["size"]
+
+
+def test_joined_tars_are_one_tar(tmp_path):
+    first, second = write_shards(tmp_path, [2, 2])
+    first.write_bytes(first.read_bytes() + second.read_bytes())
+    rows = list(walk_tars([str(first)]))
+    assert [row["id"] for row in rows] == ["sa_1.jpg", "sa_2.jpg", "sa_3.jpg", "sa_4.jpg"]
+    assert not any(row.get("error") for row in rows)
+
+
+def test_tars_none_of_which_holds_an_image_are_refused(tmp_path):
+    write_tar(tmp_path / "a.tar", {"notes.txt": b"nothing"})
+    (tmp_path / "b.tar").write_bytes(b"no tar")
+    with pytest.raises(ValueError, match=r"no image is in .*a\.tar"):
+        open_source(Source(tmp_path))
+
+
+def test_a_compressed_tar_is_refused_with_the_remedy(tmp_path):
+    with pytest.raises(ValueError, match=r"is compressed: .* Unpack it"):
+        open_source(Source(tmp_path / "x.tar.gz"))
+
+
+def test_lists_of_other_things_are_refused(tmp_path):
+    (tmp_path / "list.txt").write_text("a.jpg\n")
+    with pytest.raises(ValueError, match=r"lists tars, one a line; 'a\.jpg' is none"):
+        open_source(Source(tmp_path / "list.txt"))
+    (tmp_path / "list.txt").write_text("# nothing\n")
+    with pytest.raises(ValueError, match="lists no tar"):
+        open_source(Source(tmp_path / "list.txt"))
+    with pytest.raises(FileNotFoundError, match="the list .* cannot be read"):
+        open_source(Source(tmp_path / "nowhere.txt"))
+
+
+def test_a_listed_tar_that_is_missing_is_a_row_that_says_so(tmp_path):
+    (tar,) = write_shards(tmp_path, [2])
+    (tmp_path / "list.txt").write_text(f"{tar}\n{tmp_path}/gone.tar\n")
+    index = open_source(Source(tmp_path / "list.txt"))
+    assert [row["error"] is None for row in index] == [True, True, False]
+    assert "FileNotFoundError" in index[2]["error"] and "gone.tar" in name_of(index[2])
+
+
+@pytest.fixture
+def parquet(tmp_path):
+    """A dataset as the Hub has it: two files, row groups of three."""
+    for part in range(2):
+        images = [{"bytes": jpeg(10 * part + number), "path": None} for number in range(7)]
+        rows = datasets.Dataset.from_dict({"image": images, "caption": ["a"] * 7})
+        file = tmp_path / "set" / "data" / f"train-{part:05d}-of-00002.parquet"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        rows.cast_column("image", datasets.Image()).to_parquet(file, batch_size=3)
+    return tmp_path / "set"
+
+
+def test_parquet_datasets_are_read_row_by_row_in_any_order(parquet):
+    for images in (parquet, f"{parquet}/data/*.parquet"):
+        index = open_source(Source(images))
+        assert len(index) == 14
+        for number in (0, 1, 5, 13, 2, 6, 7, 1):
+            assert read_bytes(index[number]) == jpeg(number if number < 7 else number + 3)
+
+
+def test_workers_read_parquet_files_that_the_main_process_has_read_before(parquet):
+    import torch
+
+    index = open_source(Source(parquet))
+    expected = [read_bytes(row) for row in index]
+    loader = torch.utils.data.DataLoader(range(14), num_workers=3, collate_fn=lambda n: read_bytes(index[n[0]]))
+    assert list(loader) == expected
+
+
+def test_a_dataset_without_the_split_or_the_column_is_refused(parquet):
+    with pytest.raises(ValueError, match="`split`: .* no split 'val', but train"):
+        open_source(Source(parquet, split="val"))
+    with pytest.raises(ValueError, match="`column`: .* no column 'picture', but image, caption"):
+        open_source(Source(parquet, column="picture"))
+
+
+def test_a_damaged_parquet_file_is_a_row_that_says_so(parquet):
+    file = sorted(parquet.rglob("*.parquet"))[0]
+    file.write_bytes(file.read_bytes()[:500])
+    index = open_source(Source(parquet))
+    assert len(index) == 8 and [row["error"] is None for row in index] == [False] + [True] * 7
+
+
+def test_a_column_without_images_is_an_error_of_its_rows(parquet):
+    with pytest.raises(ValueError, match="column 'caption' holds no encoded image"):
+        read_bytes(open_source(Source(parquet, column="caption"))[0])
+
+
+def test_every_kind_of_damage_is_named(tmp_path):
+    from training.data import UnreadableImage, read_image
+
+    files = write_shards(tmp_path, [4, 4, 4])
+    expected = list(damage_shards(tmp_path, files))
+    messages = []
+    for row in open_source(Source(tmp_path)):
+        try:
+            read_image(row, 96)
+        except UnreadableImage as error:
+            messages.append(str(error))
+    for part in expected:
+        assert any(part in message for message in messages), (part, messages)
+    assert len(bomb()) < 5000
+
+
+def test_the_fingerprint_is_of_the_images_and_their_order(folder, tmp_path):
+    index = open_source(Source(folder))
+    assert fingerprint(index) == fingerprint(open_source(Source(folder)))
+    assert fingerprint(index) != fingerprint(index.select([1, 0, 2]))
+    assert fingerprint(index) != fingerprint(index.select([0, 1]))

@@ -1,0 +1,129 @@
+"""Checkpoints that are whole or not there: which one a run goes on from, and how one comes into being."""
+
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+ASIDE = ".saving"
+"""Folder beside the checkpoints in which the next one is written before it is renamed."""
+
+RUN = "run.json"
+"""In a checkpoint: which images in which batches the run is of."""
+
+
+def find_checkpoint(wanted: str | bool | None, output_dir: str | Path) -> str | None:
+    """
+    The checkpoint to resume from.
+
+    Args:
+        wanted (`str`, *optional*):
+            `"last"`, the newest complete one; `"auto"`, likewise, and none where there is none (for a command that a
+            scheduler repeats); a folder; `None` to begin anew, which never happens over another run's checkpoints.
+
+    Raises:
+        `SystemExit` with a message where there is none, or one that nobody asked for.
+    """
+    if wanted in ("last", "auto", "True", "true", True):
+        last = last_checkpoint(Path(output_dir))
+        if last is None and wanted != "auto":
+            raise SystemExit(f"`--resume_from_checkpoint {wanted}`: there is no checkpoint in {output_dir}.")
+        return last
+    if wanted in (None, "False", "false", False):
+        last = last_checkpoint(Path(output_dir))
+        if last is not None:
+            raise SystemExit(
+                f"{output_dir} holds the checkpoints of a run. Go on with `--resume_from_checkpoint last`, or give "
+                "another `--output_dir`."
+            )
+        return None
+    if not Path(wanted).is_dir():
+        raise SystemExit(f"`--resume_from_checkpoint`: there is no folder {wanted}.")
+    damage = damage_of(Path(wanted))
+    if damage is not None:
+        raise SystemExit(f"`--resume_from_checkpoint`: {wanted} is not complete: {damage}.")
+    return wanted
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest complete checkpoint; one that is not is named and passed over."""
+    numbered = []
+    for checkpoint in folder.glob("checkpoint-*"):
+        number = checkpoint.name.removeprefix("checkpoint-")
+        if number.isdecimal() and checkpoint.is_dir():
+            numbered.append((int(number), checkpoint))
+    for _, checkpoint in sorted(numbered, reverse=True):
+        damage = damage_of(checkpoint)
+        if damage is None:
+            return str(checkpoint)
+        logger.warning(f"{checkpoint} is not complete and is passed over: {damage}.")
+    return None
+
+
+def damage_of(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint: a file that is missing, cut short or no such file. No weight is read."""
+    try:
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        if not isinstance(state["global_step"], int):
+            return "trainer_state.json has no step"
+    except FileNotFoundError:
+        return "trainer_state.json is missing"
+    except (ValueError, KeyError, TypeError):
+        return "trainer_state.json is damaged"
+    for file in sorted(checkpoint.rglob("*")):
+        if file.suffix == ".safetensors":
+            try:
+                with safe_open(file, framework="pt"):  # compares the header with the length of the file
+                    pass
+            except (OSError, SafetensorError) as error:
+                return f"{file.name} is damaged ({error})"
+        elif file.suffix in (".pt", ".pth", ".bin") and not zipfile.is_zipfile(file):
+            return f"{file.name} is cut short"
+    for name in ("optimizer", "scheduler"):
+        if not list(checkpoint.glob(f"{name}*")):
+            return f"{name}.pt is missing"
+    return None
+
+
+def publish(aside: Path, checkpoint: Path) -> None:
+    """Makes a checkpoint that was written aside the newest one: on the disk first, then under its name, at once."""
+    for file in [*aside.rglob("*"), aside]:
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    if checkpoint.exists():  # of the same step, and passed over as incomplete or gone back to
+        checkpoint.rename(aside.with_name("replaced"))
+    aside.rename(checkpoint)
+
+
+def write_run(folder: Path, run: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RUN).write_text(json.dumps(run), encoding="utf-8")
+
+
+def check_run(checkpoint: Path, run: dict[str, Any]) -> None:
+    """
+    Raises a `SystemExit` where a run cannot go on from a checkpoint exactly: the steps done then stand for other
+    images. Another number of processes is no such reason.
+    """
+    try:
+        before = json.loads((checkpoint / RUN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        logger.warning(f"{checkpoint} does not say which images it was trained on: not compared.")
+        return
+    for key, value in run.items():
+        if before.get(key) != value:
+            raise SystemExit(
+                f"{checkpoint} is of a run with another {key}: {before.get(key)}, this one has {value}. The steps "
+                "done would stand for other images than those seen. Give what it was, or begin anew in another "
+                "`--output_dir` with the checkpoint as `--model`."
+            )

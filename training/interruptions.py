@@ -1,0 +1,69 @@
+"""What may end a run or a step before its time, and what is done then."""
+
+import os
+import signal
+from types import FrameType
+
+import torch
+from transformers import TrainerCallback
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+
+class StopSignal:
+    """
+    Notes a SIGTERM (of a scheduler that takes the machine back), so that the run saves and ends after the step it is
+    at. A second one ends it at once. Only to be made in a process's main thread.
+    """
+
+    def __init__(self) -> None:
+        self.received = False
+        self.before = signal.signal(signal.SIGTERM, self._note)
+        self.process = os.getpid()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, self.before)
+        if os.getpid() != self.process:  # a child that has inherited the handler is to end as ever
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        self.received = True
+        logger.warning("SIGTERM: saving and ending after this step. A second one ends at once.")
+
+
+def ignore_in_worker(worker: int) -> None:
+    """Schedulers send SIGTERM to workers, too: they go on, so that the step can end, and end with their run."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+class LeaveOutNonFinite(TrainerCallback):
+    """
+    Leaves out a step whose gradient is not finite, on all ranks alike, since they have the same gradient: neither
+    weights nor optimizer see it. A run in which many follow on each other ends: it would not recover.
+
+    With float16 the gradient scaler does the same, and is left to it.
+    """
+
+    MOST = 10
+
+    def __init__(self, names_of_step):
+        self.names_of_step = names_of_step
+        self.in_a_row = 0
+        self.total = 0
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        if args.fp16 or not gradients or torch.nn.utils.get_total_norm(gradients).isfinite():
+            self.in_a_row = 0
+            return
+        model.zero_grad(set_to_none=True)  # an optimizer passes over parameters without a gradient
+        self.in_a_row += 1
+        self.total += 1
+        names = ", ".join(self.names_of_step()[:20])
+        logger.error(f"Step {state.global_step + 1} is left out: its gradient is not finite. Its images here: {names}")
+        if self.in_a_row == self.MOST:
+            raise RuntimeError(
+                f"The gradients of {self.MOST} steps in a row were not finite; the weights are as they were before. "
+                "Is the learning rate too high, or half precision too narrow? The newest checkpoint is sound."
+            )

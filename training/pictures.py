@@ -1,0 +1,39 @@
+"""What the teacher retrieves, to look at: an image, its grid, and in each cell the category and how sure of it."""
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+
+def draw_retrieval(
+    pixels: Tensor, boxes: Tensor, names: Sequence[str], probabilities: Sequence[float], kept: Sequence[bool]
+) -> Image.Image:
+    """
+    An image with the outline of each region and the best category in it. Dropped regions are darkened.
+
+    Args:
+        pixels (`Tensor` of shape `(3, side, side)`): uint8.
+        boxes (`Tensor` of shape `(regions, 4)`): xyxy as fractions of the square.
+        names, probabilities, kept: one a region.
+    """
+    image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy()).resize((768, 768))
+    veil = Image.new("RGBA", image.size)
+    draw = ImageDraw.Draw(veil)
+    font = ImageFont.load_default(14)
+    for box, name, probability, keep in zip((boxes * 768).tolist(), names, probabilities, kept):
+        draw.rectangle(box, fill=None if keep else (0, 0, 0, 150), outline=(255, 255, 255, 220), width=2)
+        label = f"{name} {probability:.2f}"
+        place = (box[0] + 4, box[1] + 4)
+        left, top, right, bottom = draw.textbbox(place, label, font=font)
+        draw.rectangle((left - 2, top - 1, right + 2, bottom + 1), fill=(0, 0, 0, 170))
+        draw.text(place, label, fill=(255, 255, 255, 255) if keep else (170, 170, 170, 255), font=font)
+    content = (boxes[:, 2:].amax(0) * 768).ceil().int().tolist() if len(boxes) else image.size
+    return Image.alpha_composite(image.convert("RGBA"), veil).convert("RGB").crop((0, 0, *content))
+
+
+def best(logits: Tensor) -> tuple[list[int], list[float]]:
+    """The best category of each region and its probability."""
+    probability, label = torch.softmax(logits.float(), dim=-1).max(-1)
+    return label.tolist(), probability.tolist()

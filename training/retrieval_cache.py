@@ -1,0 +1,258 @@
+"""
+The teacher's answers, found once and kept: for every image, every grid and every region the teacher is sure of, its
+distribution over the categories. `python -m training.retrieve` makes it, training with `--retrieval` reads it.
+"""
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow
+import torch
+from torch import Tensor
+
+from modeling_densevlm.region_pooling import grid_boxes
+
+from .alignment import Retrieval, as_groups
+from .sources import UnreadableImage, fingerprint
+
+
+DESCRIPTION = "retrieval.json"
+REMEDY = "Delete it; the same `python -m training.retrieve` makes it anew."
+SHARD = 1024
+"""Images a file: what a retrieval that is cut short loses at most."""
+
+SCHEMA = pyarrow.schema(
+    {
+        "id": pyarrow.string(),
+        "skipped": pyarrow.string(),  # why the image could not be read
+        "regions": pyarrow.list_(pyarrow.uint16()),  # the kept ones, numbered as in `all_boxes`
+        "labels": pyarrow.list_(pyarrow.uint16()),  # best category of each
+        "categories": pyarrow.list_(pyarrow.uint16()),  # `top_k` of each region; empty where all are kept
+        "log_probs": pyarrow.list_(pyarrow.float16()),  # of these, less that of the best
+        "rest": pyarrow.list_(pyarrow.float16()),  # likewise of what remains, one a group
+        "checksum": pyarrow.uint32(),  # of the arrays above
+    }
+)
+
+
+ARRAYS = ("regions", "labels", "categories", "log_probs", "rest")
+
+
+def grid_starts(max_grid: int) -> dict[tuple[int, int], int]:
+    """The number of the first region of each grid, where those of all grids are numbered in turn."""
+    starts, number = {}, 0
+    for rows in range(1, max_grid + 1):
+        for columns in range(1, max_grid + 1):
+            starts[rows, columns] = number
+            number += rows * columns
+    return starts
+
+
+def all_boxes(content_extent: tuple[float, float], max_grid: int) -> Tensor:
+    """The regions of all grids over an image's content, `(regions, 4)`: 441 where `max_grid` is 6."""
+    boxes = torch.cat([grid_boxes(rows, columns) for rows, columns in grid_starts(max_grid)])
+    width, height = content_extent
+    return boxes * boxes.new_tensor([width, height, width, height])
+
+
+def compress(retrieval: Retrieval, is_thing: Tensor, top_k: int) -> dict[str, np.ndarray]:
+    """
+    The kept regions of one image in half precision. Relative to the best category's, log-probabilities are small
+    where they matter, and half precision is fine there.
+
+    Args:
+        top_k (`int`): categories of each region that are kept one by one; 0 for all.
+    """
+    kept = retrieval.kept.nonzero().squeeze(1)
+    log_probs = retrieval.logits[kept].float().log_softmax(-1)
+    best, labels = log_probs.max(-1, keepdim=True)
+    log_probs = log_probs - best
+    packed = {"regions": kept, "labels": labels.squeeze(1)}
+    if 0 < top_k < log_probs.shape[1]:
+        groups = as_groups(is_thing).to(log_probs.device)
+        values, categories = log_probs.topk(top_k, dim=-1)
+        others = log_probs.scatter(1, categories, -torch.inf)
+        rest = [
+            others.masked_fill(groups != group, -torch.inf).logsumexp(-1) for group in range(int(groups.max()) + 1)
+        ]
+        packed |= {"categories": categories, "log_probs": values, "rest": torch.stack(rest, dim=1)}
+    else:
+        packed |= {"categories": labels[:, :0], "log_probs": log_probs, "rest": log_probs[:, :0]}
+    half = {"log_probs": np.float16, "rest": np.float16}
+    return {
+        name: packed[name].cpu().numpy().reshape(-1).clip(-60_000, None).astype(half.get(name, np.uint16))
+        for name in ARRAYS
+    }
+
+
+def checksum(arrays: dict[str, np.ndarray]) -> int:
+    value = 0
+    for name in ARRAYS:
+        value = zlib.crc32(np.ascontiguousarray(arrays[name]).view(np.uint8), value)
+    return value
+
+
+def expand(retrieved: dict[str, Tensor], is_thing: Tensor) -> Retrieval:
+    """
+    What [`compress`] has kept as the logits that the loss takes, `(regions, categories)`; what remains of a group's
+    probability is spread evenly over the categories it is of.
+    """
+    labels, log_probs = retrieved["labels"], retrieved["log_probs"]
+    groups = as_groups(is_thing).to(labels.device)
+    logits = log_probs
+    if retrieved["categories"].shape[1]:
+        categories = retrieved["categories"]
+        one_hot = torch.nn.functional.one_hot(groups).float()  # (categories, groups)
+        others = (one_hot.sum(0) - one_hot[categories].sum(1)).clamp(min=1)  # of each region and group, not kept
+        logits = (retrieved["rest"] - others.log())[:, groups].scatter(1, categories, log_probs)
+    return Retrieval(logits, torch.ones_like(labels, dtype=torch.bool), groups[labels])
+
+
+class RetrievalCache:
+    r"""
+    A folder that `training.retrieve` has filled.
+
+    Args:
+        folder (`str` or path): with `retrieval.json`, which says what was asked, and files `*.arrow`.
+
+    Raises:
+        `FileNotFoundError` or `ValueError` that says what is missing or damaged, and what to do.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.description = read_description(self.folder)
+        self.max_grid = self.description["max_grid"]
+        self.categories = len(self.description["categories"])
+        self.starts = grid_starts(self.max_grid)
+        images = self.description["images"]
+        shards = [shard_file(self.folder, number) for number in range(-(-images // SHARD))]
+        missing = [shard.name for shard in shards if not shard.is_file()]
+        if missing:
+            raise ValueError(
+                f"`retrieval`: {folder} lacks {len(missing)} of {len(shards)} files, e.g. {missing[0]}. The same "
+                "`python -m training.retrieve` goes on where it was stopped."
+            )
+        self.rows = datasets.concatenate_datasets([_open_shard(shard) for shard in shards])
+        if len(self.rows) != images:
+            raise ValueError(f"`retrieval`: {folder} has {len(self.rows)} images and should have {images}.")
+        self.rows = self.rows.with_format("arrow")
+
+    def check(self, asked: dict[str, Any], index: datasets.Dataset) -> None:
+        """
+        Raises a `ValueError` that names what differs where this is not what a run asks for: `asked` as of
+        [`describe`], less what the run does not know, and the images of `index`.
+        """
+        _compare(self.folder, self.description, asked)
+        ids = self.rows.select_columns("id").with_format(None)
+        if len(ids) < len(index) or fingerprint(ids.select(range(len(index)))) != fingerprint(index):
+            raise ValueError(
+                f"`retrieval`: {self.folder} is of other images: it has {len(ids)}, the run {len(index)}, and those "
+                "it starts with must be the same in the same order."
+            )
+
+    def look_up(self, number: int, sample_id: str, rows: int, columns: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """
+        What the teacher said about a grid over an image.
+
+        Returns:
+            Which cells are kept, `(kept,)`, and of these `labels` `(kept,)`, `categories` `(kept, top_k)` (or
+            `(kept, 0)`), `log_probs` `(kept, top_k or categories)`, `rest` `(kept, groups or 0)`.
+
+        Raises:
+            `UnreadableImage` where the teacher could not be shown the image; `ValueError` where the file is damaged.
+        """
+        table = self.rows[number]
+        if table["id"][0].as_py() != sample_id:
+            raise ValueError(f"`retrieval`: row {number} of {self.folder} is of {table['id'][0]}, not of {sample_id}.")
+        if table["skipped"][0].is_valid:
+            raise UnreadableImage(f"{table['skipped'][0]} (so when the teacher was asked)")
+        arrays = {name: table[name][0].values.to_numpy() for name in ARRAYS}
+        if checksum(arrays) != table["checksum"][0].as_py():
+            file = shard_file(self.folder, number // SHARD)
+            raise ValueError(f"`retrieval`: {file} is damaged. {REMEDY}")
+        regions, start = arrays["regions"], self.starts[rows, columns]
+        first, last = np.searchsorted(regions, [start, start + rows * columns])
+        sample = {}
+        for name in ("labels", "categories", "log_probs", "rest"):
+            value = arrays[name].reshape(len(regions), -1)[first:last] if len(regions) else self._empty(name)
+            kind = np.float32 if value.dtype == np.float16 else np.int64
+            sample[name] = torch.from_numpy(value.astype(kind))
+        sample["labels"] = sample["labels"].squeeze(1)
+        return torch.from_numpy(regions[first:last].astype(np.int64) - start), sample
+
+    def nothing(self) -> dict[str, Tensor]:
+        """What is looked up of an image no region of which is kept."""
+        sample = {name: torch.from_numpy(self._empty(name)) for name in ("categories", "log_probs", "rest")}
+        sample = {name: value.float() if value.is_floating_point() else value.long() for name, value in sample.items()}
+        return sample | {"labels": torch.zeros(0, dtype=torch.int64)}
+
+    def _empty(self, name: str) -> np.ndarray:
+        top_k = self.description["top_k"]
+        groups = max(self.description["groups"]) + 1
+        widths = {
+            "labels": 1,
+            "categories": top_k,
+            "log_probs": top_k or self.categories,
+            "rest": groups if top_k else 0,
+        }
+        return np.zeros((0, widths[name]), dtype=np.float16 if name in ("log_probs", "rest") else np.int64)
+
+
+def shard_file(folder: Path, number: int) -> Path:
+    return folder / f"retrieval-{number:06d}.arrow"
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    file = folder / DESCRIPTION
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"`retrieval`: {folder} holds no {DESCRIPTION}. `python -m training.retrieve RECIPE --retrieval {folder}` "
+            "makes it."
+        )
+    try:
+        description = json.loads(file.read_text(encoding="utf-8"))
+        counts = [description[key] for key in ("images", "max_grid", "top_k")]
+        if all(isinstance(count, int) for count in counts) and description["categories"] and description["groups"]:
+            return description
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise ValueError(f"`retrieval`: {file} is damaged or no description of a retrieval.")
+
+
+def write_description(folder: Path, asked: dict[str, Any]) -> None:
+    """Says in the folder what its answers are to; where it says another thing already, that is an error."""
+    if (folder / DESCRIPTION).exists():
+        _compare(folder, read_description(folder), asked)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / f".{DESCRIPTION}"
+    aside.write_text(json.dumps(asked, indent=1, ensure_ascii=False), encoding="utf-8")
+    aside.replace(folder / DESCRIPTION)
+
+
+def _compare(folder: Path, kept: dict[str, Any], asked: dict[str, Any]) -> None:
+    for key, value in asked.items():
+        if kept.get(key) != value:
+            was, now = (str(v) if len(str(v)) < 100 else f"{str(v)[:97]}…" for v in (kept.get(key), value))
+            raise ValueError(
+                f"`retrieval`: {folder} was made with another `{key}`: {was}, the run has {now}. Make one for "
+                "this run by `python -m training.retrieve`, in a folder of its own."
+            )
+
+
+def _open_shard(file: Path) -> datasets.Dataset:
+    try:
+        shard = datasets.Dataset.from_file(str(file))
+        if shard.column_names == SCHEMA.names:
+            return shard
+    except (OSError, pyarrow.ArrowException, ValueError):
+        pass
+    raise ValueError(f"`retrieval`: {file} is damaged. {REMEDY}")
+
+
+__all__ = ["RetrievalCache", "all_boxes", "compress", "expand"]

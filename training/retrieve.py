@@ -1,0 +1,157 @@
+"""
+Asks the teacher once about every image and every grid, and keeps its answers. Training then needs no teacher:
+
+    python -m training.retrieve training/recipes/coco.yaml --retrieval data/coco_retrieval [--key value ...]
+    accelerate launch -m training.train training/recipes/coco.yaml --retrieval data/coco_retrieval
+
+Started by `accelerate launch` or `torchrun`, each process takes its share of the images. What is done stays: the same
+command goes on where it was stopped.
+"""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+import torch
+from transformers.utils import logging
+
+from modeling_densevlm import CategoryEmbeddings, DenseVLMImageProcessor, DenseVLMModel
+from modeling_densevlm.image_processing_densevlm import content_extent
+
+from .alignment import Retrieval, region_logits, retrieve
+from .arguments import MethodArguments, parse_arguments
+from .data import read_image, to_bytes
+from .retrieval_cache import (
+    ARRAYS,
+    SCHEMA,
+    SHARD,
+    RetrievalCache,
+    all_boxes,
+    checksum,
+    compress,
+    shard_file,
+    write_description,
+)
+from .sources import UnreadableImage, fingerprint
+from .train import describe_retrieval, open_sources, prepare_teacher
+
+
+logger = logging.get_logger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> RetrievalCache:
+    """Fills the folder `retrieval`; returns what it holds."""
+    arguments = parse_arguments(sys.argv[1:] if argv is None else argv, program="training.retrieve")
+    _, data_args, args = arguments
+    if data_args.retrieval is None:
+        raise SystemExit("`--retrieval` is missing: the folder to keep the teacher's answers in.")
+    folder = Path(data_args.retrieval)
+    folder.mkdir(parents=True, exist_ok=True)
+    index = datasets.concatenate_datasets(open_sources(arguments))
+    teacher, embeddings, image_processor = prepare_teacher(arguments)
+    with args.main_process_first(local=False):
+        asked = describe_retrieval(arguments, teacher, image_processor)
+        asked |= {"top_k": data_args.retrieval_top_k, "images": len(index), "list_of_images": fingerprint(index)}
+        write_description(folder, asked)
+    teacher = teacher.eval().to(args.device, getattr(torch, arguments[0].teacher_dtype))
+    shards = range(-(-len(index) // SHARD))
+    for number in shards[args.process_index :: args.world_size]:
+        file = shard_file(folder, number)
+        if not file.exists():
+            began = time.perf_counter()
+            rows = range(number * SHARD, min((number + 1) * SHARD, len(index)))
+            skipped = _write(file, answers(index, rows, teacher, embeddings, image_processor, arguments))
+            rate = len(rows) / (time.perf_counter() - began)
+            print(f"{file.name}: {len(rows)} images, {skipped} skipped, {rate:.1f} images a second", flush=True)
+    if args.world_size > 1:
+        torch.distributed.barrier()
+    cache = RetrievalCache(folder)
+    if args.process_index == 0:
+        size = sum(file.stat().st_size for file in folder.glob("*.arrow"))
+        print(f"{folder}: {len(cache.rows)} images, {size / max(len(cache.rows), 1) / 1024:.1f} KiB an image")
+    return cache
+
+
+class _AllGrids(torch.utils.data.Dataset):
+    """Images of an index with the regions of every grid."""
+
+    def __init__(self, index: datasets.Dataset, image_processor: DenseVLMImageProcessor, max_grid: int):
+        self.index, self.image_processor, self.max_grid = index, image_processor, max_grid
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        row, side = self.index[number], self.image_processor.size["longest_edge"]
+        try:
+            image, size = read_image(row, side)
+        except UnreadableImage as error:
+            return {"id": row["id"], "skipped": str(error)}
+        boxes = all_boxes(content_extent(*size), self.max_grid)
+        return {"id": row["id"], "skipped": None, "pixels": to_bytes(image, side), "boxes": boxes}
+
+
+@torch.inference_mode()
+def answers(
+    index: datasets.Dataset,
+    rows: range,
+    teacher: DenseVLMModel,
+    embeddings: CategoryEmbeddings,
+    image_processor: DenseVLMImageProcessor,
+    arguments: Any,
+) -> Iterator[dict[str, Any]]:
+    """One row of `SCHEMA` for each of these images: one pass of the teacher, from which all grids are pooled."""
+    _, data_args, args = arguments
+    loader = torch.utils.data.DataLoader(
+        _AllGrids(index, image_processor, data_args.max_grid),
+        batch_size=args.per_device_train_batch_size,
+        sampler=rows,
+        num_workers=args.dataloader_num_workers,
+        collate_fn=list,
+    )
+    text_embeds = embeddings.embeds.to(args.device)
+    for samples in loader:
+        good = [sample for sample in samples if not sample["skipped"]]
+        retrieved = iter(_ask(good, teacher, text_embeds, image_processor, embeddings, args) if good else ())
+        for sample in samples:
+            if sample["skipped"]:
+                logger.warning(f"Skipped: {sample['skipped']}")
+                arrays = {name: [] for name in ARRAYS} | {"checksum": 0}
+            else:
+                arrays = compress(next(retrieved), embeddings.is_thing, data_args.retrieval_top_k)
+                arrays["checksum"] = checksum(arrays)
+            yield {"id": sample["id"], "skipped": sample["skipped"]} | arrays
+
+
+def _ask(
+    samples: list[dict[str, Any]],
+    teacher: DenseVLMModel,
+    text_embeds: torch.Tensor,
+    image_processor: DenseVLMImageProcessor,
+    embeddings: CategoryEmbeddings,
+    args: MethodArguments,
+) -> Iterator[Retrieval]:
+    """Eq. 1-2 for each image's regions."""
+    pixels = torch.stack([sample["pixels"] for sample in samples]).to(args.device)
+    boxes = [sample["boxes"].to(args.device) for sample in samples]
+    region_embeds = teacher(pixel_values=image_processor.normalize(pixels), boxes=boxes).region_embeds
+    for part in region_embeds.split([len(b) for b in boxes]):
+        yield retrieve(region_logits(part, text_embeds, args.temperature), embeddings.is_thing, args.threshold)
+
+
+def _write(file: Path, rows: Iterator[dict[str, Any]]) -> int:
+    """Writes a file aside and renames it: one that is there is complete. Returns how many images were skipped."""
+    aside, skipped = file.with_name(f".{file.name}"), 0
+    with pyarrow.OSFile(str(aside), "wb") as sink, pyarrow.ipc.new_stream(sink, SCHEMA) as writer:
+        for row in rows:
+            skipped += row["skipped"] is not None
+            writer.write_batch(pyarrow.RecordBatch.from_pylist([row], SCHEMA))
+    aside.replace(file)
+    return skipped
+
+
+if __name__ == "__main__":
+    main()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,138 @@
+"""In which order images are seen: a pure function of seed and epoch, the same for any number of processes."""
+
+from collections.abc import Iterator, Sequence
+
+import datasets
+import numpy as np
+import pyarrow.compute
+import torch
+
+
+class EpochSampler(torch.utils.data.Sampler):
+    r"""
+    The order of the images in an epoch, as pairs `(visit, index)`: the index in the joined indices of all sources,
+    and how often the source has been gone through before, which the sample's random choices depend on.
+
+    Step `k` of an epoch takes the images `k * batch_size` to `(k + 1) * batch_size - 1` of that order, whatever the
+    number of processes, workers and accumulation steps. So a run goes on exactly on another number of processes, and
+    what was seen before a resume is not read again.
+
+    Sources are gone through in pieces: up to `PIECE` neighbours of a shard (a tar, a Parquet file; an image that is a
+    file is a shard of its own), fewer where the source is small. Pieces are shuffled, laid end to end and cut into
+    `LANES * batch_size` equal lanes that are read in parallel, one image of each lane in turn. The images of a batch
+    come from all over the source, and each process and worker reads pieces of its own from front to back. How long
+    shards are does not matter.
+
+    Args:
+        indices (list of [`datasets.Dataset`]): of [`open_source`], one a source.
+        batch_size (`int`): images a step, over all processes and accumulation steps.
+        seed (`int`): of all choices.
+        weights (list of `float`, *optional*):
+            Shares of the sources in an epoch. An epoch ends when one source has been gone through once; of the
+            others it has taken their share, and the next epoch goes on with the rest of them.
+        drop_last (`bool`, *optional*, defaults to `True`):
+            Leave out images of an epoch that make no whole batch; else the last batch is filled up with index -1,
+            which stands for no image.
+    """
+
+    LANES = 16
+    """Lanes for each place in a batch: up to so many workers a process keep to pieces of their own."""
+    PIECE = 64
+
+    def __init__(
+        self,
+        indices: Sequence[datasets.Dataset],
+        batch_size: int,
+        seed: int = 0,
+        weights: Sequence[float] | None = None,
+        drop_last: bool = True,
+    ):
+        self.batch_size = batch_size
+        self.seed = seed
+        self.drop_last = drop_last
+        self.lengths = [len(index) for index in indices]
+        self.shards = [shard_starts(index) for index in indices]
+        self.shares = shares(self.lengths, weights or [1.0] * len(self.lengths))
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        images = sum(self.shares)
+        whole = images // self.batch_size * self.batch_size
+        return whole if self.drop_last or whole == images else whole + self.batch_size
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = self.order(self.epoch)[: len(self)]
+        for start in range(0, len(order), 4096):
+            yield from map(tuple, order[start : start + 4096].tolist())
+        visit = order[-1, 0].item() if len(order) else 0
+        yield from ((visit, -1) for _ in range(len(self) - len(order)))
+
+    def order(self, epoch: int) -> np.ndarray:
+        """All pairs of an epoch, int64 `(images, 2)`, before the last ones are dropped or filled up."""
+        parts, places, first = [], [], 0
+        for source, (length, share) in enumerate(zip(self.lengths, self.shares)):
+            part = self._stretch(source, epoch * share, share)
+            part[:, 1] += first
+            first += length
+            parts.append(part)
+            places.append((np.arange(share) + 0.5) / max(share, 1))
+        # Each source evenly spread over the epoch.
+        return np.concatenate(parts)[np.argsort(np.concatenate(places), kind="stable")]
+
+    def _stretch(self, source: int, start: int, count: int) -> np.ndarray:
+        """`count` pairs of a source's endless sequence of visits, from `start` on."""
+        length, pairs = self.lengths[source], []
+        while count > 0:
+            visit, begin = divmod(start, length)
+            rng = np.random.default_rng((self.seed, visit, source))
+            lanes = self.LANES * self.batch_size
+            piece = min(max(length // lanes, 1), self.PIECE)
+            indices = shuffle(self.shards[source], length, rng, lanes, piece)[begin : begin + count]
+            pairs.append(np.stack([np.full(len(indices), visit), indices], axis=1))
+            start, count = start + len(indices), count - len(indices)
+        return np.concatenate(pairs) if pairs else np.zeros((0, 2), dtype=np.int64)
+
+
+def shares(lengths: Sequence[int], weights: Sequence[float]) -> list[int]:
+    """Images of each source in an epoch: as `weights` say, as many as the first source to be used up allows."""
+    epoch = min(length / weight for length, weight in zip(lengths, weights))
+    return [min(length, max(1, int(epoch * weight + 1e-9))) for length, weight in zip(lengths, weights)]
+
+
+def shard_starts(index: datasets.Dataset) -> np.ndarray:
+    """Where in an index a file begins that holds the images from there on, int64 `(shards,)`."""
+    starts, before, last = [np.zeros(min(len(index), 1), dtype=np.int64)], 0, None
+    for table in index.select_columns("file").with_format("arrow").iter(batch_size=100_000):
+        files = table["file"].combine_chunks()
+        if last is not None and files[0] != last:
+            starts.append(np.array([before]))
+        changes = pyarrow.compute.not_equal(files[1:], files[:-1]).to_numpy(zero_copy_only=False)
+        starts.append(np.flatnonzero(changes) + 1 + before)
+        before, last = before + len(files), files[-1]
+    return np.concatenate(starts)
+
+
+def shuffle(starts: np.ndarray, length: int, rng: np.random.Generator, lanes: int, piece: int) -> np.ndarray:
+    """
+    A permutation of `length` images: pieces shuffled, laid end to end, cut into lanes, read across the lanes.
+
+    Args:
+        starts (`(shards,)`): index of the first image of each shard, ascending from 0.
+        piece (`int`): the most images of a shard that stay together.
+    """
+    in_shard = np.arange(length) - np.repeat(starts, np.diff(starts, append=length))
+    starts = np.flatnonzero(in_shard % piece == 0)
+    sizes = np.diff(starts, append=length)
+    shuffled = rng.permutation(len(starts))
+    sizes, starts = sizes[shuffled], starts[shuffled]
+    # Pieces end to end: the position less where the piece begins in the sequence, plus where it begins in the index.
+    sequence = np.arange(length) + np.repeat(starts - (np.cumsum(sizes) - sizes), sizes)
+    row, lane = np.divmod(np.arange(length), lanes)
+    lane_length, longer = divmod(length, lanes)
+    return sequence[lane * lane_length + np.minimum(lane, longer) + row]
+
+
+__all__ = ["EpochSampler"]
