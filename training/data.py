@@ -70,10 +70,10 @@ class RegionDataset(torch.utils.data.Dataset):
             return {}
         row = self.index[number]
         try:
-            image, size = read_image(row, None if self.crops else max(self._side(), self._side("teacher")))
+            image, size, content = read_image(row, None if self.crops else max(self._side(), self._side("teacher")))
             rng = sample_rng(self.seed, visit, row["id"])
             rows, columns = grid_shape(rng, self.max_grid)
-            found = self.retrieval.look_up(number, row["id"], rows, columns) if self.retrieval else None
+            found = self.retrieval.look_up(number, content, rows, columns) if self.retrieval else None
         except UnreadableImage as error:
             return {"skipped": str(error)}
         boxes = content_grid(rows, columns, content_extent(*size))
@@ -95,25 +95,26 @@ class RegionDataset(torch.utils.data.Dataset):
         return (teacher or self.image_processor).size["longest_edge"]
 
 
-def read_image(row: dict[str, Any], side: int | None) -> tuple[Image.Image, tuple[int, int]]:
+def read_image(row: dict[str, Any], side: int | None) -> tuple[Image.Image, tuple[int, int], bytes]:
     """
-    The image of a row of an index, decoded for a use at `side` pixels (in full where None), and its size in the file.
+    The image of a row of an index, decoded for a use at `side` pixels (in full where None), its size in the file, and
+    the file itself.
 
     Raises:
         `UnreadableImage` that names the image and the reason, whatever the reason is.
     """
     try:
-        content = BytesIO(read_bytes(row))
+        content = read_bytes(row)
         if side is not None:
-            image, size = load_reduced(content, side)
+            image, size = load_reduced(BytesIO(content), side)
         else:
-            image = load_image(content)
+            image = load_image(BytesIO(content))
             size = image.size
     except Exception as error:  # a damaged file can raise anything in a decoder
         raise UnreadableImage(f"{name_of(row)}: {type(error).__name__}: {error}") from error
     if min(size) < SMALLEST_SIDE:
         raise UnreadableImage(f"{name_of(row)}: {size[0]} x {size[1]} pixels are too few")
-    return image, size
+    return image, size, content
 
 
 def to_bytes(image: Image.Image, side: int) -> Tensor:

@@ -29,6 +29,7 @@ SCHEMA = pyarrow.schema(
     {
         "id": pyarrow.string(),
         "skipped": pyarrow.string(),  # why the image could not be read
+        "image": pyarrow.uint32(),  # checksum of its file
         "regions": pyarrow.list_(pyarrow.uint16()),  # the kept ones, numbered as in `all_boxes`
         "labels": pyarrow.list_(pyarrow.uint16()),  # best category of each
         "categories": pyarrow.list_(pyarrow.uint16()),  # `top_k` of each region; empty where all are kept
@@ -155,22 +156,26 @@ class RetrievalCache:
                 "it starts with must be the same in the same order."
             )
 
-    def look_up(self, number: int, sample_id: str, rows: int, columns: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def look_up(self, number: int, content: bytes, rows: int, columns: int) -> tuple[Tensor, dict[str, Tensor]]:
         """
-        What the teacher said about a grid over an image.
+        What the teacher said about a grid over the image `number`, whose file is `content`.
 
         Returns:
             Which cells are kept, `(kept,)`, and of these `labels` `(kept,)`, `categories` `(kept, top_k)` (or
             `(kept, 0)`), `log_probs` `(kept, top_k or categories)`, `rest` `(kept, groups or 0)`.
 
         Raises:
-            `UnreadableImage` where the teacher could not be shown the image; `ValueError` where the file is damaged.
+            `UnreadableImage` where the teacher could not be shown the image; `ValueError` where it was shown
+            another one, or where the answer is damaged.
         """
         table = self.rows[number]
-        if table["id"][0].as_py() != sample_id:
-            raise ValueError(f"`retrieval`: row {number} of {self.folder} is of {table['id'][0]}, not of {sample_id}.")
         if table["skipped"][0].is_valid:
             raise UnreadableImage(f"{table['skipped'][0]} (so when the teacher was asked)")
+        if table["image"][0].as_py() != zlib.crc32(content):
+            raise ValueError(
+                f"`retrieval`: the teacher was shown another image {table['id'][0]} when {self.folder} was made. Make "
+                "one for these images by `python -m training.retrieve`, in a folder of its own."
+            )
         arrays = {name: table[name][0].values.to_numpy() for name in ARRAYS}
         if checksum(arrays) != table["checksum"][0].as_py():
             file = shard_file(self.folder, number // SHARD)

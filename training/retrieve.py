@@ -10,6 +10,7 @@ command goes on where it was stopped.
 
 import sys
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,11 +86,12 @@ class _AllGrids(torch.utils.data.Dataset):
     def __getitem__(self, number: int) -> dict[str, Any]:
         row, side = self.index[number], self.image_processor.size["longest_edge"]
         try:
-            image, size = read_image(row, side)
+            image, size, content = read_image(row, side)
         except UnreadableImage as error:
-            return {"id": row["id"], "skipped": str(error)}
+            return {"id": row["id"], "skipped": str(error), "image": 0}
         boxes = all_boxes(content_extent(*size), self.max_grid)
-        return {"id": row["id"], "skipped": None, "pixels": to_bytes(image, side), "boxes": boxes}
+        found = {"id": row["id"], "skipped": None, "image": zlib.crc32(content)}
+        return found | {"pixels": to_bytes(image, side), "boxes": boxes}
 
 
 @torch.inference_mode()
@@ -121,7 +123,7 @@ def answers(
             else:
                 arrays = compress(next(retrieved), embeddings.is_thing, data_args.retrieval_top_k)
                 arrays["checksum"] = checksum(arrays)
-            yield {"id": sample["id"], "skipped": sample["skipped"]} | arrays
+            yield {name: sample[name] for name in ("id", "skipped", "image")} | arrays
 
 
 def _ask(

@@ -346,7 +346,10 @@ def check_readable(dataset: RegionDataset, most: int = 100) -> None:
     """Stops where none of the first images can be read: the run would train on nothing."""
     reasons = []
     for index in range(min(len(dataset), most)):
-        sample = dataset[0, index]
+        try:
+            sample = dataset[0, index]
+        except ValueError as error:  # of answers that are not to this image
+            raise SystemExit(str(error)) from error
         if "skipped" not in sample:
             return
         reasons.append(sample["skipped"])
