@@ -1,7 +1,10 @@
 """What may end a run or a step before its time, and what is done then."""
 
-import os
+import atexit
+import multiprocessing
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 import torch
@@ -21,20 +24,31 @@ class StopSignal:
     def __init__(self) -> None:
         self.received = False
         self.before = signal.signal(signal.SIGTERM, self._note)
-        self.process = os.getpid()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, self.before)
-        if os.getpid() != self.process:  # a child that has inherited the handler is to end as ever
-            os.kill(os.getpid(), signal.SIGTERM)
-            return
         self.received = True
         logger.warning("SIGTERM: saving and ending after this step. A second one ends at once.")
 
 
-def ignore_in_worker(worker: int) -> None:
-    """Schedulers send SIGTERM to workers, too: they go on, so that the step can end, and end with their run."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+@contextmanager
+def sigterm_held_back() -> Iterator[None]:
+    """
+    Workers that are started in it never see SIGTERM, which schedulers send to them, too: they go on reading, so that
+    the step can end. This process sees it afterwards.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Python ends its child processes by SIGTERM, and waits for them: those that do not see it would never end."""
+    for child in multiprocessing.active_children():
+        child.kill()
 
 
 class LeaveOutNonFinite(TrainerCallback):

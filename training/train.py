@@ -9,6 +9,7 @@ Trains a dense VLM. One program, however it is started:
 import copy
 import hashlib
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from typing import Any
 import datasets
 import torch
 import yaml
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging
@@ -93,12 +95,19 @@ def save_result(trainer: DenseTrainer) -> None:
     """The trained model with its processor, written aside and renamed, so that a file that is there is complete."""
     args = trainer.args
     folder, aside = Path(args.output_dir), Path(args.output_dir) / ASIDE
-    trainer.save_model(str(aside))
-    if trainer.is_world_process_zero():
-        for file in aside.iterdir():
-            os.replace(file, folder / file.name)
-        aside.rmdir()
-    trainer.save_state()
+    try:
+        trainer.save_model(str(aside))
+        if trainer.is_world_process_zero():
+            for file in aside.iterdir():
+                os.replace(file, folder / file.name)
+            aside.rmdir()
+        trainer.save_state()
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise SystemExit(
+            f"The result could not be written in {folder}: {error}. Make room; the same command with "
+            "`--resume_from_checkpoint last` goes on from the newest checkpoint and writes it."
+        ) from error
     kept = [entry["regions_kept"] for entry in trainer.state.log_history if "regions_kept" in entry]
     if kept and not any(kept):
         logger.warning(

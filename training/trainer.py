@@ -17,7 +17,7 @@ from modeling_densevlm import CategoryEmbeddings, DenseVLMImageProcessor, DenseV
 
 from .alignment import Contrast, Retrieval, align, region_logits, retrieve
 from .checkpoints import ASIDE, publish, write_run
-from .interruptions import LeaveOutNonFinite, StopSignal, ignore_in_worker
+from .interruptions import LeaveOutNonFinite, StopSignal, sigterm_held_back
 from .pictures import best, draw_retrieval
 from .retrieval_cache import expand
 from .sampling import EpochSampler
@@ -83,17 +83,6 @@ class DenseTrainer(Trainer):
     def _get_train_sampler(self, train_dataset=None):
         return self.sampler
 
-    def get_train_dataloader(self):
-        loader = super().get_train_dataloader()
-        seed_worker = loader.worker_init_fn
-
-        def init_worker(worker: int) -> None:
-            ignore_in_worker(worker)
-            seed_worker(worker)
-
-        loader.worker_init_fn = init_worker
-        return loader
-
     def ask_teacher(self, batch: dict[str, Any]) -> Any:
         """What the loss needs of the teacher, without gradients."""
         raise NotImplementedError
@@ -106,7 +95,8 @@ class DenseTrainer(Trainer):
         began = time.perf_counter()
         if not self.sums:  # the clock of the log starts with its first batch, waiting for it included
             self.sums_since = began
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        with sigterm_held_back():  # the first batch of an epoch starts workers
+            batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.add_to_log(data_wait=time.perf_counter() - began, steps=1)
         self.step_names = [name for batch in batches for name in batch["name"] if name]
         for batch in batches:

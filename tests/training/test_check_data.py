@@ -1,0 +1,32 @@
+import json
+
+from tests.shards import damage_shards, write_shards
+from training.check_data import main
+
+
+def test_a_source_is_counted_timed_and_what_is_broken_listed(recipe, tmp_path, capsys):
+    expected = list(damage_shards(tmp_path, write_shards(tmp_path, [4, 4, 4])))
+    report = main([*recipe(images=tmp_path), "--report", str(tmp_path / "report.json")])
+    (result,) = report.values()
+    assert result["shards"] == 6
+    # The first shard has lost its end, the second its first image.
+    assert result["read"] == result["images"]
+    assert result["width"] == [96, 96, 96] and result["height"] == [64, 64, 64]
+    assert result["images_per_second"] > 0 and result["milliseconds_an_image"] > 0
+    output = capsys.readouterr().out
+    for part in expected:
+        assert any(part in message for message in result["broken"]), part
+        assert part in output
+    assert json.loads((tmp_path / "report.json").read_text()) == report
+
+
+def test_a_part_of_a_source_is_read_where_asked_for_and_workers_read_as_well(recipe, scenes, capsys):
+    (result,) = main([*recipe(dataloader_num_workers=2), "--samples", "5"]).values()
+    assert (result["images"], result["read"], result["broken"]) == (24, 5, [])
+    assert "3 steps of 8" in capsys.readouterr().out
+
+
+def test_the_program_ends_with_1_where_something_is_broken(recipe, tmp_path, run_module):
+    list(damage_shards(tmp_path, write_shards(tmp_path, [2, 2])))
+    assert run_module("training.check_data", recipe(images=tmp_path), check=False).returncode == 1
+    assert run_module("training.check_data", recipe(), check=False).returncode == 0

@@ -1,0 +1,170 @@
+"""A checkpoint is whole or not there, and a run goes on only from one it can go on from exactly."""
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from training.checkpoints import damage_of, find_checkpoint, last_checkpoint
+from training.retrieval_cache import RetrievalCache
+from training.retrieve import main as run_retrieve
+from training.train import main
+
+
+ROOT = Path(__file__).parents[2]
+STEPS = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+
+
+def losses_of(trainer):
+    return [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+
+
+@pytest.fixture
+def saved(recipe, tmp_path):
+    """A run's folder with three checkpoints."""
+    main(recipe(**STEPS))
+    return tmp_path / "run"
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
+)
+def test_a_checkpoint_with_a_file_cut_short_is_passed_over_and_the_file_named(saved, caplog, name):
+    assert last_checkpoint(saved).endswith("checkpoint-3")
+    cut(saved / "checkpoint-3" / name)
+    assert last_checkpoint(saved).endswith("checkpoint-2")
+    assert "checkpoint-3 is not complete and is passed over" in caplog.text and name in caplog.text
+    with pytest.raises(SystemExit, match=f"checkpoint-3 is not complete: {name}"):
+        find_checkpoint(str(saved / "checkpoint-3"), saved)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "trainer_state.json"])
+def test_a_checkpoint_without_a_file_is_passed_over(saved, name):
+    (saved / "checkpoint-3" / name).unlink()
+    assert name in damage_of(saved / "checkpoint-3")
+    assert last_checkpoint(saved).endswith("checkpoint-2")
+
+
+def test_names_that_are_no_checkpoints_are_passed_over(saved):
+    (saved / "checkpoint-last").mkdir()
+    (saved / "checkpoint-99").write_text("a file")
+    assert last_checkpoint(saved).endswith("checkpoint-3")
+
+
+def test_auto_begins_anew_or_goes_on(recipe, tmp_path):
+    first = main(recipe(**STEPS | {"max_steps": 2}, resume_from_checkpoint="auto"))
+    second = main(recipe(**STEPS, resume_from_checkpoint="auto"))
+    assert [step for step, _ in losses_of(first)] == [1, 2] and [step for step, _ in losses_of(second)] == [1, 2, 3]
+
+
+def test_nothing_is_left_aside_and_old_checkpoints_go(recipe, tmp_path):
+    main(recipe(**STEPS, save_total_limit=2))
+    assert sorted(p.name for p in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
+    assert not (tmp_path / "run" / ".saving").exists()
+
+
+def test_a_run_goes_on_from_an_older_checkpoint_and_replaces_the_newer_ones(saved, recipe):
+    whole = load_file(saved / "model.safetensors")
+    main(recipe(**STEPS, resume_from_checkpoint=saved / "checkpoint-1"))
+    assert all(torch.equal(whole[name], tensor) for name, tensor in load_file(saved / "model.safetensors").items())
+    assert last_checkpoint(saved).endswith("checkpoint-3") and not (saved / ".saving").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"per_device_train_batch_size": 4}, "another number of images a step: 8, this one has 4"),
+        ({"seed": 1}, "another seed: 42, this one has 1"),
+        ({"max_samples": 16}, "another number of images: 24, this one has 16"),
+        ({"dataloader_drop_last": False}, "another `dataloader_drop_last`"),
+    ],
+)
+def test_a_run_whose_steps_stand_for_other_images_is_not_gone_on_with(saved, recipe, change, message):
+    with pytest.raises(SystemExit, match=message):
+        main(recipe(**STEPS | {"max_steps": 5} | change, resume_from_checkpoint="last"))
+
+
+def test_a_run_on_other_images_of_the_same_number_is_not_gone_on_with(saved, recipe, scenes, tmp_path):
+    shutil.copytree(scenes / "train" / "images", tmp_path / "images")
+    (tmp_path / "images" / "000000.jpg").rename(tmp_path / "images" / "another.jpg")
+    with pytest.raises(SystemExit, match="another list of images"):
+        main(recipe(**STEPS, images=tmp_path / "images", resume_from_checkpoint="last"))
+
+
+def start(arguments, **options) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-u", "-m", "training.train", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        **options,
+    )
+
+
+def limited(arguments, file_size: int) -> subprocess.Popen:
+    """A run that can write no file larger than `file_size` bytes."""
+    return start(
+        arguments,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, resource.RLIM_INFINITY)),
+    )
+
+
+def test_a_disk_that_is_full_while_saving_costs_a_checkpoint_and_not_the_run(recipe, tmp_path):
+    process = limited(recipe(**STEPS), file_size=100_000)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 1  # in the end, the result cannot be written either
+    assert "The result could not be written in" in output and "Make room" in output
+    assert output.count("The checkpoint of step") == 3 and "those written before are whole" in output
+    assert output.count("'loss'") == 3
+    assert not list((tmp_path / "run").glob("checkpoint-*")) and not (tmp_path / "run" / ".saving").exists()
+
+
+def test_sigterm_saves_ends_cleanly_and_the_run_goes_on_as_if_nothing_had_been(recipe, tmp_path):
+    options = {"max_steps": 40, "save_strategy": "no", "dataloader_num_workers": 2, "per_device_train_batch_size": 4}
+    whole = start(recipe(**options, output_dir=tmp_path / "whole"))
+    assert whole.wait(timeout=120) == 0
+    arguments = recipe(**options, output_dir=tmp_path / "stopped", resume_from_checkpoint="auto")
+    process = start(arguments)
+    output = ""
+    for line in process.stdout:
+        output += line
+        if output.count("'loss'") == 3:
+            os.killpg(process.pid, signal.SIGTERM)  # to its workers, too, as schedulers do
+            break
+    output += process.communicate(timeout=120)[0]
+    assert process.returncode == 0, output[-3000:]
+    assert "Stopped by SIGTERM after step" in output
+    assert not (tmp_path / "stopped" / "model.safetensors").exists()
+    output = start(arguments).communicate(timeout=120)[0]
+    assert "Resumed from" in output and "Trained by densevlm" in output, output[-3000:]
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_run_that_fails_with_workers_ends(recipe, tmp_path):
+    """Its workers see no SIGTERM, by which Python would end them: they must not keep it waiting."""
+    run_retrieve(recipe(retrieval=tmp_path / "retrieval"))
+    (file,) = (tmp_path / "retrieval").glob("*.arrow")
+    content = bytearray(file.read_bytes())
+    cache = RetrievalCache(tmp_path / "retrieval")
+    for number in range(12, 24):
+        at = content.index(cache.rows[number]["log_probs"][0].values.to_numpy().tobytes() or b"\0")
+        content[at] ^= 1
+    file.write_bytes(content)
+    process = start(recipe(retrieval=tmp_path / "retrieval", dataloader_num_workers=2, num_train_epochs=3))
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1 and "is damaged. Delete it" in output

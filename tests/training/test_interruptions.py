@@ -1,0 +1,80 @@
+"""Steps that are not finite, and what a run says of itself while it goes."""
+
+import pytest
+import torch
+from PIL import Image
+from transformers import TrainerCallback
+
+from training.arguments import parse_arguments
+from training.train import build_trainer, main
+
+
+def spoiled(recipe, steps, **options):
+    """A trainer in some of whose steps the gradient is not a number."""
+    trainer = build_trainer(parse_arguments(recipe(**options)))
+    parameter = next(p for p in trainer.model.parameters() if p.requires_grad)
+    parameter.register_hook(lambda g: g * float("nan") if trainer.state.global_step + 1 in steps else g)
+    return trainer
+
+
+def test_a_step_whose_gradient_is_not_finite_is_left_out_named_and_counted(recipe, caplog):
+    options = {"max_steps": 6, "lr_scheduler_type": "constant", "weight_decay": 0.0}
+    trainer = spoiled(recipe, steps={3}, **options)
+    seen = {}
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            seen[state.global_step] = {n: p.detach().clone() for n, p in model.named_parameters()}
+
+    trainer.add_callback(Watch())
+    trainer.train()
+    assert all(torch.equal(seen[2][name], seen[3][name]) for name in seen[2])
+    assert any(not torch.equal(seen[3][name], seen[4][name]) for name in seen[3])
+    assert all(tensor.isfinite().all() for tensor in seen[6].values())
+    assert "Step 3 is left out: its gradient is not finite. Its images here: " in caplog.text and ".jpg" in caplog.text
+    entries = [e for e in trainer.state.log_history if "loss" in e]
+    assert [e["steps_left_out"] for e in entries] == [0, 0, 1, 1, 1, 1]
+
+
+def test_many_such_steps_in_a_row_end_the_run_before_its_weights_are_lost(recipe, student):
+    trainer = spoiled(recipe, steps=set(range(2, 50)), max_steps=50)
+    with pytest.raises(RuntimeError, match="The gradients of 10 steps in a row were not finite"):
+        trainer.train()
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
+
+
+def test_a_loss_that_is_not_a_number_stays_out_of_the_log_of_later_steps(recipe):
+    trainer = build_trainer(parse_arguments(recipe(max_steps=4, learning_rate=1e-4)))
+    compute_loss = trainer.compute_loss
+    trainer.compute_loss = lambda *args, **kwargs: (
+        compute_loss(*args, **kwargs) * (float("nan") if trainer.state.global_step == 1 else 1)
+    )
+    trainer.train()
+    losses = [e["loss"] for e in trainer.state.log_history if "loss" in e]
+    assert losses[1] == 0 and all(0 < loss < 100 for loss in [losses[0], *losses[2:]])
+
+
+def test_the_log_tells_what_a_run_does(recipe):
+    trainer = main(recipe(max_steps=4, logging_steps=2))
+    entries = [e for e in trainer.state.log_history if "loss" in e]
+    assert len(entries) == 2
+    for entry in entries:
+        assert 0 <= entry["data_wait"] <= 1
+        assert entry["memory_gib"] > 0.1
+        assert entry["images_per_second"] > 0
+    assert entries[0]["seconds_left"] >= entries[1]["seconds_left"] == 0
+
+
+def test_pictures_of_what_is_retrieved_are_drawn_where_asked_for(recipe, tmp_path):
+    main(recipe(max_steps=4, retrieval_picture_steps=2))
+    files = sorted((tmp_path / "run" / "retrievals").iterdir())
+    assert [file.name for file in files] == ["step-0000000.jpg", "step-0000002.jpg"]
+    assert max(Image.open(files[0]).size) == 768
+
+
+def test_the_last_step_of_an_epoch_is_filled_up_with_nothing_where_all_images_are_to_be_seen(recipe):
+    trainer = main(recipe(dataloader_drop_last=False, per_device_train_batch_size=10, max_steps=3))
+    assert trainer.state.epoch == 1
+    assert trainer.state.num_train_epochs == 1
+    entries = [e for e in trainer.state.log_history if "loss" in e]
+    assert [round(e["images_per_second"] > 0) for e in entries] == [1, 1, 1]

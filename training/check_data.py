@@ -1,0 +1,135 @@
+"""
+Reads the images of a recipe before a long run does: counts them, times them, lists what is broken.
+
+    python -m training.check_data training/recipes/coco.yaml [--samples 10000] [--report report.json] [--key value ...]
+
+Ends with 1 where something is broken. Indices of tars are made by it, so that the run begins at once.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+
+from .arguments import parse_arguments
+from .data import read_image, to_bytes
+from .sampling import shard_starts
+from .sources import Source, UnreadableImage
+from .train import open_sources
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Checks the sources of a recipe; returns what it prints and writes."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--samples", type=int)
+    parser.add_argument("--report", type=Path)
+    own, argv = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
+    arguments = parse_arguments(argv, program="training.check_data")
+    _, data_args, args = arguments
+    report = {}
+    for source, index in zip(data_args.all_sources, open_sources(arguments)):
+        side = max(data_args.image_size or 0, data_args.teacher_image_size or 0) or 512
+        report[str(source.images)] = result = check(index, side, own.samples, args.dataloader_num_workers)
+        describe(source, result, args.global_batch_size or args.per_device_train_batch_size)
+    if own.report is not None:
+        own.report.write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
+        print(f"All of it is in {own.report}")
+    return report
+
+
+class _Images(torch.utils.data.Dataset):
+    def __init__(self, index: datasets.Dataset, side: int):
+        self.index, self.side = index, side
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        began = time.perf_counter()
+        try:
+            image, size, content = read_image(self.index[number], self.side)
+        except UnreadableImage as error:
+            return {"broken": str(error)}
+        to_bytes(image, self.side)
+        return {"size": size, "bytes": len(content), "seconds": time.perf_counter() - began}
+
+
+def check(index: datasets.Dataset, side: int, samples: int | None, workers: int) -> dict[str, Any]:
+    """
+    Reads images as training does.
+
+    Args:
+        index ([`datasets.Dataset`]): of [`open_source`].
+        side (`int`): pixels of the longest side that training uses.
+        samples (`int`, *optional*): only so many, evenly spread; all by default.
+        workers (`int`): processes that read.
+
+    Returns:
+        `images` and `shards` in the index, `read`, `broken` (messages), `images_per_second`,
+        `milliseconds_an_image` (of one core), `bytes_an_image`, `width` and `height` (least, median, most),
+        `repeated_ids`.
+    """
+    count = min(samples or len(index), len(index))
+    numbers = np.linspace(0, len(index) - 1, count).astype(int).tolist()
+    # One batch a time: a batch of one would be a message between processes each.
+    loader = torch.utils.data.DataLoader(
+        _Images(index, side), batch_size=16, sampler=numbers, num_workers=workers, collate_fn=list
+    )
+    began, found = time.perf_counter(), []
+    for results in loader:
+        found += results
+        if len(found) % 16_384 == 0:
+            print(f"{len(found)} of {count} images read", flush=True)
+    seconds = time.perf_counter() - began
+    whole = [result for result in found if "size" in result]
+    ids = Counter(name for batch in index.select_columns("id").iter(batch_size=10_000) for name in batch["id"])
+    sides = {
+        name: [min(values), median(values), max(values)]
+        if (values := [result["size"][axis] for result in whole])
+        else []
+        for axis, name in enumerate(("width", "height"))
+    }
+    return {
+        "images": len(index),
+        "shards": len(shard_starts(index)),
+        "read": count,
+        "broken": [result["broken"] for result in found if "broken" in result],
+        "images_per_second": count / seconds,
+        "milliseconds_an_image": 1e3 * sum(result["seconds"] for result in whole) / max(len(whole), 1),
+        "bytes_an_image": round(sum(result["bytes"] for result in whole) / max(len(whole), 1)),
+        **sides,
+        "repeated_ids": sum(1 for number in ids.values() if number > 1),
+    }
+
+
+def describe(source: Source, result: dict[str, Any], batch: int) -> None:
+    print(f"{source.images}: {result['images']} images in {result['shards']} files, {result['read']} read")
+    print(
+        f"  {result['images_per_second']:.1f} images a second here, {result['milliseconds_an_image']:.1f} ms of one "
+        f"core and {result['bytes_an_image'] / 1024:.0f} KiB an image"
+    )
+    for name in ("width", "height"):
+        if result[name]:
+            least, middle, most = result[name]
+            print(f"  {name}: {least} to {most} pixels, median {middle:.0f}")
+    steps = result["images"] // batch
+    print(
+        f"  an epoch: {steps} steps of {batch}, {result['images'] / result['images_per_second'] / 3600:.2f} h to read"
+    )
+    if result["repeated_ids"]:
+        print(f"  {result['repeated_ids']} ids occur more than once: their images get the same grids")
+    print(f"  broken: {len(result['broken'])}")
+    for message in result["broken"][:20]:
+        print(f"    {message}")
+    if len(result["broken"]) > 20:
+        print(f"    and {len(result['broken']) - 20} more (`--report FILE` lists all)")
+
+
+if __name__ == "__main__":
+    sys.exit(1 if any(result["broken"] for result in main().values()) else 0)
