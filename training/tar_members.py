@@ -30,7 +30,7 @@ def walk_tars(tars: list[str]) -> Iterator[dict[str, Any]]:
 def _walk(stream: Any) -> Iterator[dict[str, Any]]:
     length = stream.seek(0, os.SEEK_END)
     stream.seek(0)
-    expected, images = 0, 0
+    expected, cut_off = 0, False
     try:
         # Blocks that are no header are passed over until one is; the gap tells of them.
         with tarfile.open(fileobj=stream, mode="r:", ignore_zeros=True) as members:
@@ -39,9 +39,9 @@ def _walk(stream: Any) -> Iterator[dict[str, Any]]:
                 expected = members.offset
                 if not member.isfile() or Path(member.name).suffix.lower() not in IMAGE_SUFFIXES:
                     continue
-                images += 1
                 image = {"offset": member.offset_data, "size": member.size, "id": member.name}
                 if member.offset_data + member.size > length:
+                    cut_off = True
                     image["error"] = f"cut off: the tar ends at byte {length}"
                 yield image
     except tarfile.ReadError:  # of an empty file, and where the last member is longer than the tar
@@ -50,8 +50,8 @@ def _walk(stream: Any) -> Iterator[dict[str, Any]]:
         yield from _gap(stream, expected, length)
         if expected == length:
             yield {"id": "end", "error": f"the tar ends at byte {length} without its end mark: it may be cut off"}
-    elif not images:
-        yield {"id": "end", "error": f"cut off at byte {length} before its first image"}
+    elif not cut_off:
+        yield {"id": "end", "error": f"cut off: the tar ends at byte {length}, within a file or right behind it"}
 
 
 def _gap(stream: Any, start: int, end: int) -> Iterator[dict[str, Any]]:

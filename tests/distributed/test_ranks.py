@@ -1,31 +1,12 @@
 """N ranks equal one rank on the same global batch, with accumulation too."""
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
 
-
-ROOT = Path(__file__).parents[2]
-
-
-def launch(arguments, ranks: int) -> str:
-    """`torchrun -m training.train`, on gloo; returns what it printed."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", str(port)]
-    command = [sys.executable, *launcher, "-m", "training.train", *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout + done.stderr
+from tests.distributed.launching import compare, launch
+from tests.shards import damage_shards, write_shards
 
 
 # Plain SGD: a step is the gradient itself, so that equal parameters mean equal gradients.
@@ -39,11 +20,6 @@ SGD = {
     "global_batch_size": 8,
     "max_steps": 3,
 }
-
-
-def compare(first: Path, second: Path) -> float:
-    first, second = (load_file(folder / "model.safetensors") for folder in (first, second))
-    return max((first[name] - second[name]).abs().max().item() for name in first)
 
 
 @pytest.fixture(scope="module", params=["densevlm", "clipself"])
@@ -83,7 +59,7 @@ def test_two_ranks_equal_one_with_other_towers_too(recipe, folder_of, tmp_path, 
     assert compare(alone, together) < 1e-6
 
 
-@pytest.mark.parametrize(("ranks", "per_device"), [(1, 2), (2, 4), (2, 2)])
+@pytest.mark.parametrize(("ranks", "per_device"), [(1, 2), (2, 4), (2, 2), (4, 2)])
 def test_ranks_and_accumulation_give_the_parameters_of_one_large_batch(
     recipe, student, tmp_path, method, ranks, per_device
 ):
@@ -101,3 +77,30 @@ def test_ranks_and_accumulation_give_the_parameters_of_one_large_batch(
     for one, other in zip(*logs):
         for key in {"loss", "regions", "regions_kept", "thing_share"} & one.keys():
             assert other[key] == pytest.approx(one[key], rel=1e-4), key
+
+
+def test_a_mix_of_damaged_shards_and_a_folder_is_the_same_on_one_two_and_four_ranks(recipe, student, scenes, tmp_path):
+    """With workers, over several epochs: each step has the same images however many read them."""
+    from training.train import main
+
+    list(damage_shards(tmp_path / "sa1b", write_shards(tmp_path / "sa1b", [5, 3, 9])))
+    sources = [
+        {"images": str(tmp_path / "sa1b" / "*.tar"), "weight": 1},
+        {"images": str(scenes / "train" / "images"), "weight": 2},
+    ]
+    options = SGD | {"sources": json.dumps(sources), "max_steps": 8, "learning_rate": 0.005}
+    runs = {ranks: tmp_path / f"on{ranks}" for ranks in (1, 2, 4)}
+
+    def arguments(**more):
+        given = recipe(**options, **more)
+        at = given.index("--images")
+        return given[:at] + given[at + 2 :]
+
+    main(arguments(output_dir=runs[1], per_device_train_batch_size=8))
+    launch(arguments(output_dir=runs[2], per_device_train_batch_size=2, dataloader_num_workers=2), ranks=2)
+    launch(arguments(output_dir=runs[4], per_device_train_batch_size=2, dataloader_num_workers=1), ranks=4)
+    assert compare(student, runs[1]) > 1e-3
+    assert compare(runs[1], runs[2]) < 1e-6 and compare(runs[1], runs[4]) < 1e-6
+    logs = [json.loads((folder / "trainer_state.json").read_text())["log_history"] for folder in runs.values()]
+    skipped = [[entry["skipped_images"] for entry in log if "loss" in entry] for log in logs]
+    assert skipped[0] == skipped[1] == skipped[2] and sum(skipped[0]) > 0

@@ -1,39 +1,22 @@
-"""Killed and resumed equals uninterrupted, bit for bit."""
+"""Killed and resumed equals uninterrupted, bit for bit, whatever is killed and when."""
 
 import json
 import os
+import random
+import re
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
+
+from tests.distributed.launching import compare, kill, launch, ranks_of, start, wait_for
+from tests.shards import damage_shards, write_shards
 
 
-ROOT = Path(__file__).parents[2]
-
-
-def start(arguments) -> subprocess.Popen:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "training.train", *arguments]
-    # A session of its own, so that its workers can be killed with it.
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-    )
-
-
-def kill_after_checkpoint(process: subprocess.Popen, folder: Path) -> None:
-    """SIGKILL as soon as a checkpoint is complete, workers included."""
-    deadline = time.time() + 300
-    while not (folder / "trainer_state.json").exists():
-        assert process.poll() is None, process.stdout.read().decode()[-3000:]
-        assert time.time() < deadline
-        time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+def log_of(folder):
+    log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    keys = ("step", "loss", "regions", "regions_kept", "skipped_images")
+    return [[entry[key] for key in keys] for entry in log if "loss" in entry]
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -47,17 +30,116 @@ def test_killed_and_resumed_equals_uninterrupted_with_workers(recipe, tmp_path, 
         "dataloader_num_workers": 2,
     }
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    process = start(recipe(output_dir=whole, **options))
-    output = process.communicate(timeout=300)[0].decode()
-    assert process.returncode == 0, output[-3000:]
+    launch(recipe(output_dir=whole, **options), ranks=1)
     # In the second epoch, in its middle.
-    kill_after_checkpoint(start(recipe(output_dir=killed, **options)), killed / "checkpoint-8")
+    process = start(recipe(output_dir=killed, **options), ranks=1)
+    wait_for((killed / "checkpoint-8").exists, process)
+    kill(process)
     assert not (killed / "model.safetensors").exists()
-    process = start(recipe(output_dir=killed, resume_from_checkpoint="last", **options))
-    output = process.communicate(timeout=300)[0].decode()
-    assert process.returncode == 0, output[-3000:]
-    first, second = (load_file(folder / "model.safetensors") for folder in (whole, killed))
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    logs = [json.loads((folder / "trainer_state.json").read_text())["log_history"] for folder in (whole, killed)]
-    losses = [[(e["step"], e["loss"]) for e in log if "loss" in e] for log in logs]
-    assert losses[0] == losses[1]
+    launch(recipe(output_dir=killed, resume_from_checkpoint="last", **options), ranks=1)
+    assert compare(whole, killed) == 0
+    assert log_of(whole) == log_of(killed)
+
+
+@pytest.fixture
+def damaged_shards(tmp_path):
+    """Shards of unlike lengths, with every kind of damage; and what messages must name."""
+    folder = tmp_path / "sa1b"
+    expected = list(damage_shards(folder, write_shards(folder, [9, 6, 14, 3])))
+    return folder, expected
+
+
+SHARDS = {
+    "per_device_train_batch_size": 2,
+    "global_batch_size": 4,
+    "dataloader_num_workers": 2,
+    "save_strategy": "steps",
+    "save_steps": 3,
+    "save_total_limit": 2,
+}
+
+
+def check_damage(output: str, folder, expected) -> None:
+    """The damage is named in the log and counted in it."""
+    for part in expected:
+        assert part in output, part
+    assert sum(entry[4] for entry in log_of(folder)) >= len(expected)
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.slow)])
+def test_damaged_shards_on_two_ranks_of_two_workers_killed_at_random_moments_end_as_if_never_killed(
+    recipe, damaged_shards, tmp_path, kills
+):
+    folder, expected = damaged_shards
+    options = SHARDS | {"images": folder, "max_steps": 30 if kills == 1 else 240}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    check_damage(launch(recipe(output_dir=whole, **options), ranks=2), whole, expected)
+    rng, arguments = random.Random(kills), recipe(output_dir=killed, resume_from_checkpoint="auto", **options)
+    for _ in range(kills):
+        before = last_step(killed)
+        process = start(arguments, ranks=2)
+        if rng.random() < 0.8:  # some steps after a checkpoint, or while the next is written
+            wait_for(lambda before=before: last_step(killed) > before, process)
+            time.sleep(rng.uniform(0, 0.25))
+        else:  # while the program starts, or in its first steps
+            time.sleep(rng.uniform(1, 9))
+        assert process.poll() is None
+        kill(process)
+    assert not (killed / "model.safetensors").exists()
+    launch(arguments, ranks=2)
+    assert compare(whole, killed) == 0
+    assert log_of(whole) == log_of(killed)
+
+
+def last_step(folder) -> int:
+    return max((int(checkpoint.name.split("-")[1]) for checkpoint in folder.glob("checkpoint-*")), default=0)
+
+
+def test_a_rank_that_dies_ends_the_others_at_once_and_the_same_command_goes_on(recipe, damaged_shards, tmp_path):
+    folder, _ = damaged_shards
+    options = SHARDS | {"images": folder, "max_steps": 60}
+    whole, hurt = tmp_path / "whole", tmp_path / "hurt"
+    launch(recipe(output_dir=whole, **options), ranks=2)
+    process = start(recipe(output_dir=hurt, resume_from_checkpoint="auto", **options), ranks=2)
+    wait_for((hurt / "checkpoint-6").exists, process)
+    os.kill(ranks_of(process)[1], signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1 and "Signal 9 (SIGKILL)" in output
+    assert not (hurt / "model.safetensors").exists()
+    output = launch(recipe(output_dir=hurt, resume_from_checkpoint="auto", **options), ranks=2)
+    assert "Resumed from" in output
+    assert compare(whole, hurt) == 0
+
+
+def test_sigterm_to_the_launcher_saves_on_all_ranks_after_the_same_step(recipe, damaged_shards, tmp_path):
+    folder, _ = damaged_shards
+    options = SHARDS | {"images": folder, "max_steps": 60, "save_strategy": "no"}
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    launch(recipe(output_dir=whole, **options), ranks=2)
+    process = start(recipe(output_dir=stopped, resume_from_checkpoint="auto", **options), ranks=2)
+    output = ""
+    for line in process.stdout:
+        output += line
+        if output.count("'loss'") == 3:
+            os.kill(ranks_of(process)[1], signal.SIGTERM)  # one rank alone: the other stops with it
+            break
+    output += process.communicate(timeout=120)[0]
+    assert process.returncode == 0, output[-4000:]
+    step = int(re.search(r"Stopped by SIGTERM after step (\d+)", output)[1])
+    assert (stopped / f"checkpoint-{step}" / "rng_state_1.pth").exists() and step < 60
+    launch(recipe(output_dir=stopped, resume_from_checkpoint="auto", **options), ranks=2)
+    assert compare(whole, stopped) == 0
+
+
+def test_a_run_goes_on_exactly_on_another_number_of_ranks(recipe, damaged_shards, tmp_path):
+    folder, _ = damaged_shards
+    sgd = {"optim": "sgd", "learning_rate": 0.005, "warmup_steps": 0, "lr_scheduler_type": "constant"}
+    options = SHARDS | sgd | {"images": folder, "global_batch_size": 4, "max_steps": 20}
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    launch(recipe(output_dir=whole, **options), ranks=2)
+    process = start(recipe(output_dir=moved, **options), ranks=2)
+    wait_for((moved / "checkpoint-9").exists, process)
+    kill(process)
+    launch(recipe(output_dir=moved, resume_from_checkpoint="last", **options), ranks=1)
+    assert compare(whole, moved) < 1e-6
+    assert [entry[2:] for entry in log_of(whole)] == [entry[2:] for entry in log_of(moved)]

@@ -146,19 +146,20 @@ def test_damage_of_a_tar_is_a_row_of_its_index_and_what_follows_is_found_again(t
     assert any(error and "are no file: damaged" in error for _, error in found[hole.name])
 
 
-@pytest.mark.parametrize("length", [0, 100, 511, 512, 700, 1024, 3000, 5000])
-def test_a_tar_cut_anywhere_tells_of_it(tmp_path, length):
+def test_a_tar_cut_anywhere_tells_of_it(tmp_path):
     (tar,) = write_shards(tmp_path, [2])
-    assert tar.stat().st_size > 5000
-    tar.write_bytes(tar.read_bytes()[:length])
-    rows = list(walk_tars([str(tar)]))
-    assert any(row.get("error") for row in rows), rows
-    for row in rows:
-        if row.get("error"):
-            with pytest.raises(OSError):
-                read_bytes(row)
-        else:
-            assert len(read_bytes(row)) == row["size"]
+    content = tar.read_bytes()
+    end = len(content.rstrip(b"\0"))  # within the last member
+    for length in [*range(0, end, 97), 511, 512, 1024, end + 1]:
+        tar.write_bytes(content[:length])
+        rows = list(walk_tars([str(tar)]))
+        assert any(row.get("error") for row in rows), (length, rows)
+        for row in rows:
+            if row.get("error"):
+                with pytest.raises(OSError):
+                    read_bytes(row)
+            else:
+                assert len(read_bytes(row)) == row["size"]
 
 
 def test_joined_tars_are_one_tar(tmp_path):

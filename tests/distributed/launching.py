@@ -1,0 +1,74 @@
+"""Starts the training program on several gloo ranks."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(arguments, ranks: int, module: str = "training.train") -> subprocess.Popen:
+    """`torchrun -m module`."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen(
+        [sys.executable, *launcher, "-m", module, *arguments],
+        cwd=ROOT,
+        env=environment | {"PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def launch(arguments, ranks: int, **options) -> str:
+    """Runs it to its end and returns what it printed."""
+    process = start(arguments, ranks, **options)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output[-4000:]
+    return output
+
+
+def ranks_of(process: subprocess.Popen) -> list[int]:
+    """Process ids of the ranks, their workers not among them."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(child) for child in children]
+
+
+def kill(process: subprocess.Popen) -> None:
+    """SIGKILL to the launcher, the ranks and their workers, all at once, as when a machine goes."""
+    for pid in [process.pid, *_descendants(process.pid)]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+
+
+def _descendants(pid: int) -> list[int]:
+    found = []
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):  # any thread may have started them
+        with contextlib.suppress(OSError):
+            for child in children.read_text().split():
+                found += [int(child), *_descendants(int(child))]
+    return found
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+    deadline = time.time() + seconds
+    while not condition():
+        assert process.poll() is None, process.stdout.read()[-4000:]
+        assert time.time() < deadline
+        time.sleep(0.01)
+
+
+def compare(first: Path, second: Path) -> float:
+    """The largest difference of two saved models."""
+    first, second = (load_file(folder / "model.safetensors") for folder in (first, second))
+    assert first.keys() == second.keys()
+    return max((first[name] - second[name]).abs().max().item() for name in first)
