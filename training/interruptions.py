@@ -2,6 +2,7 @@
 
 import atexit
 import multiprocessing
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,16 +18,26 @@ logger = logging.get_logger(__name__)
 
 class StopSignal:
     """
-    Notes a SIGTERM (of a scheduler that takes the machine back), so that the run saves and ends after the step it is
-    at. A second one ends it at once. Only to be made in a process's main thread.
+    Notes, while it is entered, a SIGTERM (of a scheduler that takes the machine back), so that the run saves and ends
+    after the step it is at. A second one ends it at once. Only to be entered in a process's main thread.
     """
 
     def __init__(self) -> None:
         self.received = False
+
+    def __enter__(self) -> "StopSignal":
+        self.process = os.getpid()
         self.before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self.before)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, self.before)
+        if os.getpid() != self.process:  # a child that has inherited this is to end as ever
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
         self.received = True
         logger.warning("SIGTERM: saving and ending after this step. A second one ends at once.")
 

@@ -35,7 +35,7 @@ SCHEMA = pyarrow.schema(
         "categories": pyarrow.list_(pyarrow.uint16()),  # `top_k` of each region; empty where all are kept
         "log_probs": pyarrow.list_(pyarrow.float16()),  # of these, less that of the best
         "rest": pyarrow.list_(pyarrow.float16()),  # likewise of what remains, one a group
-        "checksum": pyarrow.uint32(),  # of the arrays above
+        "checksum": pyarrow.uint32(),  # of all of the row
     }
 )
 
@@ -90,8 +90,9 @@ def compress(retrieval: Retrieval, is_thing: Tensor, top_k: int) -> dict[str, np
     }
 
 
-def checksum(arrays: dict[str, np.ndarray]) -> int:
-    value = 0
+def checksum(row: dict[str, Any], arrays: dict[str, np.ndarray]) -> int:
+    """Of all that a row says."""
+    value = zlib.crc32(f"{row['id']} {row['skipped']} {row['image']}".encode())
     for name in ARRAYS:
         value = zlib.crc32(np.ascontiguousarray(arrays[name]).view(np.uint8), value)
     return value
@@ -168,18 +169,14 @@ class RetrievalCache:
             `UnreadableImage` where the teacher could not be shown the image; `ValueError` where it was shown
             another one, or where the answer is damaged.
         """
-        table = self.rows[number]
-        if table["skipped"][0].is_valid:
-            raise UnreadableImage(f"{table['skipped'][0]} (so when the teacher was asked)")
-        if table["image"][0].as_py() != zlib.crc32(content):
+        row, arrays = self._read(number)
+        if row["skipped"] is not None:
+            raise UnreadableImage(f"{row['skipped']} (so when the teacher was asked)")
+        if row["image"] != zlib.crc32(content):
             raise ValueError(
-                f"`retrieval`: the teacher was shown another image {table['id'][0]} when {self.folder} was made. Make "
-                "one for these images by `python -m training.retrieve`, in a folder of its own."
+                f"`retrieval`: the teacher was shown another image {row['id']} when {self.folder} was made. Make one "
+                "for these images by `python -m training.retrieve`, in a folder of its own."
             )
-        arrays = {name: table[name][0].values.to_numpy() for name in ARRAYS}
-        if checksum(arrays) != table["checksum"][0].as_py():
-            file = shard_file(self.folder, number // SHARD)
-            raise ValueError(f"`retrieval`: {file} is damaged. {REMEDY}")
         regions, start = arrays["regions"], self.starts[rows, columns]
         first, last = np.searchsorted(regions, [start, start + rows * columns])
         sample = {}
@@ -189,6 +186,19 @@ class RetrievalCache:
             sample[name] = torch.from_numpy(value.astype(kind))
         sample["labels"] = sample["labels"].squeeze(1)
         return torch.from_numpy(regions[first:last].astype(np.int64) - start), sample
+
+    def _read(self, number: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """A row's plain columns and its arrays, after a check that they are what was written."""
+        try:
+            table = self.rows[number]
+            table.validate(full=True)  # a damaged offset would lead out of the file
+            row = {name: table[name][0].as_py() for name in ("id", "skipped", "image", "checksum")}
+            arrays = {name: table[name][0].values.to_numpy() for name in ARRAYS}
+            if checksum(row, arrays) == row["checksum"]:
+                return row, arrays
+        except (pyarrow.ArrowException, ValueError, AttributeError, OSError):
+            pass
+        raise ValueError(f"`retrieval`: {shard_file(self.folder, number // SHARD)} is damaged. {REMEDY}")
 
     def nothing(self) -> dict[str, Tensor]:
         """What is looked up of an image no region of which is kept."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow
 import torch
 from transformers.utils import logging
@@ -119,11 +120,11 @@ def answers(
         for sample in samples:
             if sample["skipped"]:
                 logger.warning(f"Skipped: {sample['skipped']}")
-                arrays = {name: [] for name in ARRAYS} | {"checksum": 0}
+                arrays = {name: np.zeros(0, dtype=np.uint16) for name in ARRAYS}
             else:
                 arrays = compress(next(retrieved), embeddings.is_thing, data_args.retrieval_top_k)
-                arrays["checksum"] = checksum(arrays)
-            yield {name: sample[name] for name in ("id", "skipped", "image")} | arrays
+            row = {name: sample[name] for name in ("id", "skipped", "image")}
+            yield row | arrays | {"checksum": checksum(row, arrays)}
 
 
 def _ask(

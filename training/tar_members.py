@@ -56,11 +56,11 @@ def _walk(stream: Any) -> Iterator[dict[str, Any]]:
 
 def _gap(stream: Any, start: int, end: int) -> Iterator[dict[str, Any]]:
     """Zeros between members are tars joined into one, or the end; anything else was a member once."""
-    if start >= end:
-        return
     stream.seek(start)
-    block = stream.read(min(512, end - start))
-    if any(block) or len(block) < 512:
+    damaged = (end - start) % 512 > 0  # cut within a block
+    for place in range(start, end, 1 << 20):
+        damaged = damaged or any(stream.read(min(1 << 20, end - place)))
+    if damaged:
         yield {"id": f"byte {start}", "error": f"bytes {start} to {end} are no file: damaged"}
 
 

@@ -11,7 +11,6 @@ import hashlib
 import os
 import shutil
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -67,9 +66,8 @@ def main(argv: Sequence[str] | None = None) -> DenseTrainer:
             warn_of_changes(arguments, recipe)
         save_recipe(arguments, recipe)
     initial = trained_parameters(trainer.model, copied=True) if args.ensemble_alpha < 1 else {}
-    if threading.current_thread() is threading.main_thread():
-        trainer.stop_signal = StopSignal()
-    trainer.train(resume_from_checkpoint=checkpoint)
+    with StopSignal() as trainer.stop_signal:
+        trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.stopped_at is not None and trainer.stopped_at < trainer.state.max_steps:
         say_stopped(trainer)
     else:

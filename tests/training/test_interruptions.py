@@ -1,11 +1,17 @@
 """Steps that are not finite, and what a run says of itself while it goes."""
 
+import multiprocessing
+import os
+import signal
+import time
+
 import pytest
 import torch
 from PIL import Image
 from transformers import TrainerCallback
 
 from training.arguments import parse_arguments
+from training.interruptions import StopSignal
 from training.train import build_trainer, main
 
 
@@ -78,3 +84,17 @@ def test_the_last_step_of_an_epoch_is_filled_up_with_nothing_where_all_images_ar
     assert trainer.state.num_train_epochs == 1
     entries = [e for e in trainer.state.log_history if "loss" in e]
     assert [round(e["images_per_second"] > 0) for e in entries] == [1, 1, 1]
+
+
+def test_after_a_run_and_in_children_of_it_sigterm_ends_a_process_as_ever(recipe):
+    before = signal.getsignal(signal.SIGTERM)
+    main(recipe(max_steps=1))
+    assert signal.getsignal(signal.SIGTERM) is before
+    with StopSignal() as stop:
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        child.start()
+        child.terminate()
+        child.join(timeout=10)
+        assert child.exitcode == -signal.SIGTERM and not stop.received
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.received
