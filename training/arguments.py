@@ -30,6 +30,10 @@ class ModelArguments:
         metadata={"help": "P-VLM, the teacher. CLIPSelf has none: there, the student before training teaches."},
     )
     teacher_dtype: str = field(default="float32", metadata={"help": "float32, bfloat16 or float16."})
+    teacher_sharded: bool = field(
+        default=False,
+        metadata={"help": "Each process holds its share of the teacher's weights instead of all: for one too large."},
+    )
     attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa, eager or flash_attention_2."})
     trained_blocks: int | None = field(
         default=None,
@@ -164,8 +168,6 @@ class MethodArguments(TrainingArguments):
         if self.temperature <= 0:
             raise ValueError(f"`temperature` is above 0, got {self.temperature}.")
         self.contrast_matrix  # noqa: B018 - a wrong one shall stop here
-        if self.ensemble_alpha < 1 and self.fsdp:
-            raise ValueError("`ensemble_alpha` below 1 mixes whole weights and does not work with FSDP. Use DDP.")
         self.logging_nan_inf_filter = False  # a loss that is not finite shall be seen
         if self.dataloader_num_workers == 0:
             self.dataloader_persistent_workers = False  # there are none to keep

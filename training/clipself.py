@@ -33,16 +33,13 @@ class CLIPSelfTrainer(DenseTrainer):
 
     def ask_teacher(self, batch):
         crops = batch["crop_pixel_values"]
-        if len(crops) == 0:
-            return torch.zeros(0, self.student_dim, device=crops.device)
+        # Images that could not be read leave none. One is looked at nevertheless: of a sharded teacher each process
+        # holds a share, and all of them have to take part.
+        seen = crops if len(crops) else crops.new_zeros(1, *crops.shape[1:])
         with torch.inference_mode(), self.accelerator.autocast():  # `forward` alone has it built in
-            pixel_values = self.teacher_image_processor.normalize(crops)
+            pixel_values = self.teacher_image_processor.normalize(seen)
             crop_embeds = self.teacher.get_image_features(pixel_values).pooler_output
-        return crop_embeds.clone()  # what was made in inference mode cannot take part in a backward pass
-
-    @property
-    def student_dim(self) -> int:
-        return self.accelerator.unwrap_model(self.model).config.projection_dim
+        return crop_embeds[: len(crops)].clone()  # what was made in inference mode cannot take part in a backward pass
 
     def count_terms(self, answer):
         return torch.tensor([float(len(answer))], device=answer.device)

@@ -51,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> RetrievalCache:
     _, data_args, args = arguments
     if data_args.retrieval is None:
         raise SystemExit("`--retrieval` is missing: the folder to keep the teacher's answers in.")
+    if arguments[0].teacher_sharded:
+        raise SystemExit("`teacher_sharded` is for training: here each process asks a whole teacher on its own.")
     folder = Path(data_args.retrieval)
     folder.mkdir(parents=True, exist_ok=True)
     index = datasets.concatenate_datasets(open_sources(arguments))

@@ -20,6 +20,7 @@ import torch
 import yaml
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging
 
@@ -41,6 +42,7 @@ from .data import RegionCollator, RegionDataset
 from .interruptions import StopSignal
 from .retrieval_cache import RetrievalCache
 from .sampling import EpochSampler
+from .sharding import shard_teacher
 from .sources import fingerprint, open_source
 from .trainer import DenseTrainer, DenseVLMTrainer
 
@@ -159,6 +161,8 @@ def build_trainer(arguments: Arguments) -> DenseTrainer:
         else:
             extras |= {"teacher": None, "teacher_embeddings": None}
             retrieval = open_retrieval(arguments, index)
+    if model_args.teacher_sharded and extras["teacher"] is not None and args.world_size > 1:
+        shard_teacher(extras["teacher"], args.device, args.world_size)
     dataset = RegionDataset(
         index,
         image_processor,
@@ -373,7 +377,10 @@ def mix_weights(model: DenseVLMModel, initial: dict[str, Tensor], alpha: float) 
     """Weight-space ensemble: alpha · trained + (1 - alpha) · initial."""
     for name, parameter in trained_parameters(model).items():
         if name in initial:
-            parameter.mul_(alpha).add_(initial[name].to(parameter), alpha=1 - alpha)
+            start = initial[name].to(parameter.device, parameter.dtype)
+            if isinstance(parameter, DTensor):  # this process's share of it
+                start = distribute_tensor(start, parameter.device_mesh, parameter.placements, src_data_rank=None)
+            parameter.mul_(alpha).add_(start, alpha=1 - alpha)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import logging
@@ -21,6 +22,7 @@ from .interruptions import LeaveOutNonFinite, StopSignal, sigterm_held_back
 from .pictures import best, draw_retrieval
 from .retrieval_cache import expand
 from .sampling import EpochSampler
+from .sharding import own_class, prepare_student
 
 
 logger = logging.get_logger(__name__)
@@ -58,8 +60,12 @@ class DenseTrainer(Trainer):
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
+        if self.is_fsdp_enabled:
+            prepare_student(self.model, self.accelerator)
         if teacher is not None:
             teacher = teacher.eval().requires_grad_(False)
+            if not isinstance(teacher, FSDPModule):
+                teacher = teacher.to(self.args.device)  # where the student is sharded, accelerate moves nothing
             teacher = self.accelerator.prepare_model(teacher, evaluation_mode=True)
         self.teacher = teacher
         self.sampler = sampler
@@ -164,6 +170,10 @@ class DenseTrainer(Trainer):
         super().log(logs, start_time)
 
     # Checkpoints
+
+    def _save(self, output_dir=None, state_dict=None):
+        with own_class(self.model):
+            super()._save(output_dir, state_dict)
 
     def _get_output_dir(self, trial):
         return self._run_dir

@@ -1,0 +1,26 @@
+"""On each of two ranks: what a sharded teacher says, and how much of it there is, against a whole one."""
+
+import copy
+import sys
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from modeling_densevlm import DenseVLMModel
+from training.sharding import shard_teacher
+
+
+torch.distributed.init_process_group("gloo")
+for folder in sys.argv[1:]:
+    whole = DenseVLMModel.from_pretrained(folder).eval().requires_grad_(False)
+    sharded = copy.deepcopy(whole)
+    shard_teacher(sharded, torch.device("cpu"), torch.distributed.get_world_size())
+    images, boxes = torch.randn(2, 3, 96, 96), [torch.tensor([[0.1, 0.2, 0.7, 0.9]]), torch.zeros(0, 4)]
+    for _ in range(2):  # the first pass sets things up
+        with torch.inference_mode():
+            assert torch.equal(sharded(images, boxes).region_embeds, whole(images, boxes).region_embeds)
+            assert torch.equal(*(model.get_image_features(images).pooler_output for model in (sharded, whole)))
+    held = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in sharded.parameters())
+    share = held / sum(parameter.numel() for parameter in whole.parameters())
+    assert abs(share - 1 / torch.distributed.get_world_size()) < 0.01, (folder, share)
+torch.distributed.destroy_process_group()

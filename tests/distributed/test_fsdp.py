@@ -1,0 +1,97 @@
+"""Sharding changes where weights are and nothing else: FSDP 2 of the student, and of the teacher."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+from accelerate.utils import FullyShardedDataParallelPlugin
+
+from tests.distributed.launching import compare, launch
+from tests.distributed.test_ranks import SGD
+from training import retrieve
+from training.sharding import prepare_student
+from training.train import main
+
+
+def launch_fsdp(arguments) -> None:
+    output = launch([*arguments, "--fsdp"], ranks=2, module="tests.distributed.train_with_fsdp")
+    assert "2 processes" in output
+    assert output.count("FSDP, is_fsdp2 True") == 2
+
+
+@pytest.mark.parametrize(("student", "teacher"), [("clip_vit", "eva02_clip"), ("clip_resnet", "clip_vit")])
+def test_two_ranks_under_fsdp_save_what_one_process_saves(recipe, folder_of, tmp_path, student, teacher):
+    """Most parameters are frozen, and each step is accumulated."""
+    options = SGD | {"model": folder_of(student, 0), "teacher": folder_of(teacher, 1), "threshold": 0.1}
+    alone, sharded = tmp_path / "alone", tmp_path / "sharded"
+    main(recipe(output_dir=alone, per_device_train_batch_size=8, **options))
+    launch_fsdp(recipe(output_dir=sharded, per_device_train_batch_size=2, **options))
+    assert compare(folder_of(student, 0), alone) > 1e-3
+    assert compare(alone, sharded) < 1e-6
+    # The class that FSDP gives a model leaves no trace: neither in the configuration nor in the code beside it.
+    assert {file.name for file in sharded.iterdir()} == {file.name for file in alone.iterdir()}
+    assert (sharded / "config.json").read_text() == (alone / "config.json").read_text()
+
+
+def test_a_rank_that_can_read_nothing_takes_part_with_its_shards(recipe, folder_of, scenes, tmp_path):
+    """The teacher is sharded, too: each rank has to ask it, whatever it has itself. Gradients are clipped."""
+    images = tmp_path / "images"
+    shutil.copytree(scenes / "train" / "images", images)
+    for index in range(0, 24, 2):
+        (images / f"{index:06d}.jpg").write_bytes(b"no image")
+    options = SGD | {
+        "method": "clipself",
+        "model": folder_of("eva02_clip", 0),
+        "images": images,
+        "global_batch_size": 2,
+        "max_steps": 6,
+        "max_grad_norm": 1.0,
+        "ensemble_alpha": 0.5,
+    }
+    alone, sharded = tmp_path / "alone", tmp_path / "sharded"
+    main(recipe(output_dir=alone, per_device_train_batch_size=2, **options))
+    launch_fsdp(recipe(output_dir=sharded, per_device_train_batch_size=1, teacher_sharded=True, **options))
+    assert compare(folder_of("eva02_clip", 0), alone) > 1e-3
+    assert compare(alone, sharded) < 1e-6
+    log = json.loads((sharded / "trainer_state.json").read_text())["log_history"]
+    assert 1 in [entry["skipped_images"] for entry in log if "loss" in entry]
+
+
+def test_a_resumed_fsdp_run_equals_the_uninterrupted_one(recipe, tmp_path):
+    """With AdamW, whose two moments are sharded with the weights."""
+    options = {"global_batch_size": 4, "max_steps": 5, "save_strategy": "steps", "save_steps": 2}
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    launch_fsdp(recipe(output_dir=whole, **options))
+    resumed.mkdir()
+    shutil.copytree(whole / "checkpoint-2", resumed / "checkpoint-2")
+    launch_fsdp(recipe(output_dir=resumed, resume_from_checkpoint="last", **options))
+    assert compare(whole / "checkpoint-2", whole) > 1e-4
+    assert compare(whole, resumed) == 0
+
+
+def test_a_sharded_teacher_says_the_same_and_each_rank_holds_its_share(folder_of):
+    towers = ("clip_vit", "eva02_clip", "clip_resnet", "siglip")
+    launch([str(folder_of(tower, 1)) for tower in towers], ranks=2, module="tests.distributed.shard_a_teacher")
+
+
+def test_a_teacher_whose_answers_are_kept_is_not_sharded(recipe, tmp_path):
+    """Each process asks it about images of its own, as many as there are."""
+    with pytest.raises(SystemExit, match="teacher_sharded"):
+        retrieve.main(recipe(retrieval=tmp_path, teacher_sharded=True))
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ({"fsdp_version": 1}, "fsdp_version"),
+        ({"state_dict_type": "SHARDED_STATE_DICT"}, "state_dict_type"),
+        ({"cpu_ram_efficient_loading": True}, "cpu_ram_efficient_loading"),
+    ],
+)
+def test_settings_that_would_lose_weights_stop_the_run(model, monkeypatch, setting, named):
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "false")  # the plugin sets it
+    values = {"fsdp_version": 2, "state_dict_type": "FULL_STATE_DICT"} | setting
+    accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=FullyShardedDataParallelPlugin(**values)))
+    with pytest.raises(SystemExit, match=named):
+        prepare_student(model, accelerator)

@@ -1,0 +1,24 @@
+"""
+`training.train` under FSDP on CPUs. There accelerate runs DDP when it is asked for FSDP, without a word. So this tells
+it that its processes are those of GPUs, and says in the end what has run.
+"""
+
+import accelerate.accelerator
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
+
+from training.train import main
+
+
+class _State(AcceleratorState):
+    def __init__(self, *args, **kwargs):
+        if PartialState._shared_state.get("distributed_type") == DistributedType.MULTI_CPU:
+            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        super().__init__(*args, **kwargs)
+
+
+if __name__ == "__main__":
+    accelerate.accelerator.AcceleratorState = _State
+    accelerator = main().accelerator
+    print(f"{accelerator.distributed_type}, is_fsdp2 {accelerator.is_fsdp2}")
+    accelerator.end_training()
