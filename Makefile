@@ -35,6 +35,9 @@ style: $(VENV)/all.stamp
 benchmark: $(VENV)/all.stamp
 	$(BIN)/python -m benchmarks.region_pooling
 	$(BIN)/python -m benchmarks.dense_features
+	$(BIN)/python -m benchmarks.loader
+	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.scaling
 
 clean:
 	rm -rf $(VENV) $(VENV)-core runs *.egg-info
