@@ -1,98 +1,151 @@
 """
-Images per second of one core: ours, the same with the crops that the reference cuts and drops, and decoding alone.
+Images a second that one core makes ready for a step, by our dataset and collator and by a loader that does what the
+reference's does: the image and a crop of each region as normalised floats, of which the crops are then dropped.
 
-The pictures are drawn: smooth noise at several scales, which JPEG at quality 90 makes as large as photographs.
+    python -m benchmarks.loader [--images 16] [--repeats 5]
 """
 
+import argparse
 import io
+import random
 import tarfile
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import datasets
 import numpy as np
 import torch
 from PIL import Image
+from transformers.utils import logging
 
-from benchmarks.timing import seconds
-from modeling_densevlm import DenseVLMImageProcessor
-from modeling_densevlm.image_processing_densevlm import content_extent, load_image
-from training.data import RegionCollator, RegionDataset, cut
-from training.regions import content_grid
-from training.sources import Source, open_source, read_bytes
-
-
-CROPS, CROP_SIDE = 36, 224
-
-
-def photo(seed: int, width: int, height: int) -> bytes:
-    """A JPEG with detail at all scales."""
-    rng = np.random.default_rng(seed)
-    picture = np.zeros((height, width, 3), dtype=np.float32)
-    for cells in (4, 16, 64, 256):
-        noise = Image.fromarray(rng.integers(0, 255, (cells * height // width + 1, cells, 3), dtype=np.uint8))
-        picture += np.asarray(noise.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32) / 4
-    buffer = io.BytesIO()
-    Image.fromarray(picture.astype(np.uint8)).save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
+from benchmarks.pictures import LARGE_PHOTO, PHOTO, draw_jpeg
+from benchmarks.timing import alternate, machine
+from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMImageProcessor, DenseVLMModel
+from modeling_densevlm.categories import encoder_fingerprint
+from modeling_densevlm.image_processing_densevlm import load_image
+from modeling_densevlm.processing_densevlm import load_processing
+from training import retrieve
+from training.data import RegionCollator, RegionDataset
+from training.retrieval_cache import RetrievalCache
+from training.sources import Source, open_source
 
 
-def write_folder(folder: Path, count: int, width: int, height: int) -> None:
-    """The same pictures as files and as a tar."""
-    (folder / "images").mkdir()
-    for number in range(count):
-        (folder / "images" / f"sa_{number}.jpg").write_bytes(photo(number, width, height))
-    with tarfile.open(folder / "sa_000000.tar", "w") as tar:
-        for file in sorted((folder / "images").iterdir()):
-            tar.add(file, arcname=file.name)
+ROOT = Path(__file__).parent.parent
+SAMPLE = ROOT.parent / "shared" / "data" / "coco_panoptic_sample" / "images"
+BATCH = 8
+REFERENCE_GRIDS = [(m, n) for m in range(2, 7) for n in range((m + 1) // 2 + 1, min(2 * m, 6) + 1)]
+"""18 cells on average."""
 
 
-class WithCrops:
-    """The reference's way: everything as floats, and 36 crops of 224 pixels that no one looks at."""
+def to_floats(image: Image.Image, side: int) -> torch.Tensor:
+    """Longest side to `side`, RGB, floats, normalised, padded: as the reference's transforms in their order."""
+    scale = side / max(image.size)
+    resized = image.resize([max(round(length * scale), 1) for length in image.size], Image.Resampling.BICUBIC)
+    pixels = torch.from_numpy(np.array(resized.convert("RGB"))).permute(2, 0, 1).contiguous().float() / 255
+    padded = torch.nn.functional.pad(pixels, (0, side - pixels.shape[2], 0, side - pixels.shape[1]))
+    return padded.sub_(0.45).div_(0.27)
 
-    def __init__(self, dataset: RegionDataset):
-        self.dataset = dataset
-        self.crop_processor = DenseVLMImageProcessor(CROP_SIDE)
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
-        row = self.dataset.index[key[1]]
-        image = load_image(io.BytesIO(read_bytes(row)))
-        processors = (self.dataset.image_processor, self.dataset.teacher_image_processor)
-        pixels = [processor(image)["pixel_values"] for processor in processors]
-        boxes = content_grid(6, 6, content_extent(*image.size))
-        crops = [self.crop_processor(crop)["pixel_values"][0] for crop in cut(image, boxes)]
-        return {"pixel_values": pixels[0], "teacher_pixel_values": pixels[1], "crops": torch.stack(crops)}
+def read_with_crops(file: Path, grid: tuple[int, int] | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The image at 512 pixels and its regions at 224 in a tensor for 36; all 36 of them where no grid is drawn."""
+    image = Image.open(file)
+    pixels, crops = to_floats(image, 512), torch.zeros(36, 3, 224, 224)
+    rows, columns = grid or (6, 6)
+    width, height = image.width / columns, image.height / rows
+    for cell in range(rows * columns):
+        x, y = cell % columns * width, cell // columns * height
+        crops[cell] = to_floats(image.crop((round(x), round(y), round(x + width), round(y + height))), 224)
+    return pixels, crops
+
+
+def baseline(files: Sequence[Path], draw: Callable[[], tuple[int, int] | None]) -> None:
+    for start in range(0, len(files), BATCH):
+        samples = [read_with_crops(file, draw()) for file in files[start : start + BATCH]]
+        pixels, _ = (torch.stack(tensors) for tensors in zip(*samples))
+        del _
+
+
+def ours(dataset: RegionDataset, visit: int = 0) -> None:
+    collate = RegionCollator(dataset)
+    for start in range(0, len(dataset), BATCH):
+        batch = collate([dataset[visit, index] for index in range(start, min(start + BATCH, len(dataset)))])
+        assert not batch["skipped"]
+
+
+def decode(files: Sequence[Path]) -> None:
+    for file in files:
+        load_image(file)
+
+
+def keep_answers(images: Path, folder: Path) -> RetrievalCache:
+    """Answers to all regions of all grids, 32 categories each: of the size of real ones, from a tiny teacher."""
+    teacher, categories = ROOT / "model_cards" / "densevlm-sandbox-p", CategorySet.load("coco_stuff_ade20k_316")
+    model, (_, tokenizer) = DenseVLMModel.from_pretrained(teacher), load_processing(str(teacher))
+    embeds = torch.nn.functional.normalize(torch.randn(len(categories.names), model.config.projection_dim), dim=-1)
+    groups, synonyms, encoder = categories.is_thing, categories.synonyms, encoder_fingerprint(model, tokenizer)
+    CategoryEmbeddings(embeds, list(categories.names), groups, synonyms, [], encoder).save(folder / "embeds")
+    keys = {"model": teacher, "teacher": teacher, "teacher_embeddings": folder / "embeds", "images": images}
+    keys |= {"threshold": 0.0, "retrieval": folder, "output_dir": folder, "use_cpu": True}
+    return retrieve.main([part for key, value in keys.items() for part in (f"--{key}", str(value))])
+
+
+def pack(files: Sequence[Path], tar: Path) -> Path:
+    """The files with their annotations between them, as a shard of SA-1B."""
+    with tarfile.open(tar, "w") as archive:
+        for file in files:
+            archive.add(file, file.name)
+            info = tarfile.TarInfo(f"{file.stem}.json")
+            info.size = 50_000
+            archive.addfile(info, io.BytesIO(b" " * info.size))
+    return tar
+
+
+def report(title: str, files: Sequence[Path], work: Path, repeats: int) -> None:
+    student, teacher = DenseVLMImageProcessor(512), DenseVLMImageProcessor(518)
+    folder = files[0].parent
+    index = open_source(Source(str(folder)))
+    shard = open_source(Source(str(pack(files, work / f"{folder.name}.tar"))))
+    cached = RegionDataset(index, student, retrieval=keep_answers(folder, work / f"{folder.name}_answers"))
+    rng = random.Random(0)
+    sides = {
+        "decoding alone": lambda: decode(files),
+        "image and crops of the reference's grids (18)": lambda: baseline(files, lambda: rng.choice(REFERENCE_GRIDS)),
+        "image and 36 crops": lambda: baseline(files, lambda: None),
+        "ours, student and teacher": lambda: ours(RegionDataset(index, student, teacher)),
+        "ours, from a tar": lambda: ours(RegionDataset(shard, student, teacher)),
+        "ours, one size for both": lambda: ours(RegionDataset(index, student)),
+        "ours, kept answers": lambda: ours(cached),
+    }
+    times = alternate(sides, repeats)
+    size = sum(file.stat().st_size for file in files) / len(files)
+    print(f"\n{title}, {size / 1024:.0f} KB each\n{'':50} images/s   against 18 crops   36 crops   decoding")
+    _, some, every, *_ = times.values()
+    for name, seconds in times.items():
+        ratios = f"{some / seconds:10.2f} x {every / seconds:10.2f} x {times['decoding alone'] / seconds:8.2f} x"
+        print(f"{name:50} {len(files) / seconds:8.1f} {ratios:>18}")
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--images", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    student, teacher = DenseVLMImageProcessor(512), DenseVLMImageProcessor(518)
-    for title, count, size in (("COCO-like, 640 x 480", 8, (640, 480)), ("SA-1B-like, 2250 x 1500", 4, (2250, 1500))):
-        with tempfile.TemporaryDirectory() as folder:
-            write_folder(Path(folder), count, *size)
-            files = open_source(Source(f"{folder}/images"))
-            online, cached = RegionDataset(files, student, teacher), RegionDataset(files, student)
-            tars = RegionDataset(open_source(Source(f"{folder}/sa_000000.tar")), student, teacher)
-            crops = WithCrops(online)
-            kib = len(read_bytes(files[0])) / 1024
-            print(f"{title}, {kib:.0f} KiB a JPEG, one core, milliseconds an image")
-
-            def load(dataset: RegionDataset, count: int = count) -> object:
-                return RegionCollator(dataset)([dataset[0, number] for number in range(count)])
-
-            def decode(index=files, count: int = count) -> None:
-                for number in range(count):
-                    load_image(io.BytesIO(read_bytes(index[number])))
-
-            slow = seconds(lambda: [crops[0, number] for number in range(count)], 5) / count  # noqa: B023
-            rows = {
-                "student and teacher (512 and 518 px)": seconds(lambda: load(online), 5) / count,  # noqa: B023
-                "the same from a tar": seconds(lambda: load(tars), 5) / count,  # noqa: B023
-                "student alone, with kept answers": seconds(lambda: load(cached), 5) / count,  # noqa: B023
-                "decoding alone, in full": seconds(decode, 5) / count,
-            }
-            for name, time in rows.items():
-                print(f"  {name:40} {1e3 * time:6.1f}   {slow / time:5.1f} x   {1 / time:5.0f} images/s")
-            print(f"  {'with crops, as floats':40} {1e3 * slow:6.1f}")
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    print(f"One core. {machine()}")
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(temporary)
+        for name, photo in (("photos", PHOTO), ("large", LARGE_PHOTO)):
+            (work / name).mkdir()
+            for seed in range(options.images):
+                (work / name / f"{seed:03d}.jpg").write_bytes(draw_jpeg(seed, *photo))
+            title = f"{options.images} JPEGs of {photo[0]} x {photo[1]}"
+            report(title, sorted((work / name).iterdir()), work, options.repeats)
+        if SAMPLE.is_dir():
+            report("Two photographs of COCO", sorted(SAMPLE.iterdir()), work, options.repeats)
 
 
 if __name__ == "__main__":

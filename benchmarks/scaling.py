@@ -7,6 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.timing import machine
 from training.sandbox.scenes import write_scenes
 
 
@@ -39,7 +40,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_scenes(folder, 0, "train", max(IMAGES))
-        print("An epoch of the sandbox's models, one thread a rank")
+        print(f"An epoch of the sandbox's models, one thread a rank. {machine()}")
         first = None
         for images in IMAGES:
             time = epoch(folder, images, 1)

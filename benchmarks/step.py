@@ -1,9 +1,11 @@
 """
-A training step against one of the same models that computes its attention naively; and what kept answers save.
+A training step of the real trainer against one of the same models that computes its attention naively, what kept
+answers save, and how much of what the machine can do is done.
 
-    python -m benchmarks.step [--pair clip|eva] [--dtype float32|bfloat16] [--batch 2] [--repeats 3]
+    python -m benchmarks.step [--pair clip|eva] [--dtype float32|bfloat16] [--batch 2] [--rounds 3] [--steps 2]
+    python -m benchmarks.step --quick       # one round, one step, one image
 
-Both sides run in turn, each in a process of its own, so that the peak of memory is its own, too.
+Every side runs in turn in a process of its own, so that its peak of memory is its own, too; the medians count.
 """
 
 import argparse
@@ -11,94 +13,183 @@ import json
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from statistics import median
+from typing import Any
 
+import datasets
 import torch
 from torch.nn.functional import normalize
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import TrainerCallback
 
-from modeling_densevlm import CategorySet, DenseVLMModel
+from benchmarks.dense_features import discard_attention, without_class_token
+from benchmarks.timing import clock, machine
+from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMImageProcessor, DenseVLMModel
 from modeling_densevlm.checkpoint_configs import convert_config, load_config
-from modeling_densevlm.region_pooling import grid_boxes
-from training.alignment import align, region_logits, retrieve
+from training.alignment import Retrieval, region_logits, retrieve
+from training.arguments import MethodArguments
+from training.data import RegionCollator
+from training.regions import content_grid
+from training.retrieval_cache import all_boxes, compress
+from training.sampling import EpochSampler
 from training.train import freeze
+from training.trainer import DenseVLMTrainer
 
 
 PAIRS = {"clip": ("ViT-B-16", "ViT-L-14-336"), "eva": ("EVA02-CLIP-B-16", "EVA02-CLIP-L-14-336")}
+SIDES = ("naive", "ours", "cached")
+STUDENT_SIDE, TEACHER_SIDE = 512, 518
 EPOCHS = 6
+TOP_K = 32
+CATEGORIES = CategorySet.load("coco_stuff_ade20k_316")
 
 
-def build(name: str, attention: str) -> DenseVLMModel:
+def build(name: str, naive: bool = False) -> DenseVLMModel:
+    """A freshly drawn model; naive: attention as a matrix in memory, and in the last block, where no one reads it."""
     config = convert_config(load_config(name), text=False)
-    return DenseVLMModel._from_config(config, attn_implementation=attention).eval()
+    model = DenseVLMModel._from_config(config, attn_implementation="eager" if naive else "sdpa").eval()
+    if naive:
+        last = model.vision_model.blocks[-1]
+        if name.startswith("EVA02"):
+            without_class_token(last)
+        discard_attention(last)
+    return model
 
 
-class Step:
-    """The parts of a step, as the trainer does them: 36 regions an image, 171 categories of COCO-Stuff."""
-
-    def __init__(self, pair: str, attention: str, dtype: torch.dtype, batch: int, with_teacher: bool):
-        torch.manual_seed(0)
-        student, teacher = PAIRS[pair]
-        self.dtype = dtype
-        self.student = build(student, attention)
-        freeze(self.student, None)
-        self.optimizer = torch.optim.AdamW([p for p in self.student.parameters() if p.requires_grad], fused=True)
-        self.teacher = build(teacher, attention).to(dtype).requires_grad_(False) if with_teacher else None
-        self.pixel_values = torch.randn(batch, 3, 512, 512)
-        self.teacher_pixel_values = torch.randn(batch, 3, 518, 518)
-        self.boxes = [grid_boxes(6, 6)] * batch
-        self.is_thing = CategorySet.load("coco_stuff_ade20k_316").is_thing
-        self.text = normalize(torch.randn(len(self.is_thing), self.student.config.projection_dim), dim=-1)
-        width = convert_config(load_config(teacher), text=False).projection_dim
-        self.teacher_text = normalize(torch.randn(len(self.is_thing), width), dim=-1)
-        self.answer = retrieve(torch.randn(36 * batch, len(self.is_thing)), self.is_thing, threshold=0.0)
-
-    def ask_teacher(self, inference: bool = True) -> None:
-        with torch.inference_mode(inference), torch.no_grad():
-            embeds = self.teacher(
-                pixel_values=self.teacher_pixel_values.to(self.dtype), boxes=self.boxes
-            ).region_embeds
-            retrieve(region_logits(embeds, self.teacher_text, 0.01), self.is_thing, 0.3)
-
-    def train_student(self) -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            embeds = self.student(pixel_values=self.pixel_values, boxes=self.boxes).region_embeds
-        align(embeds, self.text, self.answer, self.is_thing).loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+def draw_embeddings(model: DenseVLMModel) -> CategoryEmbeddings:
+    embeds = normalize(torch.randn(len(CATEGORIES.names), model.config.projection_dim), dim=-1)
+    return CategoryEmbeddings(embeds, list(CATEGORIES.names), CATEGORIES.is_thing, CATEGORIES.synonyms, [], "")
 
 
-def timed(function: Callable[[], object], repeats: int) -> float:
-    function()
-    times = []
-    for _ in range(repeats):
+class OneImage(torch.utils.data.Dataset):
+    """The same image again and again, with 36 regions; with the teacher's answers or for the teacher to answer."""
+
+    def __init__(self, cached: bool):
+        shapes = [("pixel_values", STUDENT_SIDE)] + ([] if cached else [("teacher_pixel_values", TEACHER_SIDE)])
+        self.sample: dict[str, Any] = {
+            name: torch.randint(256, (side, side, 3), dtype=torch.uint8).permute(2, 0, 1) for name, side in shapes
+        }
+        self.sample |= {"name": "image", "num_regions": 36, "boxes": content_grid(6, 6, (1.0, 0.75))}
+        if cached:
+            logits = torch.randn(36, len(CATEGORIES.names))
+            log_probs, categories = logits.log_softmax(-1).topk(TOP_K)
+            labels, rest = categories[:, 0], torch.zeros(36, 2)
+            self.sample["retrieved"] = {
+                "labels": labels,
+                "categories": categories,
+                "log_probs": log_probs - log_probs[:, :1],
+                "rest": rest,
+            }
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        return self.sample
+
+
+class TimedTrainer(DenseVLMTrainer):
+    """The trainer with a clock: seconds of each step with the teacher, and with the student and the optimizer."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.teacher_seconds: list[float] = []
+        self.student_seconds: list[float] = []
+        self.resident = 0
+        self.add_callback(_StopClock(self))
+
+    def get_batch_samples(self, *args: Any):
+        if len(self.student_seconds) == 1:  # the optimizer has its state now
+            self.resident = resident_memory()
+        return super().get_batch_samples(*args)
+
+    def ask_teacher(self, batch):
         began = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - began)
-    return median(times)
+        answer = super().ask_teacher(batch)
+        self.asked = time.perf_counter()
+        self.teacher_seconds.append(self.asked - began)
+        return answer
 
 
-def measure(side: str, pair: str, dtype: str, batch: int, repeats: int) -> dict[str, float]:
-    """Seconds of the parts, FLOP of the towers and peak memory above that of the models, of one side."""
-    step = Step(pair, "eager" if side == "naive" else "sdpa", getattr(torch, dtype), batch, side != "cached")
-    result: dict[str, float] = {"before": _resident()}
-    if step.teacher is not None:
-        result["teacher"] = timed(lambda: step.ask_teacher(inference=side != "naive"), repeats)
-    result["student"] = timed(step.train_student, repeats)
-    result["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - result["before"]
+class _StopClock(TrainerCallback):
+    def __init__(self, trainer: TimedTrainer):
+        self.trainer = trainer
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.trainer.student_seconds.append(time.perf_counter() - self.trainer.asked)
+
+
+def make_trainer(side: str, options: argparse.Namespace, output_dir: str) -> TimedTrainer:
+    torch.manual_seed(0)
+    steps = options.steps + 1
+    student_name, teacher_name = PAIRS[options.pair]
+    student = build(student_name, side == "naive")
+    freeze(student, None)
+    teacher = None if side == "cached" else build(teacher_name, side == "naive")
+    dataset = OneImage(cached=teacher is None)
+    args = MethodArguments(
+        output_dir=output_dir,
+        per_device_train_batch_size=options.batch,
+        max_steps=steps,
+        threshold=0.0,
+        max_grad_norm=0.0,
+        bf16=options.dtype == "bfloat16",
+        use_cpu=True,
+        disable_tqdm=True,
+        report_to="none",
+        save_strategy="no",
+        logging_strategy="no",
+    )
+    return TimedTrainer(
+        model=student,
+        args=args,
+        train_dataset=dataset,
+        data_collator=RegionCollator(dataset),
+        sampler=EpochSampler(
+            [datasets.Dataset.from_dict({"file": ["image"] * (options.batch * steps)})], options.batch
+        ),
+        teacher=None if teacher is None else teacher.to(getattr(torch, options.dtype)),
+        image_processor=DenseVLMImageProcessor(STUDENT_SIDE),
+        student_embeddings=draw_embeddings(student),
+        teacher_embeddings=None if teacher is None else draw_embeddings(teacher),
+        contrast=args.contrast_matrix,
+    )
+
+
+def measure(side: str, options: argparse.Namespace) -> dict[str, float]:
+    """Of one side: seconds of a step's parts after a first step, and the peak of memory above that between steps."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(side, options, folder)
+        trainer.train()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    found = {
+        "teacher": median(trainer.teacher_seconds[1:]),
+        "student": median(trainer.student_seconds[1:]),
+        "memory": peak - trainer.resident,
+    }
     if side == "ours":
-        with FlopCounterMode(display=False) as counter:
-            step.ask_teacher()
-        result["teacher_flop"] = counter.get_total_flops()
-        with FlopCounterMode(display=False) as counter:
-            step.train_student()
-        result["student_flop"] = counter.get_total_flops()
-    return result
+        found |= measure_retrieval(trainer, options.batch) | {"rate": matrix_rate(getattr(torch, options.dtype))}
+    return found
 
 
-def _resident() -> int:
+def measure_retrieval(trainer: TimedTrainer, batch: int) -> dict[str, float]:
+    """Seconds of a plain pass of the teacher, and of one that answers all regions of all grids, to be kept."""
+    pixels = torch.stack([trainer.train_dataset.sample["teacher_pixel_values"]] * batch)
+    pixel_values = trainer.teacher_image_processor.normalize(pixels)
+    boxes = [all_boxes((1.0, 0.75), 6)] * batch
+
+    def answer() -> None:
+        embeds = trainer.teacher(pixel_values=pixel_values, boxes=boxes).region_embeds
+        for part in embeds.split([len(b) for b in boxes]):
+            logits = region_logits(part, trainer.teacher_text_embeds, trainer.args.temperature)
+            found: Retrieval = retrieve(logits, trainer.is_thing, trainer.args.threshold)
+            compress(found, torch.as_tensor(trainer.is_thing), TOP_K)
+
+    with torch.inference_mode():
+        return {"pass": clock(lambda: trainer.teacher(pixel_values=pixel_values)), "retrieval": clock(answer)}
+
+
+def resident_memory() -> int:
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * resource.getpagesize()
 
@@ -106,42 +197,74 @@ def _resident() -> int:
 def matrix_rate(dtype: torch.dtype) -> float:
     """FLOP/s of a large matrix product on these threads."""
     left, right = (torch.randn(4096, 4096).to(dtype) for _ in range(2))
-    return 2 * 4096**3 / timed(lambda: left @ right, 3)
+    return 2 * 4096**3 / median(clock(lambda: left @ right) for _ in range(5))
+
+
+def count_flop(pair: str, batch: int) -> dict[str, int]:
+    """FLOP of the towers' matrix products, counted without computing them; nothing that is computed twice."""
+    student, teacher = PAIRS[pair]
+
+    def count(name: str, side: int, use: Callable[[DenseVLMModel, torch.Tensor], object]) -> int:
+        with torch.device("meta"):
+            config = convert_config(load_config(name), text=False)
+            model = DenseVLMModel._from_config(config, attn_implementation="eager").eval()
+            pixel_values = torch.zeros(batch, 3, side, side)
+        freeze(model, None)
+        with FlopCounterMode(display=False) as counter:
+            use(model, pixel_values)
+        return counter.get_total_flops()
+
+    return {
+        "teacher": count(teacher, TEACHER_SIDE, lambda model, x: model.get_dense_features(x)),
+        "student": count(student, STUDENT_SIDE, lambda model, x: model.get_dense_features(x).sum().backward()),
+    }
 
 
 def run(side: str, options: argparse.Namespace) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.step", "--side", side, "--pair", options.pair]
-    command += ["--dtype", options.dtype, "--batch", str(options.batch), "--repeats", str(options.repeats)]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    """[`measure`] in another process."""
+    keys = {"pair": options.pair, "dtype": options.dtype, "batch": options.batch, "steps": options.steps, "side": side}
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.step",
+        *(part for k, v in keys.items() for part in (f"--{k}", str(v))),
+    ]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def report(options: argparse.Namespace) -> None:
+    runs: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+    for _ in range(options.rounds):
+        for side in SIDES:
+            runs[side].append(run(side, options))
+    naive, ours, cached = ({key: median(one[key] for one in runs[side]) for key in runs[side][0]} for side in SIDES)
+    flop = count_flop(options.pair, options.batch)
     student, teacher = PAIRS[options.pair]
-    rate = matrix_rate(getattr(torch, options.dtype))
-    naive, ours, cached = (run(side, options) for side in ("naive", "ours", "cached"))
-    naive_step, step = naive["teacher"] + naive["student"], ours["teacher"] + ours["student"]
     print(
-        f"{student} at 512 px learns from {teacher} at 518 px, {options.dtype}, batch {options.batch}, "
-        f"{torch.get_num_threads()} threads"
+        f"\n{student} at {STUDENT_SIDE} px learns from {teacher} at {TEACHER_SIDE} px, {options.dtype}, "
+        f"{options.batch} images, {options.rounds} x {options.steps} steps"
     )
-    print(f"  step against naive attention           {naive_step / step:5.2f} x   ({naive_step:.2f} s, {step:.2f} s)")
-    print(f"    teacher                              {naive['teacher'] / ours['teacher']:5.2f} x")
-    print(f"    student                              {naive['student'] / ours['student']:5.2f} x")
-    print(f"  peak memory above the models           {ours['peak'] / naive['peak']:5.2f} x   ({_gib(ours, naive)})")
-    print(f"  the same without a teacher             {cached['peak'] / naive['peak']:5.2f} x")
-    epochs = EPOCHS * step / (ours["teacher"] + EPOCHS * cached["student"])
-    ceiling = EPOCHS * step / (ours["teacher"] + EPOCHS * ours["student"])
-    print(f"  six epochs with kept answers           {epochs:5.2f} x   (ceiling {ceiling:.2f} x)")
-    print(f"  matrix product of 4096 x 4096          {rate / 1e9:5.0f} GFLOP/s")
+    slow, fast = (side["teacher"] + side["student"] for side in (naive, ours))
+
+    def line(title: str, value: str, remark: str) -> None:
+        print(f"  {title:50} {value:>8}   ({remark})", flush=True)
+
+    line("step, against naive attention", f"{slow / fast:.2f} x", f"{fast:.2f} s; naive: {slow:.2f} s")
     for part in ("teacher", "student"):
-        achieved = ours[f"{part}_flop"] / ours[part]
-        print(
-            f"    {part}: of that rate                 {100 * achieved / rate:5.0f} %   ({achieved / 1e9:.0f} GFLOP/s)"
-        )
-
-
-def _gib(ours: dict[str, float], naive: dict[str, float]) -> str:
-    return f"{ours['peak'] / 2**30:.2f} GiB; naive {naive['peak'] / 2**30:.2f} GiB"
+        remark = f"{ours[part]:.2f} s; naive: {naive[part]:.2f} s"
+        line(f"- {part}", f"{naive[part] / ours[part]:.2f} x", remark)
+    for title, side in (("peak memory of a step", ours), ("- with kept answers", cached)):
+        remark = f"{side['memory'] / 2**30:.2f} GiB; naive: {naive['memory'] / 2**30:.2f} GiB"
+        line(title, f"{side['memory'] / naive['memory']:.2f} x", remark)
+    kept = ours["retrieval"] + EPOCHS * cached["student"]
+    ceiling = EPOCHS * fast / (ours["pass"] + EPOCHS * ours["student"])
+    remark = f"ceiling {ceiling:.2f} x; retrieval {ours['retrieval']:.2f} s, a plain pass {ours['pass']:.2f} s"
+    line("six epochs with kept answers, against online", f"{EPOCHS * fast / kept:.2f} x", remark)
+    for part in ("teacher", "student"):
+        remark = f"{flop[part] / 1e12:.2f} TFLOP, {flop[part] / ours[part] / 1e9:.0f} GFLOP/s"
+        remark += f"; product of 4096 x 4096: {ours['rate'] / 1e9:.0f}"
+        line(f"FLOP/s of the {part}", f"{100 * flop[part] / ours[part] / ours['rate']:.0f} %", remark)
 
 
 def main() -> None:
@@ -149,12 +272,17 @@ def main() -> None:
     parser.add_argument("--pair", choices=PAIRS)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"))
     parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--side", choices=("naive", "ours", "cached"), help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.quick:
+        options.batch = options.rounds = options.steps = 1
     if options.side:
-        print(json.dumps(measure(options.side, options.pair, options.dtype, options.batch, options.repeats)))
+        print(json.dumps(measure(options.side, options)))
         return
+    print(machine())
     for dtype in [options.dtype] if options.dtype else ["float32", "bfloat16"]:
         for pair in [options.pair] if options.pair else PAIRS:
             report(argparse.Namespace(**{**vars(options), "pair": pair, "dtype": dtype}))

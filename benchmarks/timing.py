@@ -1,22 +1,53 @@
 """Timing for comparisons in one run."""
 
+import datetime
+import platform
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 
+import torch
 
-def seconds(function: Callable[[], object], repeats: int = 7) -> float:
-    """Median wall time of a call, after one call that does not count."""
+
+def machine() -> str:
+    """Where and when a figure was measured."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, {datetime.date.today()}"
+
+
+def clock(function: Callable[[], object]) -> float:
+    """Wall time of a call."""
+    start = time.perf_counter()
     function()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
+    return time.perf_counter() - start
+
+
+def alternate(
+    sides: dict[str, Callable[[], object]],
+    repeats: int = 7,
+    summary: Callable[[list[float]], float] = median,
+) -> dict[str, float]:
+    """
+    Wall time of a call of each side: the median (or the `min`) of calls in turn, so that a machine that becomes slower
+    does so for all of them, after one call that does not count.
+    """
+    for function in sides.values():
         function()
-        times.append(time.perf_counter() - start)
-    return median(times)
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, function in sides.items():
+            times[name].append(clock(function))
+    return {name: summary(values) for name, values in times.items()}
 
 
-def compare(title: str, ours: Callable[[], object], baseline: Callable[[], object], against: str) -> None:
+def compare(
+    title: str, ours: Callable[[], object], baseline: Callable[[], object], against: str, repeats: int = 7
+) -> None:
     """Prints how many times faster `ours` is than `baseline`."""
-    fast, slow = seconds(ours), seconds(baseline)
-    print(f"{title:54} {slow / fast:6.1f} x   ({1e3 * fast:.1f} ms; {against}: {1e3 * slow:.1f} ms)")
+    times = alternate({"ours": ours, "baseline": baseline}, repeats)
+    fast, slow = times["ours"], times["baseline"]
+    print(f"{title:54} {slow / fast:6.2f} x   ({1e3 * fast:.1f} ms; {against}: {1e3 * slow:.1f} ms)", flush=True)
