@@ -38,6 +38,7 @@ benchmark: $(VENV)/all.stamp
 	$(BIN)/python -m benchmarks.loader
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.kept_answers
 
 clean:
 	rm -rf $(VENV) $(VENV)-core runs *.egg-info

@@ -62,8 +62,8 @@ def read_with_crops(file: Path, grid: tuple[int, int] | None) -> tuple[torch.Ten
 def baseline(files: Sequence[Path], draw: Callable[[], tuple[int, int] | None]) -> None:
     for start in range(0, len(files), BATCH):
         samples = [read_with_crops(file, draw()) for file in files[start : start + BATCH]]
-        pixels, _ = (torch.stack(tensors) for tensors in zip(*samples))
-        del _
+        batch = [torch.stack(tensors) for tensors in zip(*samples)]
+        del batch[1]
 
 
 def ours(dataset: RegionDataset, visit: int = 0) -> None:
