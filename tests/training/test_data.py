@@ -2,12 +2,13 @@ import json
 
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch.testing import assert_close
 
 from modeling_densevlm import DenseVLMImageProcessor
+from modeling_densevlm.image_processing_densevlm import load_image, load_reduced
 from modeling_densevlm.region_pooling import grid_boxes
-from training.data import RegionCollator, RegionDataset, cut
+from training.data import RegionCollator, RegionDataset, cut, to_bytes
 from training.regions import content_grid, grid_shape, sample_rng
 from training.sources import Source, open_source
 
@@ -118,3 +119,37 @@ def test_crops_are_what_is_under_the_boxes(folder):
     dataset = dataset_of(folder, crops=3)
     sample = dataset[0, 0]
     assert len(sample["crop_pixel_values"]) == len(sample["boxes"]) <= 3
+
+
+@pytest.mark.parametrize("size", [(80, 40), (300, 200), (33, 90), (32, 32), (10, 500)])
+def test_bytes_are_what_the_image_processor_makes_of_an_image(size):
+    noise = torch.randint(256, (size[1], size[0], 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    image = Image.fromarray(noise.numpy())
+    processor = DenseVLMImageProcessor(32)
+    pixels = to_bytes(image, 32)
+    expected = processor(image)["pixel_values"]
+    levels = (processor.normalize(pixels[None]) - expected) * torch.tensor(processor.image_std)[:, None, None] * 255
+    assert levels.abs().max() < 2.5 and levels.abs().mean() < 0.1
+    assert pixels.stride() == (1, 96, 3)  # rows of RGB, as convolutions like it
+
+
+def test_a_large_jpeg_is_decoded_at_the_scale_that_is_needed_and_its_content_is_exact(tmp_path, picture):
+    file = tmp_path / "large.jpg"
+    Image.effect_mandelbrot((1024, 683), (-2, -1, 1, 1), 60).convert("RGB").save(file, quality=90)
+    reduced, size = load_reduced(file, 96)
+    assert reduced.size == (256, 171) and size == (1024, 683)
+    whole = load_image(file)
+    assert load_reduced(file, 300)[0].size == whole.size  # a half would be below twice the side
+    difference = to_bytes(reduced, 96).float() - to_bytes(whole, 96).float()
+    assert difference.abs().mean() < 1
+
+
+def test_a_turned_large_jpeg_is_as_its_author_saw_it(tmp_path):
+    image = Image.linear_gradient("L").resize((800, 400)).convert("RGB")
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    reduced, size = load_reduced(tmp_path / "turned.jpg", 64)
+    assert size == (400, 800) and reduced.size == (100, 200)
+    dataset = dataset_of(tmp_path)
+    assert dataset[0, 0]["boxes"][:, 2].max() == 0.5 and dataset[0, 0]["boxes"][:, 3].max() == 1
