@@ -12,6 +12,7 @@ import sys
 import time
 import zlib
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,9 @@ from .train import describe_retrieval, open_sources, prepare_teacher
 
 
 logger = logging.get_logger(__name__)
+
+BLOCK = 256
+"""Images that are written together: what is known of each block is held in memory by who reads the answers."""
 
 
 def main(argv: Sequence[str] | None = None) -> RetrievalCache:
@@ -149,9 +153,9 @@ def _write(file: Path, rows: Iterator[dict[str, Any]]) -> int:
     """Writes a file aside and renames it: one that is there is complete. Returns how many images were skipped."""
     aside, skipped = file.with_name(f".{file.name}"), 0
     with pyarrow.OSFile(str(aside), "wb") as sink, pyarrow.ipc.new_stream(sink, SCHEMA) as writer:
-        for row in rows:
-            skipped += row["skipped"] is not None
-            writer.write_batch(pyarrow.RecordBatch.from_pylist([row], SCHEMA))
+        while block := list(islice(rows, BLOCK)):
+            skipped += sum(row["skipped"] is not None for row in block)
+            writer.write_batch(pyarrow.RecordBatch.from_pylist(block, SCHEMA))
     aside.replace(file)
     return skipped
 
