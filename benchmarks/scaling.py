@@ -20,6 +20,7 @@ def epoch(folder: Path, images: int, ranks: int) -> float:
     options = {
         "images": folder / "train" / "images",
         "max_samples": images,
+        "categories": "training/sandbox/categories.json",
         "output_dir": folder / f"run-{images}-{ranks}",
         "num_train_epochs": 1,
         "max_steps": -1,
