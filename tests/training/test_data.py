@@ -13,16 +13,6 @@ from training.regions import content_grid, grid_shape, sample_rng
 from training.sources import Source, open_source
 
 
-@pytest.fixture
-def folder(tmp_path, picture):
-    (tmp_path / "sub").mkdir()
-    picture(80, 40).save(tmp_path / "b.jpg")
-    picture(40, 80).save(tmp_path / "a.png")
-    picture(64, 64).save(tmp_path / "sub" / "c.webp")
-    (tmp_path / "notes.txt").write_text("no image")
-    return tmp_path
-
-
 def dataset_of(images, annotations=None, **options) -> RegionDataset:
     return RegionDataset(open_source(Source(images, annotations)), DenseVLMImageProcessor(32), **options)
 

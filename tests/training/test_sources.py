@@ -12,16 +12,6 @@ from training.sources import Source, fingerprint, name_of, open_source, read_byt
 from training.tar_members import walk_tars
 
 
-@pytest.fixture
-def folder(tmp_path, picture):
-    (tmp_path / "sub").mkdir()
-    picture(80, 40).save(tmp_path / "b.jpg")
-    picture(40, 80).save(tmp_path / "a.png")
-    picture(64, 64).save(tmp_path / "sub" / "c.webp")
-    (tmp_path / "notes.txt").write_text("no image")
-    return tmp_path
-
-
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory, monkeypatch):
     """Indices of tars are kept in the cache of `datasets`; here in one of the test's own."""

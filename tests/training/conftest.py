@@ -1,0 +1,14 @@
+"""What several tests of training share."""
+
+import pytest
+
+
+@pytest.fixture
+def folder(tmp_path, picture):
+    """Three images of other sizes and kinds, one in a folder below, and a text."""
+    (tmp_path / "sub").mkdir()
+    picture(80, 40).save(tmp_path / "b.jpg")
+    picture(40, 80).save(tmp_path / "a.png")
+    picture(64, 64).save(tmp_path / "sub" / "c.webp")
+    (tmp_path / "notes.txt").write_text("no image")
+    return tmp_path
