@@ -10,14 +10,14 @@ import argparse
 import json
 import sys
 import time
-from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.compute
 import torch
 
 from .arguments import parse_arguments
@@ -27,18 +27,19 @@ from .sources import Source, UnreadableImage
 from .train import open_sources
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Checks the sources of a recipe; returns what it prints and writes."""
+def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Checks the sources of a recipe, each for itself; returns what it prints and writes."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--samples", type=int)
     parser.add_argument("--report", type=Path)
     own, argv = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
     arguments = parse_arguments(argv, program="training.check_data")
     _, data_args, args = arguments
-    report = {}
+    report = []
     for source, index in zip(data_args.all_sources, open_sources(arguments)):
         side = max(data_args.image_size or 0, data_args.teacher_image_size or 0) or 512
-        report[str(source.images)] = result = check(index, side, own.samples, args.dataloader_num_workers)
+        result = check(index, side, own.samples, args.dataloader_num_workers)
+        report.append({"source": {**asdict(source), "images": str(source.images)}, **result})
         describe(source, result, args.global_batch_size or args.per_device_train_batch_size)
     if own.report is not None:
         own.report.write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -81,35 +82,48 @@ def check(index: datasets.Dataset, side: int, samples: int | None, workers: int)
     loader = torch.utils.data.DataLoader(
         _Images(index, side), batch_size=16, sampler=numbers, num_workers=workers, collate_fn=list
     )
-    began, found = time.perf_counter(), []
+    began, read, broken = time.perf_counter(), 0, []
+    found = np.full((count, 4), np.nan, dtype=np.float32)  # width, height, bytes and seconds of what can be read
     for results in loader:
-        found += results
-        if len(found) % 16_384 == 0:
-            print(f"{len(found)} of {count} images read", flush=True)
+        for result in results:
+            if "broken" in result:
+                broken.append(result["broken"])
+            else:
+                found[read] = (*result["size"], result["bytes"], result["seconds"])
+            read += 1
+        if read % 16_384 == 0:
+            print(f"{read} of {count} images read", flush=True)
     seconds = time.perf_counter() - began
-    whole = [result for result in found if "size" in result]
-    ids = Counter(name for batch in index.select_columns("id").iter(batch_size=10_000) for name in batch["id"])
+    found = found[~np.isnan(found[:, 0])]
+    means = found.mean(0, dtype=np.float64).tolist() if len(found) else [0.0] * 4
     sides = {
-        name: [min(values), median(values), max(values)]
-        if (values := [result["size"][axis] for result in whole])
-        else []
+        name: [int(summary(found[:, axis])) for summary in (np.min, np.median, np.max)] if len(found) else []
         for axis, name in enumerate(("width", "height"))
     }
     return {
         "images": len(index),
         "shards": len(shard_starts(index)),
         "read": count,
-        "broken": [result["broken"] for result in found if "broken" in result],
+        "broken": broken,
         "images_per_second": count / seconds,
-        "milliseconds_an_image": 1e3 * sum(result["seconds"] for result in whole) / max(len(whole), 1),
-        "bytes_an_image": round(sum(result["bytes"] for result in whole) / max(len(whole), 1)),
+        "milliseconds_an_image": 1e3 * means[3],
+        "bytes_an_image": round(means[2]),
         **sides,
-        "repeated_ids": sum(1 for number in ids.values() if number > 1),
+        "repeated_ids": _repeated(index),
     }
 
 
+def _repeated(index: datasets.Dataset) -> int:
+    """How many ids occur more than once."""
+    tables = index.select_columns("id").with_format("arrow").iter(batch_size=100_000)
+    counts = pyarrow.compute.value_counts(pyarrow.chunked_array(table["id"].combine_chunks() for table in tables))
+    return pyarrow.compute.sum(pyarrow.compute.greater(counts.field("counts"), 1)).as_py()
+
+
 def describe(source: Source, result: dict[str, Any], batch: int) -> None:
-    print(f"{source.images}: {result['images']} images in {result['shards']} files, {result['read']} read")
+    print(
+        f"{source.images}: {result['images']} images in {result['shards']} files or row groups, {result['read']} read"
+    )
     print(
         f"  {result['images_per_second']:.1f} images a second here, {result['milliseconds_an_image']:.1f} ms of one "
         f"core and {result['bytes_an_image'] / 1024:.0f} KiB an image"
@@ -132,4 +146,4 @@ def describe(source: Source, result: dict[str, Any], batch: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(1 if any(result["broken"] for result in main().values()) else 0)
+    sys.exit(1 if any(result["broken"] for result in main()) else 0)

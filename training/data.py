@@ -71,7 +71,7 @@ class RegionDataset(torch.utils.data.Dataset):
             return {}
         row = self.index[number]
         try:
-            image, size, content = read_image(row, None if self.crops else max(self._side(), self._side("teacher")))
+            image, size, content = read_image(row, None if self.crops else self._largest_side())
             rng = sample_rng(self.seed, visit, row["id"])
             rows, columns = grid_shape(rng, self.max_grid)
             found = self.retrieval.look_up(number, content, rows, columns) if self.retrieval else None
@@ -90,6 +90,11 @@ class RegionDataset(torch.utils.data.Dataset):
             kept, sample["retrieved"] = found
             sample["boxes"] = boxes[kept]
         return sample
+
+    def _largest_side(self) -> int:
+        """Of all who look or have looked: kept answers change nothing of what the student is shown."""
+        asked = self.retrieval.description.get("teacher_image_size", 0) if self.retrieval else 0
+        return max(self._side(), self._side("teacher"), asked)
 
     def _side(self, role: str = "student") -> int:
         teacher = self.teacher_image_processor if role == "teacher" else None

@@ -9,36 +9,48 @@ import fsspec
 import pyarrow
 import pyarrow.parquet
 
+from .tar_members import NOT_NOW
+
 
 def walk_parquet(files: Sequence[str], column: str) -> Iterator[dict[str, Any]]:
     """
-    Rows of an index, known from the files' footers. A file that cannot be read gives one row with an `error`.
-
-    Raises:
-        `ValueError` where a file has no such column.
+    Rows of an index, known from the files' footers: each with its row group and its number in there. A file that is
+    damaged gives one row with an `error`, and so does one without a row; one without such a column, or that is there
+    and cannot be read now, one at `NOT_NOW`.
     """
     for file in files:
-        row = {"file": file, "offset": 0, "size": -1, "column": column, "error": None}
+        row = {"file": file, "offset": 0, "size": -1, "group": 0, "column": column, "error": None}
         name = file.rsplit("/", 1)[-1]
         try:
             with _open(file) as parquet:
-                names, count = parquet.schema_arrow.names, parquet.metadata.num_rows
-        except (OSError, pyarrow.ArrowException) as error:
+                names, footer = parquet.schema_arrow.names, parquet.metadata
+                groups = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
+        except (FileNotFoundError, pyarrow.ArrowException) as error:
             yield row | {"id": name, "error": f"{type(error).__name__}: {error}"}
             continue
+        except Exception as error:  # every kind of address has its own
+            message = f"it cannot be read ({type(error).__name__}: {error})"
+            yield row | {"id": name, "offset": NOT_NOW, "error": message}
+            continue
         if column not in names:
-            raise ValueError(f"`column`: {file} has no column {column!r}, but {', '.join(names)}.")
-        yield from (row | {"offset": number, "id": f"{name}:{number}"} for number in range(count))
+            yield row | {
+                "id": name,
+                "offset": NOT_NOW,
+                "error": f"there is no `column` {column!r}, but {', '.join(names)}",
+            }
+            continue
+        if sum(groups) == 0:
+            yield row | {"id": name, "error": "the file holds no row"}
+        number = 0
+        for group, count in enumerate(groups):
+            for offset in range(count):
+                yield row | {"group": group, "offset": offset, "id": f"{name}:{number + offset}"}
+            number += count
 
 
-def read_parquet(file: str, row: int, column: str) -> bytes:
-    """The encoded image in a row, `{"bytes": ...}` as `datasets` stores it, or bytes."""
-    group, row = _group_of(file, row)
-    cursor = _cursors.take((file, group, column))
-    if cursor is None or cursor.row > row:
-        cursor = _Cursor(file, group, column)
-    value = cursor.read(row)
-    _cursors.keep((file, group, column), cursor)
+def read_parquet(file: str, group: int, row: int, column: str) -> bytes:
+    """The encoded image in a row of a row group, `{"bytes": ...}` as `datasets` stores it, or bytes."""
+    value = _cursors.read(file, group, row, column)
     content = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(content, bytes):
         raise ValueError(f"column {column!r} holds no encoded image there, but {type(content).__name__}")
@@ -54,7 +66,7 @@ class _Cursor:
     """Reads the rows of one row group in turn, holding a page of them and not the whole group."""
 
     def __init__(self, file: str, group: int, column: str):
-        self.row = 0
+        self.row = 0  # the one that comes next
         self.parquet = _open(file)
         self.batches = self.parquet.iter_batches(batch_size=1, row_groups=[group], columns=[column])
 
@@ -66,39 +78,38 @@ class _Cursor:
         return next(self.batches).column(0)[0].as_py()
 
 
-class _PerProcess:
-    """The last `most` values used by this process: an open file has one position, which forks must not share."""
+class _Cursors:
+    """
+    The cursors used last by this process: an open file has one position, which forks must not share. A group has
+    several where it is read at several places in turn.
+    """
 
-    def __init__(self, most: int):
-        self.most, self.process = most, os.getpid()
-        self.values: OrderedDict[Any, Any] = OrderedDict()
+    MOST = 1024
 
-    def take(self, key: Any) -> Any:
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self.cursors: OrderedDict[tuple[str, int, str, int], _Cursor] = OrderedDict()
+
+    def read(self, file: str, group: int, row: int, column: str) -> Any:
         if self.process != os.getpid():
-            self.process, self.values = os.getpid(), OrderedDict()
-        return self.values.pop(key, None)
+            self.__init__()
+        cursor = self._take((file, group, column), row) or _Cursor(file, group, column)
+        value = cursor.read(row)
+        self.cursors[file, group, column, cursor.row] = cursor
+        if len(self.cursors) > self.MOST:
+            self.cursors.popitem(last=False)
+        return value
 
-    def keep(self, key: Any, value: Any) -> None:
-        self.values[key] = value
-        if len(self.values) > self.most:
-            self.values.popitem(last=False)
+    def _take(self, of: tuple[str, int, str], row: int) -> _Cursor | None:
+        """The cursor that is at the row, else the nearest one before it."""
+        exact = self.cursors.pop((*of, row), None)
+        if exact is not None:
+            return exact
+        before = [key for key in self.cursors if key[:3] == of and key[3] < row]
+        return self.cursors.pop(max(before, key=lambda key: key[3])) if before else None
 
 
-_cursors = _PerProcess(most=256)
-_groups = _PerProcess(most=10_000)
-
-
-def _group_of(file: str, row: int) -> tuple[int, int]:
-    """The row group that holds a row of the file, and the row's number in it."""
-    sizes = _groups.take(file)
-    if sizes is None:
-        with _open(file) as parquet:
-            sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.metadata.num_row_groups)]
-    _groups.keep(file, sizes)
-    group = 0
-    while row >= sizes[group]:
-        row, group = row - sizes[group], group + 1
-    return group, row
+_cursors = _Cursors()
 
 
 __all__ = ["read_parquet", "walk_parquet"]

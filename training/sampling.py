@@ -17,11 +17,14 @@ class EpochSampler(torch.utils.data.Sampler):
     number of processes, workers and accumulation steps. So a run goes on exactly on another number of processes, and
     what was seen before a resume is not read again.
 
-    Sources are gone through in pieces: up to `PIECE` neighbours of a shard (a tar, a Parquet file; an image that is a
-    file is a shard of its own), fewer where the source is small. Pieces are shuffled, laid end to end and cut into
-    `LANES * batch_size` equal lanes that are read in parallel, one image of each lane in turn. The images of a batch
-    come from all over the source, and each process and worker reads pieces of its own from front to back. How long
-    shards are does not matter.
+    Sources are gone through in pieces: up to `PIECE` neighbours of a tar, fewer where the source is small (an image
+    that is a file is a piece of its own). Pieces are shuffled, laid end to end and cut into `LANES * batch_size`
+    equal lanes that are read in parallel, one image of each lane in turn. The images of a batch come from all over
+    the source, and each process and worker reads pieces of its own from front to back, where the workers of a process
+    divide `LANES`. How long shards are does not matter.
+
+    Rows of Parquet files cannot be read without those before them in their row group: there, a piece is a whole
+    group, and where groups are few, lanes are fewer and `RUN` images of a lane at most follow on each other.
 
     Args:
         indices (list of [`datasets.Dataset`]): of [`open_source`], one a source.
@@ -38,6 +41,7 @@ class EpochSampler(torch.utils.data.Sampler):
     LANES = 16
     """Lanes for each place in a batch: up to so many workers a process keep to pieces of their own."""
     PIECE = 64
+    RUN = 8
 
     def __init__(
         self,
@@ -52,6 +56,7 @@ class EpochSampler(torch.utils.data.Sampler):
         self.drop_last = drop_last
         self.lengths = [len(index) for index in indices]
         self.shards = [shard_starts(index) for index in indices]
+        self.in_groups = [len(index) > 0 and index[0].get("column") is not None for index in indices]
         self.shares = shares(self.lengths, weights or [1.0] * len(self.lengths))
         self.epoch = 0
 
@@ -88,9 +93,13 @@ class EpochSampler(torch.utils.data.Sampler):
         while count > 0:
             visit, begin = divmod(start, length)
             rng = np.random.default_rng((self.seed, visit, source))
-            lanes = self.LANES * self.batch_size
+            lanes, run = self.LANES * self.batch_size, 1
             piece = min(max(length // lanes, 1), self.PIECE)
-            indices = shuffle(self.shards[source], length, rng, lanes, piece)[begin : begin + count]
+            if self.in_groups[source]:
+                piece = length
+                while run < self.RUN and lanes > len(self.shards[source]):
+                    lanes, run = lanes // 2, run * 2
+            indices = shuffle(self.shards[source], length, rng, lanes, piece, run)[begin : begin + count]
             pairs.append(np.stack([np.full(len(indices), visit), indices], axis=1))
             start, count = start + len(indices), count - len(indices)
         return np.concatenate(pairs) if pairs else np.zeros((0, 2), dtype=np.int64)
@@ -103,25 +112,31 @@ def shares(lengths: Sequence[int], weights: Sequence[float]) -> list[int]:
 
 
 def shard_starts(index: datasets.Dataset) -> np.ndarray:
-    """Where in an index a file begins that holds the images from there on, int64 `(shards,)`."""
-    starts, before, last = [np.zeros(min(len(index), 1), dtype=np.int64)], 0, None
-    for table in index.select_columns("file").with_format("arrow").iter(batch_size=100_000):
-        files = table["file"].combine_chunks()
-        if last is not None and files[0] != last:
-            starts.append(np.array([before]))
-        changes = pyarrow.compute.not_equal(files[1:], files[:-1]).to_numpy(zero_copy_only=False)
-        starts.append(np.flatnonzero(changes) + 1 + before)
-        before, last = before + len(files), files[-1]
+    """Where in an index a file, or a row group of one, begins that holds the images from there on, `(shards,)`."""
+    starts, before, last = [np.zeros(min(len(index), 1), dtype=np.int64)], 0, {}
+    columns = [name for name in ("file", "group") if name in index.column_names]
+    for table in index.select_columns(columns).with_format("arrow").iter(batch_size=100_000):
+        changes = np.zeros(len(table), dtype=bool)
+        for name in columns:
+            values = table[name].combine_chunks()
+            changes[0] |= name in last and values[0] != last[name]
+            changes[1:] |= pyarrow.compute.not_equal(values[1:], values[:-1]).to_numpy(zero_copy_only=False)
+            last[name] = values[-1]
+        starts.append(np.flatnonzero(changes) + before)
+        before += len(table)
     return np.concatenate(starts)
 
 
-def shuffle(starts: np.ndarray, length: int, rng: np.random.Generator, lanes: int, piece: int) -> np.ndarray:
+def shuffle(
+    starts: np.ndarray, length: int, rng: np.random.Generator, lanes: int, piece: int, run: int = 1
+) -> np.ndarray:
     """
     A permutation of `length` images: pieces shuffled, laid end to end, cut into lanes, read across the lanes.
 
     Args:
         starts (`(shards,)`): index of the first image of each shard, ascending from 0.
         piece (`int`): the most images of a shard that stay together.
+        run (`int`, *optional*, defaults to 1): images of a lane that follow on each other.
     """
     in_shard = np.arange(length) - np.repeat(starts, np.diff(starts, append=length))
     starts = np.flatnonzero(in_shard % piece == 0)
@@ -130,9 +145,11 @@ def shuffle(starts: np.ndarray, length: int, rng: np.random.Generator, lanes: in
     sizes, starts = sizes[shuffled], starts[shuffled]
     # Pieces end to end: the position less where the piece begins in the sequence, plus where it begins in the index.
     sequence = np.arange(length) + np.repeat(starts - (np.cumsum(sizes) - sizes), sizes)
-    row, lane = np.divmod(np.arange(length), lanes)
-    lane_length, longer = divmod(length, lanes)
-    return sequence[lane * lane_length + np.minimum(lane, longer) + row]
+    lane_length, longer = divmod(length, lanes)  # so many lanes are longer by one
+    across, place = np.divmod(np.arange(-(-(lane_length + 1) // run) * run * lanes), lanes * run)
+    lane, row = place // run, across * run + place % run
+    place = (lane * lane_length + np.minimum(lane, longer) + row)[row < lane_length + (lane < longer)]
+    return sequence[place]
 
 
 __all__ = ["EpochSampler"]

@@ -8,23 +8,26 @@ that was seen already is read again.
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import datasets
 import fsspec
+import pyarrow.compute
 from fsspec.core import url_to_fs
 
 from .parquet_rows import read_parquet, walk_parquet
-from .tar_members import IMAGE_SUFFIXES, walk_tars
+from .tar_members import IMAGE_SUFFIXES, NOT_NOW, walk_tars
 
 
 FEATURES = datasets.Features(
     {
         "file": datasets.Value("string"),  # of an image, of a tar, or of a Parquet file
-        "offset": datasets.Value("int64"),  # first byte of the image in it; in a Parquet file its row
+        "group": datasets.Value("int64"),  # row group of a Parquet file
+        "offset": datasets.Value("int64"),  # first byte of the image in it; in a Parquet file its row in the group
         "size": datasets.Value("int64"),  # bytes; -1 for the whole file
         "id": datasets.Value("string"),
         "column": datasets.Value("string"),  # of a Parquet file
@@ -71,6 +74,11 @@ class Source:
             if key not in known:
                 raise ValueError(f"`sources`: unknown key `{key}`; known are {', '.join(known)}.")
         source = cls(**values)
+        if source.max_samples is not None and (type(source.max_samples) is not int or source.max_samples < 1):
+            raise ValueError(
+                f"`sources`: the `max_samples` of {source.images} is a whole number from 1 on, got "
+                f"{source.max_samples!r}."
+            )
         if not isinstance(source.weight, int | float) or not 0 < source.weight < float("inf"):
             raise ValueError(f"`sources`: the `weight` of {source.images} is a number above 0, got {source.weight!r}.")
         return source
@@ -80,8 +88,8 @@ def open_source(source: Source) -> datasets.Dataset:
     """
     The index of a source, with the columns of `FEATURES`, in a fixed order.
 
-    That of tars is made once, by reading their headers (not the images), and kept in the cache of `datasets` until
-    a tar changes its size or date.
+    That of tars and Parquet files is made once, by reading their headers and footers (not the images), and kept in
+    the cache of `datasets` until a file changes its size or date.
 
     Raises:
         `FileNotFoundError` or `ValueError` that names `images` or `annotations` and what is wrong there.
@@ -91,7 +99,7 @@ def open_source(source: Source) -> datasets.Dataset:
         index = _index_of_annotations(Path(images), Path(source.annotations))
     elif images.endswith(".txt"):
         index = _index_of_tars(_lines(images))
-    elif images.startswith("hf://") or _holds(images, ".parquet"):
+    elif _holds(images, ".parquet") or (images.startswith("hf://") and not images.endswith((".parquet", ".tar"))):
         index = _index_of_parquet(_files_of_dataset(images, source.split), source.column)
     elif _holds(images, ".tar"):
         index = _index_of_tars(_glob(f"{images.rstrip('/')}/*.tar"))
@@ -115,7 +123,7 @@ def read_bytes(row: dict[str, Any]) -> bytes:
     if row["error"]:
         raise OSError(row["error"])
     if row["column"]:
-        return read_parquet(row["file"], row["offset"], row["column"])
+        return read_parquet(row["file"], row["group"], row["offset"], row["column"])
     files, path = url_to_fs(row["file"])
     if row["size"] < 0:
         return files.cat_file(path)
@@ -144,7 +152,7 @@ def fingerprint(index: datasets.Dataset) -> str:
 def _rows(files: Sequence[str], ids: Sequence[str]) -> datasets.Dataset:
     """The index of images that are files of their own."""
     count = len(files)
-    columns = {"file": files, "offset": [0] * count, "size": [-1] * count, "id": ids}
+    columns = {"file": files, "group": [0] * count, "offset": [0] * count, "size": [-1] * count, "id": ids}
     columns |= {"column": [None] * count, "error": [None] * count}
     return datasets.Dataset.from_dict(columns, features=FEATURES)
 
@@ -185,58 +193,69 @@ def _read_records(annotations: Path) -> list[dict]:
 
 
 def _index_of_tars(tars: Sequence[str]) -> datasets.Dataset:
-    versions = [_version(tar) for tar in tars]
+    return _kept_index(walk_tars, {"tars": list(tars)}, tars)
+
+
+def _index_of_parquet(files: Sequence[str], column: str) -> datasets.Dataset:
+    return _kept_index(walk_parquet, {"files": list(files), "column": column}, files)
+
+
+def _kept_index(walk: Callable, arguments: dict[str, Any], files: Sequence[str]) -> datasets.Dataset:
+    """What a walk over the files yields, made by several processes, and kept until a file changes."""
+    versions = [_version(file) for file in files]
+    key = json.dumps([FORMAT, walk.__name__, arguments, versions])
     index = datasets.Dataset.from_generator(
-        walk_tars,
+        walk,
         features=FEATURES,
-        gen_kwargs={"tars": list(tars)},
-        num_proc=min(len(tars), os.cpu_count() or 1),
-        fingerprint=hashlib.blake2b(json.dumps([FORMAT, versions]).encode(), digest_size=16).hexdigest(),
+        gen_kwargs=arguments,
+        num_proc=min(len(files), os.cpu_count() or 1),
+        fingerprint=hashlib.blake2b(key.encode(), digest_size=16).hexdigest(),
     )
-    return _with_an_image(index, tars)
+    places = index.data["offset"]
+    if pyarrow.compute.min(places).as_py() == NOT_NOW:  # to keep it would be to lack the file for good
+        row = index[pyarrow.compute.index(places, NOT_NOW).as_py()]
+        shutil.rmtree(Path(index.cache_files[0]["filename"]).parent)
+        raise ValueError(f"`images`: {row['file']}: {row['error']}. Mend that, or take the file out of the source.")
+    if all(row["error"] is not None for row in index):
+        raise ValueError(f"`images`: no image is in {', '.join(files[:3])}: {index[0]['error']}.")
+    return index
 
 
-FORMAT = 1
-"""Changes with what [`walk_tars`] yields, so that an index of an older version is made again."""
+FORMAT = 2
+"""Changes with what the walks yield, so that an index of an older version is made again."""
 
 
 def _version(address: str) -> tuple[str, int | None, str]:
     files, path = url_to_fs(address)
     try:
         info = files.info(path)
-    except OSError as error:
+    except Exception as error:  # every kind of address has its own; the walk will say it
         return address, None, type(error).__name__
     return address, info.get("size"), str(info.get("mtime") or info.get("ETag") or info.get("last_modified") or "")
-
-
-def _index_of_parquet(files: Sequence[str], column: str) -> datasets.Dataset:
-    return _with_an_image(datasets.Dataset.from_list(list(walk_parquet(files, column)), features=FEATURES), files)
-
-
-def _with_an_image(index: datasets.Dataset, files: Sequence[str]) -> datasets.Dataset:
-    if all(row["error"] is not None for row in index):
-        raise ValueError(f"`images`: no image is in {', '.join(files[:3])}: {index[0]['error']}.")
-    return index
 
 
 # Addresses
 
 
 def _holds(images: str, suffix: str) -> bool:
-    """Whether a folder of the disk holds files of this kind, and no images beside them."""
+    """Whether a folder of the disk holds files of this kind, and no image."""
     folder = Path(images)
-    if not folder.is_dir():
-        return False
     pattern = f"**/*{suffix}" if suffix == ".parquet" else f"*{suffix}"
-    return any(folder.glob(pattern)) and not any(p.suffix.lower() in IMAGE_SUFFIXES for p in folder.iterdir())
+    if not folder.is_dir() or not any(folder.glob(pattern)):
+        return False
+    return not any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.rglob("*"))
 
 
 def _glob(pattern: str) -> list[str]:
     """Addresses that a pattern stands for, sorted; one without a star stands for itself."""
     if not any(sign in pattern for sign in "*?["):
-        files = [pattern]
-        if not url_to_fs(pattern)[0].exists(url_to_fs(pattern)[1]):
-            raise FileNotFoundError(f"`images`: there is no {pattern}.")
+        files, (system, path) = [pattern], url_to_fs(pattern)
+        try:
+            system.info(path)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"`images`: there is no {pattern}.") from error
+        except Exception as error:  # every kind of address has its own
+            raise ValueError(f"`images`: {pattern} cannot be read ({type(error).__name__}: {error}).") from error
     else:
         system, path = url_to_fs(pattern)
         files = sorted(system.unstrip_protocol(file) if "://" in pattern else file for file in system.glob(path))
@@ -263,7 +282,13 @@ def _lines(file: str) -> list[str]:
 def _files_of_dataset(images: str, split: str) -> list[str]:
     """The Parquet files of a split; which they are `datasets` knows."""
     name, _, revision = images.removeprefix("hf://datasets/").partition("@")
-    files = datasets.load_dataset_builder(name, revision=revision or None).config.data_files or {}
+    try:
+        files = datasets.load_dataset_builder(name, revision=revision or None).config.data_files or {}
+    except (ValueError, OSError, datasets.exceptions.DatasetNotFoundError) as error:
+        raise ValueError(
+            f"`images`: the files of {images} could not be listed: {error}. One configuration of several is given by "
+            "its folder or its files, e.g. hf://datasets/owner/name/configuration/*.parquet."
+        ) from error
     if split not in files:
         raise ValueError(f"`split`: {images} has no split {split!r}, but {', '.join(map(str, files)) or 'none'}.")
     for file in files[split]:

@@ -7,7 +7,8 @@ from training.check_data import main
 def test_a_source_is_counted_timed_and_what_is_broken_listed(recipe, tmp_path, capsys):
     expected = list(damage_shards(tmp_path, write_shards(tmp_path, [4, 4, 4])))
     report = main([*recipe(images=tmp_path), "--report", str(tmp_path / "report.json")])
-    (result,) = report.values()
+    (result,) = report
+    assert result["source"]["images"] == str(tmp_path)
     assert result["shards"] == 6
     # The first shard has lost its end, the second its first image.
     assert result["read"] == result["images"]
@@ -21,9 +22,23 @@ def test_a_source_is_counted_timed_and_what_is_broken_listed(recipe, tmp_path, c
 
 
 def test_a_part_of_a_source_is_read_where_asked_for_and_workers_read_as_well(recipe, scenes, capsys):
-    (result,) = main([*recipe(dataloader_num_workers=2), "--samples", "5"]).values()
+    (result,) = main([*recipe(dataloader_num_workers=2), "--samples", "5"])
     assert (result["images"], result["read"], result["broken"]) == (24, 5, [])
     assert "3 steps of 8" in capsys.readouterr().out
+
+
+def test_two_sources_in_one_folder_are_told_of_each_for_itself(recipe, folder):
+    (folder / "b.jpg").write_bytes(b"no image")
+    for name in ("a.png", "b.jpg"):
+        images = [{"id": 1, "file_name": name}, {"id": 1, "file_name": name}]
+        (folder / f"{name}.json").write_text(json.dumps({"images": images}))
+    sources = [{"images": str(folder), "annotations": str(folder / f"{name}.json")} for name in ("b.jpg", "a.png")]
+    arguments = recipe()
+    at = arguments.index("--images")
+    arguments[at : at + 2] = ["--sources", json.dumps(sources)]
+    report = main(arguments)
+    assert [len(result["broken"]) for result in report] == [2, 0]
+    assert [result["repeated_ids"] for result in report] == [1, 1]
 
 
 def test_the_program_ends_with_1_where_something_is_broken(recipe, tmp_path, run_module):

@@ -1,5 +1,8 @@
 """The order of images: every image once a visit, whatever the number of processes and workers."""
 
+import time
+import tracemalloc
+
 import datasets
 import numpy as np
 import pytest
@@ -121,7 +124,24 @@ def test_a_mix_goes_through_the_larger_source_over_the_epochs_before_an_image_co
     assert {visit for visit, number in sampler if number >= 4} == {1}
 
 
+@pytest.mark.parametrize("run", [2, 8])
+@pytest.mark.parametrize(("length", "lanes"), [(1, 4), (10, 3), (64, 4), (100, 7), (4, 16)])
+def test_runs_of_a_lane_that_follow_on_each_other_are_a_permutation_too(run, length, lanes):
+    order = shuffle(np.array([0]), length, np.random.default_rng(0), lanes, length, run)
+    assert sorted(order.tolist()) == list(range(length))
+
+
+def test_runs_of_a_lane_follow_on_each_other():
+    order = shuffle(np.array([0]), 14, np.random.default_rng(0), lanes=3, piece=14, run=2)
+    assert order.tolist() == [0, 1, 5, 6, 10, 11, 2, 3, 7, 8, 12, 13, 4, 9]
+
+
 def test_eleven_million_images_are_ordered_in_seconds_and_little_memory():
     starts = np.arange(0, 11_000_000, 11_000)
+    tracemalloc.start()
+    began = time.perf_counter()
     order = shuffle(starts, 11_000_000, np.random.default_rng(0), lanes=16 * 192, piece=64)
+    assert time.perf_counter() - began < 60
+    assert tracemalloc.get_traced_memory()[1] < 1.5 * 2**30
+    tracemalloc.stop()
     assert np.bincount(order, minlength=11_000_000).max() == 1
