@@ -10,12 +10,15 @@ from typing import Any
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.utils import logging
 
 from modeling_densevlm.categories import TEMPLATES
 
 from .alignment import CONTRASTS, Contrast
 from .sources import Source
 
+
+logger = logging.get_logger(__name__)
 
 METHODS = ("densevlm", "clipself")
 
@@ -118,8 +121,10 @@ class DataArguments:
             raise ValueError(f"`sources` on the command line is a JSON list, got {self.sources!r}: {error}") from error
         if not isinstance(sources, list) or not sources:
             raise ValueError(f"`sources` is a list of {{images: ..., weight: ...}}, got {sources!r}.")
-        if any(getattr(self, f.name) != f.default for f in fields(self) if f.name in ("annotations", "max_samples")):
-            raise ValueError("`annotations` and `max_samples` belong to a source: write them into the list `sources`.")
+        own = ("annotations", "max_samples", "split", "column")
+        for f in fields(self):
+            if f.name in own and getattr(self, f.name) != f.default:
+                raise ValueError(f"`{f.name}` belongs to a source: write it into the list `sources`.")
         return [Source.from_dict(source) for source in sources]
 
 
@@ -168,6 +173,10 @@ class MethodArguments(TrainingArguments):
         if self.temperature <= 0:
             raise ValueError(f"`temperature` is above 0, got {self.temperature}.")
         self.contrast_matrix  # noqa: B018 - a wrong one shall stop here
+        if self.ignore_data_skip:
+            raise ValueError("`ignore_data_skip`: a resumed run never sees again what it has seen; leave it out.")
+        if self.method == "clipself" and self.retrieval_picture_steps:
+            raise ValueError("`retrieval_picture_steps`: CLIPSelf retrieves nothing; leave it out.")
         self.logging_nan_inf_filter = False  # a loss that is not finite shall be seen
         if self.dataloader_num_workers == 0:
             self.dataloader_persistent_workers = False  # there are none to keep
@@ -189,7 +198,13 @@ class MethodArguments(TrainingArguments):
                 f"`global_batch_size` {self.global_batch_size} cannot be divided among {self.world_size} processes."
             )
         # At most `per_device_train_batch_size` images at a time: the largest number that divides the share.
-        fitting = next(n for n in range(min(self.per_device_train_batch_size, share), 0, -1) if share % n == 0)
+        most = min(self.per_device_train_batch_size, share)
+        fitting = next(n for n in range(most, 0, -1) if share % n == 0)
+        if fitting <= most // 2:
+            logger.warning(
+                f"A process takes {share} of the {self.global_batch_size} images of a step, {fitting} at a time: no "
+                f"number up to `per_device_train_batch_size` {most} that is nearer divides {share}."
+            )
         self.per_device_train_batch_size = fitting
         self.gradient_accumulation_steps = share // fitting
 
@@ -235,6 +250,9 @@ def parse_arguments(argv: Sequence[str], program: str = "training.train") -> Arg
         parser.error(str(error))
     if remaining:
         parser.error(f"unknown: {' '.join(remaining)}{_nearest(remaining[0].lstrip('-'), parser)}")
+    _, data_args, args = arguments
+    if args.method == "clipself" and data_args.retrieval is not None:
+        parser.error("`retrieval`: in CLIPSelf the student teaches itself, nobody is asked; leave it out.")
     return tuple(arguments)
 
 

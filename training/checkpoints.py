@@ -54,17 +54,18 @@ def find_checkpoint(wanted: str | bool | None, output_dir: str | Path) -> str | 
 
 def last_checkpoint(folder: Path) -> str | None:
     """The newest complete checkpoint; one that is not is named and passed over."""
-    numbered = []
-    for checkpoint in folder.glob("checkpoint-*"):
-        number = checkpoint.name.removeprefix("checkpoint-")
-        if number.isdecimal() and checkpoint.is_dir():
-            numbered.append((int(number), checkpoint))
-    for _, checkpoint in sorted(numbered, reverse=True):
+    for _, checkpoint in sorted(_numbered(folder), reverse=True):
         damage = damage_of(checkpoint)
         if damage is None:
             return str(checkpoint)
         logger.warning(f"{checkpoint} is not complete and is passed over: {damage}.")
     return None
+
+
+def _numbered(folder: Path) -> list[tuple[int, Path]]:
+    """The checkpoints in a folder with their steps."""
+    named = [(path.name.removeprefix("checkpoint-"), path) for path in folder.glob("checkpoint-*") if path.is_dir()]
+    return [(int(number), path) for number, path in named if number.isdecimal()]
 
 
 def damage_of(checkpoint: Path) -> str | None:
@@ -86,10 +87,32 @@ def damage_of(checkpoint: Path) -> str | None:
                 return f"{file.name} is damaged ({error})"
         elif file.suffix in (".pt", ".pth", ".bin") and not zipfile.is_zipfile(file):
             return f"{file.name} is cut short"
-    for name in ("optimizer", "scheduler"):
-        if not list(checkpoint.glob(f"{name}*")):
-            return f"{name}.pt is missing"
+    for name in ("optimizer.pt", "scheduler.pt"):
+        if not list(checkpoint.glob(f"{Path(name).stem}*")):
+            return f"{name} is missing"
+    if not list(checkpoint.glob("model*.safetensors")) and not is_of_fsdp(checkpoint):
+        return "model.safetensors is missing"
     return None
+
+
+def is_of_fsdp(checkpoint: Path) -> bool:
+    """Whether the ranks that wrote a checkpoint held a share of the model each."""
+    return any(checkpoint.glob("pytorch_model_fsdp*"))
+
+
+def set_aside_later(folder: Path, checkpoint: Path) -> None:
+    """
+    Renames those checkpoints in a run's folder that are of later steps than the one it goes on from: they are of
+    another course of it, or damaged, and neither `last` nor the limit of checkpoints must count them.
+    """
+    step = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+    for number, later in _numbered(folder):
+        if number > step:
+            aside = later.with_name(f"abandoned-{later.name}")
+            while aside.exists():
+                aside = aside.with_name(f"{aside.name}~")
+            later.rename(aside)
+            logger.warning(f"{later} is of a later step than {checkpoint}, and is called {aside.name} now.")
 
 
 def publish(aside: Path, checkpoint: Path) -> None:
@@ -110,11 +133,19 @@ def write_run(folder: Path, run: dict[str, Any]) -> None:
     (folder / RUN).write_text(json.dumps(run), encoding="utf-8")
 
 
-def check_run(checkpoint: Path, run: dict[str, Any]) -> None:
+def check_run(checkpoint: Path, run: dict[str, Any], fsdp: bool) -> None:
     """
     Raises a `SystemExit` where a run cannot go on from a checkpoint exactly: the steps done then stand for other
-    images. Another number of processes is no such reason.
+    images. Another number of processes is no such reason, but FSDP where there was none, or the reverse, is one: the
+    optimizer's state is written in another form.
     """
+    if is_of_fsdp(checkpoint) != fsdp:
+        before, now = ("with", "without") if is_of_fsdp(checkpoint) else ("without", "with")
+        raise SystemExit(
+            f"{checkpoint} was written by a run {before} FSDP, this one is {now}. Start it as before "
+            "(`accelerate launch --config_file ...`), or begin anew in another `--output_dir` with the checkpoint as "
+            "`--model`."
+        )
     try:
         before = json.loads((checkpoint / RUN).read_text(encoding="utf-8"))
     except (OSError, ValueError):

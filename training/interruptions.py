@@ -19,7 +19,8 @@ logger = logging.get_logger(__name__)
 class StopSignal:
     """
     Notes, while it is entered, a SIGTERM (of a scheduler that takes the machine back), so that the run saves and ends
-    after the step it is at. A second one ends it at once. Only to be entered in a process's main thread.
+    after the step it is at. More of them change nothing: launchers pass on what their ranks have got already, and
+    who cannot wait sends SIGKILL. Only to be entered in a process's main thread.
     """
 
     def __init__(self) -> None:
@@ -34,12 +35,12 @@ class StopSignal:
         signal.signal(signal.SIGTERM, self.before)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, self.before)
         if os.getpid() != self.process:  # a child that has inherited this is to end as ever
+            signal.signal(signal.SIGTERM, self.before)
             os.kill(os.getpid(), signal.SIGTERM)
-            return
-        self.received = True
-        logger.warning("SIGTERM: saving and ending after this step. A second one ends at once.")
+        elif not self.received:
+            self.received = True
+            logger.warning("SIGTERM: saving and ending after this step.")
 
 
 @contextmanager

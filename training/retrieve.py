@@ -63,7 +63,9 @@ def main(argv: Sequence[str] | None = None) -> RetrievalCache:
     teacher, embeddings, image_processor = prepare_teacher(arguments)
     with args.main_process_first(local=False):
         asked = describe_retrieval(arguments, teacher, image_processor)
-        asked |= {"top_k": data_args.retrieval_top_k, "images": len(index), "list_of_images": fingerprint(index)}
+        # As many as there are, or more, are all of them.
+        top_k = data_args.retrieval_top_k if data_args.retrieval_top_k < len(embeddings.names) else 0
+        asked |= {"top_k": top_k, "images": len(index), "list_of_images": fingerprint(index)}
         write_description(folder, asked)
     teacher = teacher.eval().to(args.device, getattr(torch, arguments[0].teacher_dtype))
     shards = range(-(-len(index) // SHARD))

@@ -36,7 +36,7 @@ from modeling_densevlm.processing_densevlm import load_processing
 
 from .alignment import as_groups
 from .arguments import Arguments, DataArguments, MethodArguments, parse_arguments, resolved_recipe, save_recipe
-from .checkpoints import ASIDE, check_run, find_checkpoint
+from .checkpoints import ASIDE, check_run, find_checkpoint, set_aside_later
 from .clipself import CLIPSelfTrainer
 from .data import RegionCollator, RegionDataset
 from .interruptions import StopSignal
@@ -58,13 +58,14 @@ def main(argv: Sequence[str] | None = None) -> DenseTrainer:
     set_seed(args.seed)
     trainer = build_trainer(arguments)
     if checkpoint is not None:
-        check_run(Path(checkpoint), trainer.run)
+        check_run(Path(checkpoint), trainer.run, trainer.is_fsdp_enabled)
     if trainer.is_world_process_zero():
         images = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         print(f"{args.world_size} processes, {images} images a step")
         recipe = Path(args.output_dir) / "recipe.yaml"
         if checkpoint is not None:
             print(f"Resumed from {checkpoint}")
+            set_aside_later(Path(args.output_dir), Path(checkpoint))
             warn_of_changes(arguments, recipe)
         save_recipe(arguments, recipe)
     initial = trained_parameters(trainer.model, copied=True) if args.ensemble_alpha < 1 else {}
@@ -192,7 +193,10 @@ def open_sources(arguments: Arguments) -> list[datasets.Dataset]:
     """The index of each source, made by one process of a machine for all of them."""
     _, data_args, args = arguments
     with args.main_process_first(desc="index of the images"):
-        return [open_source(source) for source in data_args.all_sources]
+        try:
+            return [open_source(source) for source in data_args.all_sources]
+        except (ValueError, FileNotFoundError) as error:
+            raise SystemExit(str(error)) from error
 
 
 def describe_run(sampler: EpochSampler, index: datasets.Dataset) -> dict[str, Any]:

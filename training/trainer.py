@@ -3,6 +3,7 @@
 import resource
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,6 @@ class DenseTrainer(Trainer):
         self.left_out = LeaveOutNonFinite(lambda: self.step_names)
         self.stop_signal: StopSignal | None = None
         self.stopped_at: int | None = None
-        self.failed_saves = 0
         self._run_dir = self.args.output_dir
         self.add_callback(self.left_out)
         self.add_callback(_FollowSampler(self))
@@ -145,7 +145,7 @@ class DenseTrainer(Trainer):
     def summarize(self, sums: dict[str, float], seconds: float) -> dict[str, float]:
         """
         What is logged of the sums since the last log: `regions` the grids gave, `images_per_second` over all
-        processes, `data_wait` (share of the time that was spent waiting for images), `skipped_images`,
+        processes, `data_wait` (share of the time that the slowest rank was waiting for images), `skipped_images`,
         `steps_left_out` so far, `memory_gib` (the most this process had, of GPU memory where there is a GPU),
         `seconds_left`.
         """
@@ -154,7 +154,7 @@ class DenseTrainer(Trainer):
         return {
             "regions": sums["regions"],
             "images_per_second": sums["images"] / seconds,
-            "data_wait": sums["data_wait"] / processes / seconds,
+            "data_wait": sums["data_wait"] / seconds,
             "skipped_images": sums["skipped_images"],
             "steps_left_out": self.left_out.total,
             "memory_gib": _peak_memory(self.args.device) / 2**30,
@@ -164,8 +164,11 @@ class DenseTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self.sums:
             keys = sorted(self.sums)
-            totals = self.accelerator.reduce(torch.stack([self.sums[key] for key in keys]), reduction="sum").tolist()
-            logs.update(self.summarize(dict(zip(keys, totals)), time.perf_counter() - self.sums_since))
+            of_ranks = self.accelerator.gather(torch.stack([self.sums[key] for key in keys])[None])
+            totals, most = (dict(zip(keys, of.tolist())) for of in (of_ranks.sum(0), of_ranks.amax(0)))
+            # One rank that waits for images keeps all of them waiting.
+            totals["data_wait"] = most["data_wait"]
+            logs.update(self.summarize(totals, time.perf_counter() - self.sums_since))
             self.sums = {}
         super().log(logs, start_time)
 
@@ -183,36 +186,48 @@ class DenseTrainer(Trainer):
         Writes the checkpoint aside and renames it, so that one that is there is complete. Where the disk is full the
         run goes on without it, says so, and tries again when the next one is due.
         """
-        folder = Path(self.args.output_dir)
-        name = f"checkpoint-{self.state.global_step}"
-        failure = None
-        self._run_dir = str(folder / ASIDE)
-        try:
-            if self.is_world_process_zero():
-                shutil.rmtree(folder / ASIDE, ignore_errors=True)
-                write_run(folder / ASIDE / name, self.run)
-            self.accelerator.wait_for_everyone()
-            super()._save_checkpoint(model, trial)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            if self.is_fsdp_enabled:  # its ranks save together: one that failed has left the others waiting
-                raise
-            failure = error
-        finally:
-            self._run_dir = self.args.output_dir
-        failures = self.accelerator.reduce(torch.tensor(float(failure is not None), device=self.args.device))
-        if failures > 0:
-            self.failed_saves += 1
-            logger.error(
-                f"The checkpoint of step {self.state.global_step} could not be written in {folder}: "
-                f"{failure or 'another process failed'}. The run goes on; those written before are whole. Make room: "
-                "the next one is tried when it is due."
-            )
-        elif self.is_world_process_zero():
-            publish(folder / ASIDE / name, folder / name)
+        first, folder = self.is_world_process_zero(), Path(self.args.output_dir)
+        aside, checkpoint = (f / f"checkpoint-{self.state.global_step}" for f in (folder / ASIDE, folder))
+
+        def begin() -> None:
+            shutil.rmtree(folder / ASIDE, ignore_errors=True)
+            write_run(aside, self.run)
+
+        def write() -> None:
+            self._run_dir = str(folder / ASIDE)
+            try:
+                Trainer._save_checkpoint(self, model, trial)
+            finally:
+                self._run_dir = self.args.output_dir
+
+        def show() -> None:
+            publish(aside, checkpoint)
             rotate_checkpoints(self.args.output_dir, self.args.save_total_limit)
-        if self.is_world_process_zero():
+
+        # Each of these is done by all ranks or by none.
+        self._succeeds(begin, first) and self._succeeds(write) and self._succeeds(show, first)
+        if first:
             shutil.rmtree(folder / ASIDE, ignore_errors=True)
         self.accelerator.wait_for_everyone()
+
+    def _succeeds(self, part: Callable[[], None], here: bool = True) -> bool:
+        """Whether a part of saving a checkpoint succeeded on all ranks; on this one it is run if `here`."""
+        failure = None
+        try:
+            if here:
+                part()
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if self.is_fsdp_enabled:  # its ranks gather what is saved: one that failed has left the others waiting
+                raise
+            failure = error
+        if self.accelerator.reduce(torch.tensor(float(failure is not None), device=self.args.device)) == 0:
+            return True
+        logger.error(
+            f"The checkpoint of step {self.state.global_step} could not be written in {self.args.output_dir}: "
+            f"{failure or 'another process failed'}. The run goes on; those written before are whole. Make room: the "
+            "next one is tried when it is due."
+        )
+        return False
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Weight decay on matrices only."""
@@ -299,8 +314,11 @@ class DenseVLMTrainer(DenseTrainer):
         picture = draw_retrieval(
             batch["pixel_values"][0], batch["boxes"][0].cpu(), names, probabilities, retrieval.kept[:count].tolist()
         )
-        file.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(file, quality=90)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(file, quality=90)
+        except OSError as error:
+            logger.error(f"The picture {file} could not be written: {error}. The run goes on.")
 
     def count_terms(self, answer):
         return answer.counts(len(self.contrast))

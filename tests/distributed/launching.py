@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def start(arguments, ranks: int, module: str = "training.train") -> subprocess.Popen:
-    """`torchrun -m module`."""
+    """`torchrun -m module`, in a process group of its own."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen(
@@ -25,6 +25,7 @@ def start(arguments, ranks: int, module: str = "training.train") -> subprocess.P
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
 
 

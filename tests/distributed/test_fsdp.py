@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from accelerate.utils import FullyShardedDataParallelPlugin
 
+from modeling_densevlm import DenseVLMModel
 from tests.distributed.launching import compare, launch
 from tests.distributed.test_ranks import SGD
 from training import retrieve
@@ -66,6 +67,9 @@ def test_a_resumed_fsdp_run_equals_the_uninterrupted_one(recipe, tmp_path):
     resumed.mkdir()
     shutil.copytree(whole / "checkpoint-2", resumed / "checkpoint-2")
     launch_fsdp(recipe(output_dir=resumed, resume_from_checkpoint="last", **options))
+    with pytest.raises(SystemExit, match="was written by a run with FSDP, this one is without"):
+        main(recipe(output_dir=whole, per_device_train_batch_size=4, resume_from_checkpoint="last", **options))
+    assert DenseVLMModel.from_pretrained(whole / "checkpoint-2")  # what the message proposes
     assert compare(whole / "checkpoint-2", whole) > 1e-4
     assert compare(whole, resumed) == 0
 

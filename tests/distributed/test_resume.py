@@ -19,10 +19,9 @@ def log_of(folder):
     return [[entry[key] for key in keys] for entry in log if "loss" in entry]
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_killed_and_resumed_equals_uninterrupted_with_workers(recipe, tmp_path, accumulation):
+def test_killed_and_resumed_equals_uninterrupted_with_workers_and_accumulation(recipe, tmp_path):
     options = {
-        "per_device_train_batch_size": 4 // accumulation,
+        "per_device_train_batch_size": 2,
         "global_batch_size": 4,
         "max_steps": 16,  # 24 images make 6 steps an epoch: the third epoch is reached
         "save_strategy": "steps",
@@ -111,24 +110,45 @@ def test_a_rank_that_dies_ends_the_others_at_once_and_the_same_command_goes_on(r
     assert compare(whole, hurt) == 0
 
 
-def test_sigterm_to_the_launcher_saves_on_all_ranks_after_the_same_step(recipe, damaged_shards, tmp_path):
+def to_one_rank(process):
+    os.kill(ranks_of(process)[1], signal.SIGTERM)
+
+
+def to_launcher_ranks_and_workers(process):
+    os.killpg(process.pid, signal.SIGTERM)  # as schedulers do; the launcher then sends it to its ranks once more
+
+
+def test_sigterm_to_any_of_them_saves_on_all_ranks_after_the_same_step(recipe, damaged_shards, tmp_path):
     folder, _ = damaged_shards
-    options = SHARDS | {"images": folder, "max_steps": 60, "save_strategy": "no"}
+    options = SHARDS | {"images": folder, "max_steps": 80, "save_strategy": "no"}
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     launch(recipe(output_dir=whole, **options), ranks=2)
-    process = start(recipe(output_dir=stopped, resume_from_checkpoint="auto", **options), ranks=2)
-    output = ""
-    for line in process.stdout:
-        output += line
-        if output.count("'loss'") == 3:
-            os.kill(ranks_of(process)[1], signal.SIGTERM)  # one rank alone: the other stops with it
-            break
-    output += process.communicate(timeout=120)[0]
-    assert process.returncode == 0, output[-4000:]
-    step = int(re.search(r"Stopped by SIGTERM after step (\d+)", output)[1])
-    assert (stopped / f"checkpoint-{step}" / "rng_state_1.pth").exists() and step < 60
+    before = 0
+    for stop in (to_one_rank, to_launcher_ranks_and_workers):
+        process = start(recipe(output_dir=stopped, resume_from_checkpoint="auto", **options), ranks=2)
+        output = ""
+        for line in process.stdout:
+            output += line
+            if output.count("'loss'") == 3:
+                stop(process)
+                break
+        output += process.communicate(timeout=120)[0]
+        assert process.returncode == 0 or stop is not to_one_rank, output[-4000:]
+        step = int(re.search(r"Stopped by SIGTERM after step (\d+)", output)[1])
+        assert (stopped / f"checkpoint-{step}" / "rng_state_1.pth").exists() and before < step < 80
+        before = step
     launch(recipe(output_dir=stopped, resume_from_checkpoint="auto", **options), ranks=2)
     assert compare(whole, stopped) == 0
+
+
+def test_a_checkpoint_that_the_first_rank_cannot_write_costs_two_ranks_nothing_else(recipe, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".saving").write_text("in the way of the folder")
+    process = start(recipe(per_device_train_batch_size=4, max_steps=3, save_strategy="steps", save_steps=1), ranks=2)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1  # in the end, the result cannot be written either
+    assert output.count("could not be written in") == 2 * 3 + 1 and output.count("another process failed") == 3
+    assert output.count("'loss'") == 3 and "Make room" in output
 
 
 def test_a_run_goes_on_exactly_on_another_number_of_ranks(recipe, damaged_shards, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from training.checkpoints import damage_of, find_checkpoint, last_checkpoint
+from training.checkpoints import check_run, damage_of, find_checkpoint, last_checkpoint
 from training.retrieval_cache import RetrievalCache
 from training.retrieve import main as run_retrieve
 from training.train import main
@@ -49,7 +49,7 @@ def test_a_checkpoint_with_a_file_cut_short_is_passed_over_and_the_file_named(sa
         find_checkpoint(str(saved / "checkpoint-3"), saved)
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "trainer_state.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json"])
 def test_a_checkpoint_without_a_file_is_passed_over(saved, name):
     (saved / "checkpoint-3" / name).unlink()
     assert name in damage_of(saved / "checkpoint-3")
@@ -79,6 +79,34 @@ def test_a_run_goes_on_from_an_older_checkpoint_and_replaces_the_newer_ones(save
     main(recipe(**STEPS, resume_from_checkpoint=saved / "checkpoint-1"))
     assert all(torch.equal(whole[name], tensor) for name, tensor in load_file(saved / "model.safetensors").items())
     assert last_checkpoint(saved).endswith("checkpoint-3") and not (saved / ".saving").exists()
+
+
+def test_the_checkpoints_of_a_course_that_was_given_up_are_not_gone_on_with(saved, recipe, caplog):
+    main(recipe(**STEPS | {"max_steps": 2}, save_total_limit=1, resume_from_checkpoint=saved / "checkpoint-1"))
+    assert last_checkpoint(saved).endswith("checkpoint-2")
+    assert {f.name for f in saved.glob("*checkpoint-*")} == {
+        "checkpoint-2",
+        "abandoned-checkpoint-2",
+        "abandoned-checkpoint-3",
+    }
+    assert "is of a later step than" in caplog.text
+
+
+def test_a_run_elsewhere_leaves_the_checkpoints_alone_that_it_goes_on_from(saved, recipe, tmp_path):
+    arguments = recipe(**STEPS, output_dir=tmp_path / "other", resume_from_checkpoint=saved / "checkpoint-1")
+    main(arguments)
+    assert {f.name for f in saved.glob("*checkpoint-*")} == {f"checkpoint-{step}" for step in (1, 2, 3)}
+    assert last_checkpoint(tmp_path / "other").endswith("checkpoint-3")
+
+
+def test_a_checkpoint_of_ranks_that_held_shares_is_not_gone_on_with_by_one_that_holds_all(saved, recipe):
+    (saved / "checkpoint-3" / "pytorch_model_fsdp.bin").write_bytes(
+        (saved / "checkpoint-3" / "optimizer.pt").read_bytes()
+    )
+    with pytest.raises(SystemExit, match="was written by a run with FSDP, this one is without"):
+        main(recipe(**STEPS | {"max_steps": 5}, resume_from_checkpoint="last"))
+    with pytest.raises(SystemExit, match="was written by a run without FSDP, this one is with"):
+        check_run(saved / "checkpoint-2", {}, fsdp=True)
 
 
 @pytest.mark.parametrize(

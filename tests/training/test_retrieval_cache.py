@@ -74,6 +74,16 @@ def test_more_best_categories_than_there_are_means_all():
     assert compress(retrieval, IS_THING, top_k=8)["categories"].size == 0
 
 
+def test_fewer_categories_than_are_to_be_kept_are_all_of_them_also_where_nothing_is_kept_of_an_image(recipe, tmp_path):
+    options = {"threshold": 0.5, "retrieval": tmp_path / "retrieval", "retrieval_top_k": 32}
+    cache = run_retrieve(recipe(**options))
+    kept = [len(row["regions"][0]) for row in cache.rows.iter(batch_size=1)]
+    assert 0 in kept and max(kept) > 0
+    trained = run_train(recipe(**options, output_dir=tmp_path / "cached"))
+    asked = run_train(recipe(threshold=0.5, output_dir=tmp_path / "asked"))
+    assert losses_of(trained) == pytest.approx(losses_of(asked), rel=1e-4)
+
+
 def test_the_loss_of_all_categories_is_that_of_the_teacher_itself():
     generator = torch.Generator().manual_seed(1)
     student, text = torch.randn(400, 16, generator=generator), torch.randn(8, 16, generator=generator)

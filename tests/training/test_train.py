@@ -262,3 +262,19 @@ def test_the_saved_recipe_is_plain_yaml(recipe, tmp_path):
     run(recipe())
     saved = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
     assert saved["threshold"] == 0.15 and saved["contrast"] == "decoupled" and saved["max_steps"] == 3
+
+
+def test_a_compiled_run_is_the_same_run_and_is_not_compiled_anew_for_every_grid(recipe, tmp_path):
+    """Grids are 1 x 1 to 6 x 6; the towers' graphs depend on none of it."""
+    plain = main(recipe(output_dir=tmp_path / "plain", max_steps=6))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = recipe(output_dir=tmp_path / "compiled", torch_compile=True, torch_compile_backend="aot_eager")
+    trainer = main([*compiled, "--max_steps", "6"])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 8
+    torch._dynamo.reset()
+    losses = [[e["loss"] for e in t.state.log_history if "loss" in e] for t in (plain, trainer)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "compiled"))
+    assert first.keys() == second.keys()
+    assert max((first[name] - second[name]).abs().max() for name in first) < 1e-4
