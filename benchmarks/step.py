@@ -2,7 +2,7 @@
 A training step of the real trainer against one of the same models that computes its attention naively, what kept
 answers save, and how much of what the machine can do is done.
 
-    python -m benchmarks.step [--pair clip|eva] [--dtype float32|bfloat16] [--batch 2] [--rounds 3] [--steps 2]
+    python -m benchmarks.step [--pair clip|eva] [--dtype float32|bfloat16] [--batch 2] [--rounds 3] [--steps 1]
     python -m benchmarks.step --quick       # one round, one step, one image
 
 Every side runs in turn in a process of its own, so that its peak of memory is its own, too; the medians count.
@@ -273,7 +273,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"))
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -98,6 +98,8 @@ def _pool(feature_map: Tensor, weights: Sequence[Tensor]) -> Tensor:
     return torch.cat([rows[: len(w)] for rows, w in zip(pooled, weights)]).to(feature_map.dtype)
 
 
+# Its shapes depend on the boxes: compiled, it would be compiled anew for every grid.
+@torch.compiler.disable
 def pool_boxes(feature_map: Tensor, boxes: Sequence[Tensor]) -> Tensor:
     """
     RoIAlign to one vector a box: `torchvision.ops.roi_align(map, boxes * (width, height), output_size=1,
