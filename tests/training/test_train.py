@@ -266,11 +266,13 @@ def test_the_saved_recipe_is_plain_yaml(recipe, tmp_path):
 
 def test_a_compiled_run_is_the_same_run_and_is_not_compiled_anew_for_every_grid(recipe, tmp_path):
     """Grids are 1 x 1 to 6 x 6; the towers' graphs depend on none of it."""
-    plain = main(recipe(output_dir=tmp_path / "plain", max_steps=6))
+    plain = main(recipe(output_dir=tmp_path / "plain", max_steps=3))
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    compiled = recipe(output_dir=tmp_path / "compiled", torch_compile=True, torch_compile_backend="aot_eager")
-    trainer = main([*compiled, "--max_steps", "6"])
+    compiled = recipe(
+        output_dir=tmp_path / "compiled", torch_compile=True, torch_compile_backend="aot_eager", max_steps=3
+    )
+    trainer = main(compiled)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 8
     torch._dynamo.reset()
     losses = [[e["loss"] for e in t.state.log_history if "loss" in e] for t in (plain, trainer)]
