@@ -10,8 +10,7 @@ from modeling_densevlm import DenseVLMModel
 from training.sharding import shard_teacher
 
 
-torch.distributed.init_process_group("gloo")
-for folder in sys.argv[1:]:
+def compare(folder: str) -> None:
     whole = DenseVLMModel.from_pretrained(folder).eval().requires_grad_(False)
     sharded = copy.deepcopy(whole)
     shard_teacher(sharded, torch.device("cpu"), torch.distributed.get_world_size())
@@ -23,4 +22,11 @@ for folder in sys.argv[1:]:
     held = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in sharded.parameters())
     share = held / sum(parameter.numel() for parameter in whole.parameters())
     assert abs(share - 1 / torch.distributed.get_world_size()) < 0.01, (folder, share)
+
+
+torch.distributed.init_process_group("gloo")
+for folder in sys.argv[1:]:
+    compare(folder)
+# A rank that closes its connections while the other still uses them would abort it: both first.
+torch.distributed.barrier()
 torch.distributed.destroy_process_group()
