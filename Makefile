@@ -39,6 +39,7 @@ benchmark: $(VENV)/all.stamp
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.kept_answers
+	$(BIN)/python -m benchmarks.evaluation
 
 clean:
 	rm -rf $(VENV) $(VENV)-core runs *.egg-info

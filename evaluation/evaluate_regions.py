@@ -1,58 +1,44 @@
 """
-How well the dense features of a model classify regions: Boxes, Masks-T and Masks-S of the paper, and the two errors
-between things and stuff.
+How well the dense features of models classify regions: Boxes, Masks-T and Masks-S of the paper, the two errors between
+things and stuff, and what of it is balance.
 
     python -m evaluation.evaluate_regions --model MODEL --annotations panoptic_val2017.json --images val2017 \\
         --panoptic panoptic_val2017 --output metrics.json
+    accelerate launch -m evaluation.evaluate_regions --models A B C --image_size 224 512 ... --output comparison.json
+
+The scores of all regions are kept beside the output, for figures and reports. What is done stays: the same command
+goes on where it was stopped.
 """
 
 import argparse
-import json
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from torch import Tensor
 from torch.nn.functional import normalize
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 from transformers.utils import logging
 
 from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMModel
-from modeling_densevlm.categories import TEMPLATES, encoder_fingerprint, is_thing_group
-from modeling_densevlm.processing_densevlm import load_processing
+from modeling_densevlm.categories import is_thing_group
 from modeling_densevlm.region_pooling import pool_boxes, pool_masks
 
+from .balance import Margins, balance_numbers, held_out_balance
+from .candidates import Candidate, add_options, load_candidates, told
+from .comparison import write
 from .panoptic import PanopticRegions, collate_regions
+from .parts import in_parts
 from .region_accuracy.accuracy import NO_CATEGORY, region_accuracy
+from .scores import RegionScores
 
 
 logger = logging.get_logger(__name__)
-
-
-@dataclass
-class RegionScores:
-    r"""
-    The cosines of every region with every category.
-
-    Args:
-        image_ids, segment_ids, labels (`np.ndarray` of shape `(regions,)`): which region, and its category's index.
-        boxes, masks (`np.ndarray` of shape `(regions, categories)`): cosines of the feature pooled over the region's
-            box and over its mask. NaN where there is no feature: a small mask can be empty on the map.
-        images, skipped_regions (`int`): images evaluated, regions too small or too large.
-        skipped_images (`list[str]`): "file: reason" of each image that could not be evaluated.
-    """
-
-    image_ids: np.ndarray
-    segment_ids: np.ndarray
-    labels: np.ndarray
-    boxes: np.ndarray
-    masks: np.ndarray
-    images: int
-    skipped_regions: int
-    skipped_images: list[str]
 
 
 def map_side(model: DenseVLMModel, image_side: int) -> int:
@@ -69,6 +55,7 @@ def evaluate_regions(
     embeddings: CategoryEmbeddings,
     batch_size: int = 8,
     num_workers: int = 2,
+    rows: Sequence[int] | None = None,
 ) -> RegionScores:
     r"""
     One forward pass an image; boxes and masks are pooled from the same map.
@@ -77,17 +64,19 @@ def evaluate_regions(
         model ([`DenseVLMModel`]): on its device, in its dtype.
         regions ([`PanopticRegions`]): the annotated images.
         embeddings ([`CategoryEmbeddings`]): of `regions.categories` in the model's space.
+        rows (sequence of `int`, *optional*): only these of the images.
 
     Returns:
         [`RegionScores`] in the order of the image ids.
 
     Raises:
-        `ValueError` where no image could be evaluated.
+        `ValueError` where none of all images could be evaluated.
     """
     embeddings.check(regions.categories, model.config.projection_dim)
     model.eval()
     text_embeds = embeddings.embeds.to(model.device, torch.float32)
-    loader = DataLoader(regions, batch_size, num_workers=num_workers, collate_fn=collate_regions)
+    images_of = regions if rows is None else Subset(regions, rows)
+    loader = DataLoader(images_of, batch_size, num_workers=num_workers, collate_fn=collate_regions)
     columns: dict[str, list[np.ndarray]] = {k: [] for k in ("image_ids", "segment_ids", "labels", "boxes", "masks")}
     images, skipped_regions, skipped_images = 0, 0, []
     for batch in tqdm(loader, desc="regions", disable=None, leave=False):
@@ -105,9 +94,37 @@ def evaluate_regions(
     for message in skipped_images:
         logger.warning(f"Skipped: {message}")
     if images == 0:
-        raise ValueError(f"None of the {len(regions)} images could be evaluated, e.g. {skipped_images[0]}")
+        if rows is None:
+            raise ValueError(f"None of the {len(regions)} images could be evaluated, e.g. {skipped_images[0]}")
+        nothing = _nothing(len(regions.categories))
+        return RegionScores(**nothing, images=0, skipped_regions=0, skipped_images=skipped_images)
     joined = {key: np.concatenate(values) for key, values in columns.items()}
     return RegionScores(**joined, images=images, skipped_regions=skipped_regions, skipped_images=skipped_images)
+
+
+def evaluate_in_parts(
+    model: DenseVLMModel,
+    regions: PanopticRegions,
+    embeddings: CategoryEmbeddings,
+    file: Path,
+    facts: dict[str, Any],
+    part_size: int = 128,
+    **options: int,
+) -> RegionScores:
+    """[`evaluate_regions`] by all processes, and from where it was stopped: see [`in_parts`]."""
+
+    def evaluate(rows: range) -> RegionScores:
+        return evaluate_regions(model, regions, embeddings, rows=rows, **options)
+
+    scores = in_parts(RegionScores, evaluate, len(regions), file, facts, part_size)
+    if scores.images == 0:
+        raise ValueError(f"None of the {len(regions)} images could be evaluated, e.g. {scores.skipped_images[0]}")
+    return scores
+
+
+def _nothing(categories: int) -> dict[str, np.ndarray]:
+    numbers = {name: np.zeros(0, dtype=np.int64) for name in ("image_ids", "segment_ids", "labels")}
+    return numbers | {name: np.zeros((0, categories), dtype=np.float32) for name in ("boxes", "masks")}
 
 
 def _cosines(region_embeds: Tensor, text_embeds: Tensor) -> np.ndarray:
@@ -126,8 +143,11 @@ def region_metrics(scores: RegionScores, categories: CategorySet, thing_offset: 
 
     Returns:
         A flat dict of numbers in 0..1 and counts. `boxes_*` are the boxes of things, as in the paper;
-        `stuff_boxes_*` those of stuff. `foreground_bias` and `background_bias` are those of the masks. Numbers of a
-        group without regions are left out. The `empty_masks`, too small for the map, are misses.
+        `stuff_boxes_*` those of stuff. `foreground_bias` and `background_bias` are those of the masks, and so is what
+        is measured of the balance between things and stuff, which no offset changes: `balance_area`,
+        `balance_relative_area` and `balance_auroc` of [`balance_numbers`], and the accuracies of
+        [`held_out_balance`], `held_out_thing`, `held_out_stuff`, `held_out_harmonic_mean`. Numbers of a group without
+        regions are left out. The `empty_masks`, too small for the map, are misses.
     """
     category_is_thing = np.array([is_thing_group(flag) for flag in categories.require_flags("thing / stuff metrics")])
     is_thing = category_is_thing[scores.labels]
@@ -153,6 +173,12 @@ def region_metrics(scores: RegionScores, categories: CategorySet, thing_offset: 
         if f"{group}_{top}" in by[kind]
     }
     metrics.update({bias: by["masks"][bias] for bias in ("foreground_bias", "background_bias") if bias in by["masks"]})
+    if is_thing.any() and not is_thing.all():
+        margins = Margins.of(scores, category_is_thing)
+        numbers, held_out = balance_numbers(margins), held_out_balance(margins)
+        shown = ("area", "relative_area", "auroc")
+        metrics |= {f"balance_{name}": numbers[name] for name in shown if np.isfinite(numbers[name])}
+        metrics |= {f"held_out_{name}": held_out[name] for name in ("thing", "stuff", "harmonic_mean")}
     return metrics | {
         "images": scores.images,
         "thing_regions": int(is_thing.sum()),
@@ -172,61 +198,49 @@ def top_categories(cosines: np.ndarray, count: int = 5) -> np.ndarray:
     return np.where(np.isnan(cosines).any(axis=1, keepdims=True), NO_CATEGORY, best)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Evaluates every model at every size; returns a row of numbers for each."""
     parser = argparse.ArgumentParser(
         prog="python -m evaluation.evaluate_regions",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", required=True, help="folder or Hub name of a DenseVLM or a CLIP")
-    parser.add_argument("--annotations", required=True, help="COCO-panoptic JSON")
+    add_options(parser)
+    parser.add_argument("--annotations", type=Path, required=True, help="COCO-panoptic JSON")
     parser.add_argument("--images", required=True, help="root of the images")
     parser.add_argument("--panoptic", required=True, help="root of the panoptic PNGs")
-    parser.add_argument("--output", type=Path, required=True, help="JSON to write")
     parser.add_argument("--categories", help="built-in set or JSON file; the annotation file's own by default")
-    parser.add_argument("--templates", default="vild", choices=TEMPLATES, help="prompt templates")
-    parser.add_argument("--embeddings", help="category embeddings (safetensors); computed by default")
-    parser.add_argument("--image_size", type=int, help="input side in pixels; the processor's by default")
     parser.add_argument("--thing_offset", type=float, default=0.0, help="subtracted from the cosine of every thing")
-    parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--num_workers", type=int, default=2)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     arguments = parser.parse_args(argv)
-    model = DenseVLMModel.from_pretrained(arguments.model, dtype=torch.float32).to(arguments.device).eval()
-    image_processor, tokenizer = load_processing(arguments.model)
-    if arguments.image_size:
-        image_processor.size = {"longest_edge": arguments.image_size}
-    side = image_processor.size["longest_edge"]
-    categories = CategorySet.load(arguments.categories) if arguments.categories else None
+    state = PartialState(cpu=arguments.device == "cpu")
+    try:
+        rows = [evaluate_candidate(candidate, arguments) for candidate in load_candidates(arguments)]
+    except (ValueError, OSError) as error:
+        raise SystemExit(str(error)) from error
+    if state.is_main_process:
+        write(rows, arguments.output)
+    return rows
+
+
+def evaluate_candidate(candidate: Candidate, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The numbers of a model at a size."""
     regions = PanopticRegions(
         arguments.annotations,
         arguments.images,
         arguments.panoptic,
-        image_processor,
-        map_side(model, side),
-        categories,
+        candidate.image_processor,
+        map_side(candidate.model, candidate.side),
+        CategorySet.load(arguments.categories) if arguments.categories else None,
     )
     regions.categories.require_flags("thing / stuff metrics")
-    has_text = model.text_model is not None and tokenizer is not None
-    if arguments.embeddings:
-        embeddings = CategoryEmbeddings.load(arguments.embeddings)
-        encoder = encoder_fingerprint(model, tokenizer) if has_text else None
-        source = f"--embeddings {arguments.embeddings}"
-        embeddings.check(regions.categories, model.config.projection_dim, encoder, source=source)
-    elif not has_text:
-        parser.error(f"{arguments.model} has no text tower or no tokenizer: give --embeddings")
-    else:
-        templates = TEMPLATES[arguments.templates]
-        embeddings = CategoryEmbeddings.compute(regions.categories, model, tokenizer, templates)
-    model = model.to(getattr(torch, arguments.dtype))  # after the texts were embedded in float32
-    scores = evaluate_regions(model, regions, embeddings, arguments.batch_size, arguments.num_workers)
-    metrics = region_metrics(scores, regions.categories, arguments.thing_offset)
-    metrics |= {"model": arguments.model, "image_size": side, "templates": len(embeddings.templates)}
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(metrics, indent=2) + "\n")
-    for key, value in metrics.items():
-        print(f"{key:20} {value:.4f}" if isinstance(value, float) else f"{key:20} {value}")
+    embeddings = candidate.embeddings(regions.categories)
+    facts = candidate.facts(regions.categories, embeddings)
+    facts["annotations"] = hashlib.blake2b(arguments.annotations.read_bytes(), digest_size=8).hexdigest()
+    options = {"batch_size": arguments.batch_size, "num_workers": arguments.num_workers}
+    scores = evaluate_in_parts(
+        candidate.model, regions, embeddings, candidate.file, facts, arguments.part_size, **options
+    )
+    return region_metrics(scores, regions.categories, arguments.thing_offset) | told(facts)
 
 
 if __name__ == "__main__":

@@ -2,27 +2,25 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.functional import interpolate
 
 
-def classify_locations(dense_embeds: Tensor, text_embeds: Tensor, size: int) -> Tensor:
-    """
-    The best category at every pixel: cosines on the map, enlarged bilinearly, then the maximum.
+def pyplot() -> Any:
+    """matplotlib's, without a screen."""
+    import matplotlib
+    import matplotlib.pyplot
 
-    Args:
-        dense_embeds (`Tensor` of shape `(batch, dim, height, width)`): unit norm.
-        text_embeds (`Tensor` of shape `(categories, dim)`).
-        size (`int`): side of the result in pixels.
+    matplotlib.use("Agg")
+    return matplotlib.pyplot
 
-    Returns:
-        `Tensor` of shape `(batch, size, size)`: indices of categories.
-    """
-    cosines = torch.einsum("bdhw,cd->bchw", dense_embeds, text_embeds)
-    return interpolate(cosines, size=(size, size), mode="bilinear", align_corners=False).argmax(1)
+
+def save_figure(figure: Any, file: str | Path, dpi: int = 120, bbox_inches: str | None = "tight") -> None:
+    """Writes a picture of the kind that the suffix says, and lets go of the figure."""
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=dpi, bbox_inches=bbox_inches)
+    pyplot().close(figure)
 
 
 def location_figure(
@@ -42,11 +40,7 @@ def location_figure(
         panels (mapping of titles to `(images, height, width)` arrays): indices of categories.
         names, is_thing (sequences): of the categories.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     colours = category_colours(is_thing)
     rows, columns = len(images), 1 + len(panels)
     figure, axes = plt.subplots(rows, columns, figsize=(1.9 * columns, 1.9 * rows + 0.3), squeeze=False)
@@ -59,9 +53,93 @@ def location_figure(
     for axis in axes.flat:
         axis.set_axis_off()
     figure.subplots_adjust(0.005, 0.005, 0.995, 1 - 0.3 / (1.9 * rows + 0.3), 0.03, 0.03)
-    Path(file).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=110)
-    plt.close(figure)
+    save_figure(figure, file, dpi=110, bbox_inches=None)
+
+
+def similarity_figure(
+    file: str | Path,
+    image: np.ndarray,
+    similarities: Mapping[str, Mapping[str, np.ndarray]],
+) -> None:
+    """
+    How similar each location of an image is to typed texts, for several models (Fig. 5 of the paper). Each map is
+    scaled from its least to its largest similarity, which stand beneath it: only places within one map compare.
+
+    Args:
+        file (path): picture to write.
+        image (`(height, width, 3)` array): uint8.
+        similarities (mapping of models to mappings of texts to `(height, width)` arrays): cosines, of the same texts.
+    """
+    plt = pyplot()
+    texts = list(next(iter(similarities.values())))
+    height, width = image.shape[:2]
+    cell = 2.3
+    figure, axes = plt.subplots(
+        len(similarities),
+        1 + len(texts),
+        figsize=(cell * (1 + len(texts)), (cell * height / width + 0.45) * len(similarities)),
+        squeeze=False,
+    )
+    for row, (model, maps) in zip(axes, similarities.items()):
+        row[0].imshow(image)
+        row[0].set_title(model, fontsize=9)
+        for axis, text in zip(row[1:], texts):
+            found = maps[text]
+            axis.imshow(image)
+            axis.imshow(found, cmap="magma", alpha=0.75, extent=(-0.5, width - 0.5, height - 0.5, -0.5))
+            axis.set_title(text, fontsize=9)
+            axis.text(
+                0.5, -0.03, f"{found.min():.2f} to {found.max():.2f}", transform=axis.transAxes, ha="center", va="top",
+                fontsize=7,
+            )  # fmt: skip
+    for axis in axes.flat:
+        axis.set_axis_off()
+    save_figure(figure, file)
+
+
+def grid_figure(
+    file: str | Path,
+    image: np.ndarray,
+    boxes: np.ndarray,
+    panels: Mapping[str, tuple[Sequence[str], np.ndarray]],
+    threshold: float = 0.3,
+) -> None:
+    """
+    What each cell of a grid is called and how surely; cells that training would drop are crossed out (Fig. 11 of the
+    paper).
+
+    Args:
+        file (path): picture to write.
+        image (`(height, width, 3)` array): uint8.
+        boxes (`(cells, 4)` array): xyxy in pixels.
+        panels (mapping of titles to `(names, probabilities)`): of each model the best category of each cell, and its
+            probability.
+        threshold (`float`, *optional*, defaults to 0.3): cells whose probability is not above it are dropped.
+    """
+    plt = pyplot()
+    height, width = image.shape[:2]
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 4.2 * height / width + 0.4), squeeze=False)
+    for axis, (title, (names, probabilities)) in zip(axes[0], panels.items()):
+        axis.imshow(image)
+        axis.set_title(title, fontsize=10)
+        axis.set_axis_off()
+        for (x0, y0, x1, y1), name, probability in zip(boxes, names, probabilities):
+            kept = probability > threshold
+            axis.add_patch(
+                plt.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=not kept, facecolor=(0, 0, 0, 0.55), edgecolor="white")
+            )
+            if not kept:
+                axis.plot([x0, x1], [y0, y1], color="white", linewidth=0.6)
+            axis.text(
+                (x0 + x1) / 2,
+                (y0 + y1) / 2,
+                f"{name}\n{probability:.2f}",
+                ha="center",
+                va="center",
+                fontsize=7,
+                bbox={"facecolor": "white", "alpha": 0.8 if kept else 0.45, "edgecolor": "none", "pad": 1},
+            )
+    save_figure(figure, file)
 
 
 def category_colours(is_thing: Sequence[bool]) -> np.ndarray:

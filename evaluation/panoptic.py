@@ -46,7 +46,7 @@ class PanopticRegions(torch.utils.data.Dataset):
         map_side: int,
         categories: CategorySet | None = None,
     ):
-        content = _read(Path(annotations))
+        content = read_annotations(Path(annotations))
         self.images, self.panoptic = Path(images), Path(panoptic)
         for field, folder in (("images", self.images), ("panoptic", self.panoptic)):
             if not folder.is_dir():
@@ -73,7 +73,8 @@ class PanopticRegions(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """
         `pixel_values` `(3, side, side)`, `boxes` `(n, 4)`, `masks` bool `(n, map_side, map_side)`, `labels` `(n,)`,
-        `segment_ids` `(n,)`, `image_id`, `skipped_regions`; or `{"skipped": "file: reason"}`.
+        `segment_ids` `(n,)`, `image_id` (the place among the ids in their order, where they are no whole numbers),
+        `skipped_regions`; or `{"skipped": "file: reason"}`.
         """
         record = self.records[index]
         if record["image_file"] is None:
@@ -94,7 +95,7 @@ class PanopticRegions(torch.utils.data.Dataset):
         areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
         kept = (areas >= SMALLEST_AREA) & (areas <= LARGEST_AREA)
         return {
-            "image_id": record["image_id"],
+            "image_id": record["image_id"] if isinstance(record["image_id"], int) else index,
             "pixel_values": self.image_processor(image)["pixel_values"][0],
             "boxes": (boxes[kept] / max(image.size)).float(),
             "masks": segment_masks(segment_ids[kept], ids, self.map_side),
@@ -139,7 +140,7 @@ def collate_regions(samples: list[dict[str, Any]]) -> dict[str, Any]:
     return batch
 
 
-def _read(annotations: Path) -> dict[str, Any]:
+def read_annotations(annotations: Path) -> dict[str, Any]:
     if not annotations.is_file():
         raise FileNotFoundError(f"`annotations`: there is no file {annotations}.")
     try:

@@ -4,7 +4,7 @@ What came out of the sandbox: a table on the test split and a picture.
     python -m evaluation.sandbox --runs runs/sandbox --seeds 0
 
 reads the trained students in `runs/sandbox/{densevlm,all}-seed0`, compares them with the shipped models, and writes
-`metrics.json`, `report.md` and `locations.png` into `runs/sandbox`.
+`metrics.json`, `report.md`, the page `report.html`, `locations.png` and the scores into `runs/sandbox`.
 """
 
 import argparse
@@ -22,10 +22,15 @@ from modeling_densevlm import CategoryEmbeddings, DenseVLMModel, DenseVLMProcess
 from modeling_densevlm.categories import SHORT_TEMPLATES, CategorySet
 from modeling_densevlm.image_processing_densevlm import load_image
 
-from .evaluate_regions import RegionScores, evaluate_regions, map_side, region_metrics, top_categories
-from .figures import classify_locations, location_figure
+from . import report as page
+from .balance import Margins, accuracies_at, best_offset
+from .candidates import code_version
+from .evaluate_regions import evaluate_regions, map_side, region_metrics, top_categories
+from .figures import location_figure
 from .panoptic import PanopticRegions
 from .region_accuracy.accuracy import class_mean
+from .scores import RegionScores
+from .segmentation import segment
 
 
 COLUMNS = {
@@ -36,6 +41,7 @@ COLUMNS = {
     "background_bias": "thing called stuff",
     "masks_thing_home_top1": "Masks-T at home",
     "masks_thing_away_top1": "Masks-T away",
+    "balance_area": "area",
 }
 
 
@@ -69,21 +75,16 @@ def measure(folder: Path, data: Path, categories: CategorySet) -> Measured:
             root / "panoptic.json", root / "images", root / "panoptic", processor.image_processor, side, categories
         )
         scores.append(evaluate_regions(model, regions, embeddings, batch_size=50, num_workers=1))
+        scores[-1].facts = {
+            "model": str(folder),
+            "fingerprint": model.fingerprint(),
+            "categories": list(categories.names),
+            "is_thing": list(categories.is_thing),
+            "templates": len(SHORT_TEMPLATES),
+            "split": split,
+            "code": code_version(),
+        }
     return Measured(*scores)
-
-
-def harmonic_mean(scores: RegionScores, categories: CategorySet, offset: float) -> float:
-    """Of Masks-T and Masks-S: high only where both are."""
-    is_thing = np.array(categories.is_thing)
-    hits = top_categories(scores.masks - offset * is_thing, 1)[:, 0] == scores.labels
-    things = is_thing[scores.labels]
-    thing, stuff = (class_mean(hits[rows], scores.labels[rows]) for rows in (things, ~things))
-    return 2 * thing * stuff / max(thing + stuff, 1e-12)
-
-
-def choose_offset(scores: RegionScores, categories: CategorySet) -> float:
-    """The δ, subtracted from every thing's cosine, with the best harmonic mean on these scores."""
-    return float(max(np.linspace(-1, 1, 401), key=lambda offset: harmonic_mean(scores, categories, offset)))
 
 
 def home_and_away(scores: RegionScores, annotations: Path, categories: CategorySet, offset: float) -> dict[str, float]:
@@ -104,12 +105,17 @@ def home_and_away(scores: RegionScores, annotations: Path, categories: CategoryS
 
 def row_of(measured: Measured, data: Path, categories: CategorySet, offset: float) -> dict[str, float]:
     """All numbers of one model on the test split."""
+    thing, stuff = accuracies_at(margins_of(measured.test, categories), offset)
     return {
         **region_metrics(measured.test, categories, offset),
         **home_and_away(measured.test, data / "test" / "panoptic.json", categories, offset),
-        "harmonic_mean": harmonic_mean(measured.test, categories, offset),
+        "harmonic_mean": 2 * thing * stuff / max(thing + stuff, 1e-12),
         "thing_offset": offset,
     }
+
+
+def margins_of(scores: RegionScores, categories: CategorySet) -> Margins:
+    return Margins.of(scores, np.array(categories.is_thing))
 
 
 def average(rows: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -117,16 +123,19 @@ def average(rows: Sequence[dict[str, float]]) -> dict[str, float]:
     return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
 
 
-def collect(entries: Sequence[Entry], data: Path, categories: CategorySet) -> dict[str, dict]:
+def collect(
+    entries: Sequence[Entry], measured_of: dict[str, list[Measured]], data: Path, categories: CategorySet
+) -> dict[str, dict]:
     """
     `metrics.json`: under each entry's key its numbers (means over seeds where there are several, `seeds` then holds
     each), and under `<key>_offset` the same with the δ chosen on the validation split.
     """
     metrics = {}
     for entry in entries:
-        measured = [measure(folder, data, categories) for folder in entry.folders]
+        measured = measured_of[entry.key]
         plain = [row_of(m, data, categories, 0.0) for m in measured]
-        shifted = [row_of(m, data, categories, choose_offset(m.val, categories)) for m in measured]
+        offsets = [best_offset(margins_of(m.val, categories)) for m in measured]
+        shifted = [row_of(m, data, categories, offset) for m, offset in zip(measured, offsets)]
         for key, rows in ((entry.key, plain), (f"{entry.key}_offset", shifted)):
             metrics[key] = average(rows) | ({"seeds": rows} if len(rows) > 1 else {})
     return metrics
@@ -147,7 +156,8 @@ def report(entries: Sequence[Entry], metrics: dict[str, dict], seeds: Sequence[i
         f"Test split: {counts['images']:.0f} scenes, {counts['thing_regions']:.0f} things, "
         f"{counts['stuff_regions']:.0f} pieces of stuff. Top-1 in %, means over classes; the two error shares are of "
         "masks. δ is subtracted from every thing's cosine, and was chosen on the validation split for the best "
-        "H = harmonic mean of Masks-T and Masks-S. One pre-training seed; alignment seeds: "
+        "H = harmonic mean of Masks-T and Masks-S. Area: under Masks-S over Masks-T for every δ. One pre-training "
+        "seed; alignment seeds: "
         f"{', '.join(map(str, seeds))}{' (their mean is shown)' if len(seeds) > 1 else ''}."
     )
     return "# Sandbox\n\n" + "\n".join(f"| {line} |" for line in lines) + f"\n\n{notes}\n\n![](locations.png)\n"
@@ -166,8 +176,9 @@ def draw(entries: Sequence[Entry], data: Path, categories: CategorySet, file: Pa
         processor = DenseVLMProcessor.from_pretrained(entry.folders[0])
         text = CategoryEmbeddings.compute(categories, model, processor.tokenizer, SHORT_TEMPLATES).embeds
         with torch.inference_mode():
-            dense = model.get_dense_features(processor.image_processor(images)["pixel_values"])
-            panels[entry.title] = classify_locations(dense, text, images[0].width).numpy()
+            pixel_values = processor.image_processor(images)["pixel_values"]
+            sizes = [(image.height, image.width) for image in images]
+            panels[entry.title] = torch.stack(segment(model, pixel_values, text, sizes)).numpy()
     location_figure(file, [np.asarray(image) for image in images], panels, categories.names, categories.is_thing)
 
 
@@ -177,8 +188,8 @@ def true_labels(split: Path, record: dict, categories: CategorySet) -> np.ndarra
         ids = rgb_to_id(np.array(png.convert("RGB")))
     # The few pixels of segments that were hidden almost wholly go to the first.
     labels = np.full(ids.shape, categories.ids.index(record["segments_info"][0]["category_id"]))
-    for segment in record["segments_info"]:
-        labels[ids == segment["id"]] = categories.ids.index(segment["category_id"])
+    for info in record["segments_info"]:
+        labels[ids == info["id"]] = categories.ids.index(info["category_id"])
     return labels
 
 
@@ -198,12 +209,22 @@ def main() -> None:
         Entry("DenseVLM, all against all", "all_against_all", trained["all"]),
         Entry("DenseVLM", "after", trained["densevlm"]),
     ]
-    metrics = collect(entries, data, categories)
+    measured = {entry.key: [measure(folder, data, categories) for folder in entry.folders] for entry in entries}
+    for key, of_entry in measured.items():
+        for seed, one in enumerate(of_entry):
+            one.test.save(arguments.runs / "scores" / f"{key}-{seed}.safetensors")
+    metrics = collect(entries, measured, data, categories)
     (arguments.runs / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     text = report(entries, metrics, arguments.seeds)
     (arguments.runs / "report.md").write_text(text)
     draw(entries, data, categories, arguments.runs / "locations.png")
-    print(f"{text}\nWritten to {arguments.runs}: metrics.json, report.md, locations.png")
+    page.write_report(
+        [page.Entry(entry.title, [one.test for one in measured[entry.key]]) for entry in entries],
+        arguments.runs / "report.html",
+        "Foreground bias in a small world",
+        page.Pictures(data / "test" / "panoptic.json", data / "test" / "images"),
+    )
+    print(f"{text}\nWritten to {arguments.runs}: metrics.json, report.md, report.html, locations.png, scores")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """DenseVLM: a CLIP that gives a feature in the image-text space for every location of the image."""
 
 import copy
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,6 +174,16 @@ class DenseVLMModel(BackboneMixin, DenseVLMPreTrainedModel):
         model = cls(config)
         model.load_state_dict(clip.state_dict())
         return model.to(clip.device, clip.dtype).train(clip.training)
+
+    def fingerprint(self) -> str:
+        """A digest of all weights and their names: models that share it give the same features."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, tensor in sorted(self.state_dict().items()):
+            # As bytes: bfloat16 has no counterpart in numpy.
+            digest.update(
+                name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+            )
+        return digest.hexdigest()
 
     def _project(self, dense: Tensor) -> Tensor:
         """Hidden `(batch, height, width, hidden)` to the unit-norm map `(batch, dim, height, width)`."""

@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +50,15 @@ from .trainer import DenseTrainer, DenseVLMTrainer
 logger = logging.get_logger(__name__)
 
 
-def main(argv: Sequence[str] | None = None) -> DenseTrainer:
-    """Runs a recipe from the first image to the saved folder; returns the trainer."""
+def main(argv: Sequence[str] | None = None, prepare: Callable[[DenseTrainer], None] | None = None) -> DenseTrainer:
+    """Runs a recipe from the first image to the saved folder. `prepare` may add to the trainer, which is returned."""
     arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
     *_, args = arguments
     checkpoint = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
     set_seed(args.seed)
     trainer = build_trainer(arguments)
+    if prepare is not None:
+        prepare(trainer)
     if checkpoint is not None:
         check_run(Path(checkpoint), trainer.run, trainer.is_fsdp_enabled)
     if trainer.is_world_process_zero():
@@ -240,11 +242,8 @@ def describe_retrieval(
         "max_grid": data_args.max_grid,
     }
     if teacher is not None:
-        digest = hashlib.blake2b(digest_size=16)
-        for name, tensor in sorted(teacher.state_dict().items()):
-            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
         asked |= {
-            "teacher": digest.hexdigest(),
+            "teacher": teacher.fingerprint(),
             "teacher_image_size": image_processor.size["longest_edge"],
             "teacher_image_mean": list(image_processor.image_mean),
             "teacher_image_std": list(image_processor.image_std),

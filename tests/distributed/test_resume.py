@@ -86,7 +86,7 @@ def test_damaged_shards_on_two_ranks_of_two_workers_killed_at_random_moments_end
     folder, expected = damaged_shards
     options, killed = SHARDS | {"images": folder, "max_steps": 60}, tmp_path / "killed"
     if kills > 1:
-        options, whole = options | {"max_steps": 240}, tmp_path / "whole"
+        options, whole = options | {"max_steps": 200}, tmp_path / "whole"
         output = launch(recipe(output_dir=whole, **options), ranks=2)
         (whole / "output.txt").write_text(output)
     check_damage((whole / "output.txt").read_text(), whole, expected)

@@ -5,8 +5,17 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from evaluation.evaluate_regions import RegionScores, evaluate_regions, map_side, region_metrics, top_categories
+from evaluation import evaluate_regions as program
+from evaluation.evaluate_regions import (
+    evaluate_in_parts,
+    evaluate_regions,
+    main,
+    map_side,
+    region_metrics,
+    top_categories,
+)
 from evaluation.panoptic import PanopticRegions
+from evaluation.scores import RegionScores
 from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMModel, DenseVLMProcessor
 
 
@@ -72,7 +81,16 @@ def scores_of(masks, labels, boxes=None):
     masks = np.array(masks, dtype=np.float32)
     numbers = np.arange(len(labels))
     boxes = masks if boxes is None else np.array(boxes, dtype=np.float32)
-    return RegionScores(numbers, numbers, np.array(labels), boxes, masks, len(labels), 3, ["x: broken"])
+    return RegionScores(
+        image_ids=numbers,
+        segment_ids=numbers,
+        labels=np.array(labels),
+        boxes=boxes,
+        masks=masks,
+        images=len(labels),
+        skipped_regions=3,
+        skipped_images=["x: broken"],
+    )
 
 
 def test_metrics_by_hand():
@@ -153,11 +171,118 @@ def test_the_best_categories_come_first_and_ties_in_order():
     assert top_categories(np.array([[0.1, 0.5, 0.5, 0.9]]), 3).tolist() == [[3, 1, 2]]
 
 
-def test_the_command_line_writes_the_metrics(student, scenes, tmp_path, run_module):
+def assert_same(first, second):
+    for name in ("image_ids", "segment_ids", "labels", "boxes", "masks"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+    for name in ("images", "skipped_regions", "skipped_images", "facts"):
+        assert getattr(first, name) == getattr(second, name)
+
+
+def test_parts_joined_are_the_whole_and_nothing_else_is_left(evaluated, tmp_path):
+    file = tmp_path / "scores.safetensors"
+    scores = evaluate_in_parts(*evaluated, file, {"model": "u"}, part_size=4, num_workers=0)
+    whole = evaluate_regions(*evaluated, batch_size=4, num_workers=0)
+    np.testing.assert_allclose(scores.masks, whole.masks, atol=1e-5)
+    assert scores.segment_ids.tolist() == whole.segment_ids.tolist() and scores.images == whole.images == 10
+    assert [path.name for path in tmp_path.iterdir()] == ["scores.safetensors"]
+
+
+def test_an_evaluation_that_was_stopped_goes_on_with_what_is_left(evaluated, tmp_path, monkeypatch):
+    model, regions, _ = evaluated
+    whole = evaluate_in_parts(*evaluated, tmp_path / "whole.safetensors", {}, part_size=3, num_workers=0)
+    images_of, stopped = type(regions).__getitem__, {"at": 7}
+
+    def power_cut(self, index):
+        if index == stopped["at"]:
+            raise KeyboardInterrupt
+        return images_of(self, index)
+
+    monkeypatch.setattr(type(regions), "__getitem__", power_cut)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_in_parts(*evaluated, tmp_path / "cut.safetensors", {}, part_size=3, num_workers=0)
+    (part, *_) = sorted((tmp_path / "cut.parts").iterdir())
+    part.write_bytes(part.read_bytes()[:100])  # a file that was damaged on the way is made anew
+    stopped["at"], seen = None, []
+    model.vision_model.embeddings.register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
+    assert_same(evaluate_in_parts(*evaluated, tmp_path / "cut.safetensors", {}, part_size=3, num_workers=0), whole)
+    assert sum(seen) == 3 + 4  # the damaged part, and those that were not done
+
+
+def test_scores_of_another_evaluation_are_not_mixed_in(evaluated, tmp_path):
+    file = tmp_path / "scores.safetensors"
+    evaluate_in_parts(*evaluated, file, {"model": "u", "dtype": "float32"}, num_workers=0)
+    with pytest.raises(ValueError, match="evaluation with another dtype: 'float32', this one has 'bfloat16'. Delete"):
+        evaluate_in_parts(*evaluated, file, {"model": "u", "dtype": "bfloat16"}, num_workers=0)
+
+
+@pytest.fixture
+def command(student, scenes, tmp_path):
+    """Arguments of the program on the test split of the scenes; keyword arguments are added."""
     split = scenes / "test"
-    arguments = ["--model", student, "--annotations", split / "panoptic.json", "--images", split / "images"]
-    arguments += ["--panoptic", split / "panoptic", "--templates", "short", "--output", tmp_path / "out" / "m.json"]
-    run_module("evaluation.evaluate_regions", arguments)
+
+    def arguments(output="out/m.json", **options):
+        values = {"model": student} if "models" not in options else {}
+        values |= {"annotations": split / "panoptic.json", "images": split / "images", "panoptic": split / "panoptic"}
+        values |= {"templates": "short", "output": tmp_path / output, "num_workers": 0, "device": "cpu"} | options
+        parts = [[f"--{key}", *(value if isinstance(value, list) else [value])] for key, value in values.items()]
+        return [str(word) for part in parts for word in part]
+
+    return arguments
+
+
+def test_two_and_four_processes_give_what_one_gives_with_every_image_once(command, tmp_path, run_module):
+    """Ten images in parts of three: neither divides."""
+    found = {}
+    for ranks in (1, 2, 4):
+        launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), "-m")
+        options = {"launcher": launcher} if ranks > 1 else {}
+        run_module("evaluation.evaluate_regions", command(f"{ranks}.json", part_size=3), **options)
+        (file,) = (tmp_path / str(ranks)).iterdir()
+        found[ranks] = RegionScores.load(file), (tmp_path / f"{ranks}.json").read_text()
+    assert len(set(found[1][0].image_ids)) == found[1][0].images == 10
+    for ranks in (2, 4):
+        assert_same(found[ranks][0], found[1][0])
+        assert found[ranks][1] == found[1][1]
+
+
+def test_models_and_sizes_are_compared_in_one_go(command, student, teacher, tmp_path, capsys):
+    rows = main(command(models=[student, teacher], image_size=[64, 96]))
+    assert [(row["model"], row["image_size"]) for row in rows] == [
+        (str(model), side) for model in (student, teacher) for side in (64, 96)
+    ]
+    assert json.loads((tmp_path / "out" / "m.json").read_text()) == rows
+    assert len({row["fingerprint"] for row in rows}) == 2 and all(len(row["code"]) >= 7 for row in rows)
+    assert len(list((tmp_path / "out" / "m").iterdir())) == 4  # the scores
+    table = (tmp_path / "out" / "m.md").read_text()
+    assert table in capsys.readouterr().out and table.count("\n") == 2 + 4 + 2
+    assert "tabular" in (tmp_path / "out" / "m.tex").read_text()
+
+
+def test_what_is_measured_already_is_not_measured_again(command, monkeypatch):
+    first = main(command())
+
+    def measured_again(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr(program, "evaluate_regions", measured_again)
+    assert main(command()) == first
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": "nowhere"}, "nowhere is no folder"),
+        ({"annotations": "nowhere.json"}, "there is no file"),
+        ({"model": "nowhere"}, "There is no folder nowhere"),
+    ],
+)
+def test_what_is_missing_ends_the_program_with_a_message(command, change, message):
+    with pytest.raises(SystemExit, match=message):
+        main(command(**change))
+
+
+def test_the_command_line_writes_the_metrics(command, tmp_path, run_module):
+    run_module("evaluation.evaluate_regions", command())
     metrics = json.loads((tmp_path / "out" / "m.json").read_text())
     for name in ("boxes", "stuff_boxes", "masks_thing", "masks_stuff"):
         assert 0 <= metrics[f"{name}_top1"] <= metrics[f"{name}_top5"] <= 1

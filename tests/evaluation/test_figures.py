@@ -1,17 +1,8 @@
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from evaluation.figures import category_colours, classify_locations, location_figure
-
-
-def test_every_location_gets_its_best_category():
-    dense = torch.zeros(1, 2, 2, 2)
-    dense[0, 0, :, 0] = dense[0, 1, :, 1] = 1
-    labels = classify_locations(dense, torch.eye(2), size=8)
-    assert labels.shape == (1, 8, 8)
-    assert (labels[0, :, :3] == 0).all() and (labels[0, :, 5:] == 1).all()
+from evaluation.figures import category_colours, grid_figure, location_figure, similarity_figure
 
 
 def test_every_category_has_a_colour_of_its_own():
@@ -27,3 +18,28 @@ def test_the_figure_has_a_row_a_scene_and_a_column_a_panel(tmp_path):
     location_figure(tmp_path / "f.png", images, {"a": labels, "b": labels}, ["kite", "sky"], [True, False])
     width, height = Image.open(tmp_path / "f.png").size
     assert 1.3 < width / height < 1.6
+
+
+def test_similarities_of_texts_stand_beside_the_image_with_their_range(tmp_path, monkeypatch):
+    monkeypatch.setitem(pytest.importorskip("matplotlib").rcParams, "svg.fonttype", "none")
+    image = np.full((20, 30, 3), 90, np.uint8)
+    ramp = np.linspace(0.1, 0.4, 24).reshape(4, 6)
+    similarity_figure(
+        tmp_path / "f.svg", image, {"U": {"sky": ramp, "kite": ramp / 2}, "P": {"sky": ramp, "kite": ramp}}
+    )
+    text = (tmp_path / "f.svg").read_text()
+    for part in (">U<", ">P<", ">sky<", ">kite<", ">0.10 to 0.40<", ">0.05 to 0.20<"):
+        assert part in text
+
+
+def test_cells_of_a_grid_say_what_they_are_called_and_which_are_dropped(tmp_path, monkeypatch):
+    monkeypatch.setitem(pytest.importorskip("matplotlib").rcParams, "svg.fonttype", "none")
+    image = np.full((20, 40, 3), 90, np.uint8)
+    boxes = np.array([[0, 0, 20, 20], [20, 0, 40, 20]])
+    panels = {"P": (["sky", "kite"], np.array([0.91, 0.2])), "U": (["kite", "kite"], np.array([0.5, 0.6]))}
+    grid_figure(tmp_path / "f.svg", image, boxes, panels)
+    text = (tmp_path / "f.svg").read_text()
+    for part in ("0.91", "0.20", "0.50", "0.60", ">sky<"):
+        assert part in text
+    grid_figure(tmp_path / "none_dropped.svg", image, boxes, panels, threshold=0.1)
+    assert text.count("<path") > (tmp_path / "none_dropped.svg").read_text().count("<path")

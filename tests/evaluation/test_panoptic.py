@@ -142,3 +142,35 @@ def test_what_is_missing_is_named(split, name):
     path.unlink() if path.is_file() else shutil.rmtree(path)
     with pytest.raises(FileNotFoundError, match=name):
         regions_of(split)
+
+
+def test_two_images_of_coco_have_the_regions_that_their_annotations_list(coco_sample, monkeypatch):
+    regions = PanopticRegions(
+        coco_sample / "panoptic.json",
+        coco_sample / "images",
+        coco_sample / "panoptic",
+        DenseVLMImageProcessor(512),
+        32,
+        CategorySet.load("coco_panoptic_133"),
+    )
+    expected = [
+        ["person"] * 14 + ["sports ball", "tree-merged", "sky-other-merged", "grass-merged"],
+        ["person"] * 14
+        + ["truck"] * 2
+        + ["horse"] * 12
+        + ["gravel", "tree-merged", "sky-other-merged", "grass-merged"],
+    ]
+    for index, names in enumerate(expected):
+        sample = regions[index]
+        assert [regions.categories.names[label] for label in sample["labels"]] == names
+        assert sample["skipped_regions"] == 0 and len(sample["boxes"]) == len(sample["masks"]) == len(names)
+    sample = regions[0]
+    assert sample["image_id"] == 142238 and sample["segment_ids"][:2].tolist() == [3937500, 4260062]
+    # A person is [282, 207, 48, 149] in 640 x 427; sky [440, 0, 200, 103] ends one pixel early.
+    assert sample["boxes"][0].tolist() == pytest.approx([282 / 640, 207 / 640, 330 / 640, 356 / 640])
+    assert sample["boxes"][16].tolist() == pytest.approx([440 / 640, 0, 639 / 640, 102 / 640])
+    # Were the smallest area 600 pixels, these would be left out: 9 x 44, 13 x 39, 16 x 17; 11 x 21 and 16 x 37.
+    monkeypatch.setattr("evaluation.panoptic.SMALLEST_AREA", 600)
+    assert [regions[index]["skipped_regions"] for index in (0, 1)] == [3, 2]
+    left = set(sample["segment_ids"].tolist()) - set(regions[0]["segment_ids"].tolist())
+    assert left == {3997935, 5314498, 16757838}

@@ -1,0 +1,136 @@
+"""
+ADE20K's panoptic annotations, made of its public semantic and instance files (ADEChallengeData2016, `annotations` and
+`annotations_instance`):
+
+    python -m evaluation.ade20k --images images/validation --semantic annotations/validation \\
+        --instances annotations_instance/validation --output ade20k_panoptic_val
+
+writes `ade20k_panoptic_val.json` and the folder of PNGs `ade20k_panoptic_val`, in COCO's format, for
+`evaluation.evaluate_regions --annotations ade20k_panoptic_val.json --panoptic ade20k_panoptic_val`.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from modeling_densevlm import CategorySet
+
+
+CATEGORIES = CategorySet.load("ade20k_panoptic_150")
+THINGS = np.flatnonzero(CATEGORIES.is_thing)
+"""The things in the order of their ids; the instance files number them so, from 1."""
+
+
+def panoptic_segments(semantic: np.ndarray, instances: np.ndarray) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    r"""
+    Stuff from the semantic file, a segment a category; things from the instance file, laid over it. As the converter
+    in public use has it, area and box of stuff are those before things are laid over it; and pixels that are a thing
+    in the semantic file and in no instance belong to no segment.
+
+    Args:
+        semantic (`(height, width)` array): categories from 1; 0 is nothing.
+        instances (`(height, width, 3)` array): the things' categories from 1, and the number of the instance.
+
+    Returns:
+        The segments' ids, `(height, width)`, 0 for none, and COCO's `segments_info`.
+
+    Raises:
+        `ValueError` where the two do not fit or hold values that they should not.
+    """
+    if instances.ndim != 3 or instances.shape[:2] != semantic.shape:
+        raise ValueError(f"{semantic.shape} semantic pixels, but {instances.shape} of instances")
+    kinds, numbers = instances[..., 0].astype(int), instances[..., 1].astype(int)
+    for values, most in ((semantic, len(CATEGORIES)), (kinds, len(THINGS))):
+        if values.max() > most:
+            raise ValueError(f"a category {values.max()}, of {most}")
+    ids, segments = np.zeros(semantic.shape, dtype=np.int64), []
+
+    def add(mask: np.ndarray, category: int) -> None:
+        ids[mask] = len(segments) + 1
+        y, x = np.nonzero(mask)
+        box = [x.min(), y.min(), x.max() - x.min() + 1, y.max() - y.min() + 1]
+        segments.append(
+            {
+                "id": len(segments) + 1,
+                "category_id": category,
+                "area": int(mask.sum()),
+                "bbox": [int(value) for value in box],
+                "iscrowd": 0,
+            }
+        )
+
+    for value in np.unique(semantic[semantic > 0]).tolist():
+        if not CATEGORIES.is_thing[value - 1]:
+            add(semantic == value, value - 1)
+    for number in np.unique(numbers[numbers > 0]).tolist():
+        mask = numbers == number
+        (kind, *others) = np.unique(kinds[mask]).tolist()
+        if others or kind == 0:
+            raise ValueError(f"instance {number} is of the categories {[kind, *others]}, and should be of one")
+        add(mask, int(THINGS[kind - 1]))
+    visible = set(np.unique(ids).tolist())
+    return ids, [segment for segment in segments if segment["id"] in visible]
+
+
+def convert(images: Path, semantic: Path, instances: Path, output: Path) -> dict[str, Any]:
+    """
+    Writes the annotations of all images in a folder; returns the JSON.
+
+    Raises:
+        `ValueError` or `FileNotFoundError` that names the image or the folder and what is wrong with it. Nothing is
+        left out: annotations that lack images would give other numbers without a word.
+    """
+    for folder in (images, semantic, instances):
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder} is no folder.")
+    files = sorted(images.glob("*.jpg"))
+    if not files:
+        raise ValueError(f"{images} holds no .jpg.")
+    output.mkdir(parents=True, exist_ok=True)
+    content: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
+    for index, name in enumerate(CATEGORIES.names):
+        content["categories"].append({"id": index, "name": name, "isthing": int(CATEGORIES.is_thing[index])})
+    for file in tqdm(files, desc="panoptic", disable=None, leave=False):
+        name = f"{file.stem}.png"
+        try:
+            ids, segments = panoptic_segments(*(np.asarray(Image.open(f / name)) for f in (semantic, instances)))
+            with Image.open(file) as image:
+                width, height = image.size
+            if ids.shape != (height, width):
+                raise ValueError(f"{width} x {height} pixels, but {ids.shape[1]} x {ids.shape[0]} annotated")
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{file}: {error}") from error
+        channels = np.stack([ids % 256, ids // 256, np.zeros_like(ids)], axis=2)
+        Image.fromarray(channels.astype(np.uint8)).save(output / name)
+        content["images"].append({"id": file.stem, "file_name": file.name, "width": width, "height": height})
+        content["annotations"].append({"image_id": file.stem, "file_name": name, "segments_info": segments})
+    output.with_suffix(".json").write_text(json.dumps(content), encoding="utf-8")
+    return content
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.ade20k",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for name in ("images", "semantic", "instances", "output"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    arguments = parser.parse_args(argv)
+    try:
+        content = convert(arguments.images, arguments.semantic, arguments.instances, arguments.output)
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(str(error)) from error
+    segments = [s for record in content["annotations"] for s in record["segments_info"]]
+    things = sum(CATEGORIES.is_thing[segment["category_id"]] for segment in segments)
+    print(f"{len(content['images'])} images, {things} things, {len(segments) - things} pieces of stuff")
+
+
+if __name__ == "__main__":
+    main()

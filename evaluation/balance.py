@@ -1,0 +1,287 @@
+r"""
+How much of an accuracy on stuff is balance, and how much is knowledge.
+
+Subtract a constant δ from the cosine of every thing: the larger δ is, the more regions are called stuff. A model gains
+accuracy on stuff in this way and loses it on things, without knowing anything better. So a single pair of accuracies
+says little; the whole *balance curve*, Masks-S over Masks-T for every δ, says what can be had of a model.
+
+For a region, let `margin` be its best cosine with a thing less its best cosine with stuff. It is called a thing where
+`margin >= δ`, and then its best thing. Hence a thing is right where its best thing is the true one and
+`margin >= δ`, stuff where its best stuff is the true one and `margin < δ`. So the curve is made of steps, and all of
+it is known from each region's margin and from whether it is right *within its group*. No grid of δ is needed.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import cached_property
+
+import numpy as np
+
+from .scores import RegionScores
+
+
+@dataclass
+class Margins:
+    r"""
+    What the balance of a model depends on.
+
+    Args:
+        image_ids, labels (`np.ndarray` of shape `(regions,)`).
+        is_thing (`np.ndarray` of bool, `(regions,)`): whether the region is a thing.
+        margin (`np.ndarray` of shape `(regions,)`): best cosine with a thing less the best with stuff; NaN where
+            there is no feature.
+        right (`np.ndarray` of bool, `(regions,)`): whether the best category of the region's own group is its own.
+    """
+
+    image_ids: np.ndarray
+    labels: np.ndarray
+    is_thing: np.ndarray
+    margin: np.ndarray
+    right: np.ndarray
+
+    @classmethod
+    def of(cls, scores: RegionScores, category_is_thing: np.ndarray, kind: str = "masks") -> "Margins":
+        """Those of the regions' masks, or `boxes`; `category_is_thing` is bool, `(categories,)`."""
+        category_is_thing = np.asarray(category_is_thing, dtype=bool)
+        cosines = getattr(scores, kind)
+        best, found = {}, {}
+        for group in (True, False):
+            members = np.flatnonzero(category_is_thing == group)
+            if len(members) == 0:
+                raise ValueError("A balance of things and stuff needs categories of both.")
+            own = cosines[:, members]
+            best[group] = own.max(1)
+            found[group] = members[own.argmax(1)]
+        is_thing = category_is_thing[scores.labels]
+        right = np.where(is_thing, found[True], found[False]) == scores.labels
+        margin = best[True] - best[False]
+        return cls(scores.image_ids, scores.labels, is_thing, margin, right & ~np.isnan(margin))
+
+    def take(self, rows: np.ndarray) -> "Margins":
+        """Some of the regions."""
+        return Margins(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    @cached_property
+    def classes(self) -> np.ndarray:
+        """The labels that occur, numbered from 0, `(regions,)`."""
+        return np.unique(self.labels, return_inverse=True)[1]
+
+    @cached_property
+    def values(self) -> np.ndarray:
+        """The different margins, ascending, NaN at the end if there is one."""
+        return np.unique(self.margin)
+
+    @cached_property
+    def places(self) -> np.ndarray:
+        """Where each region's margin stands in `values`, `(regions,)`."""
+        return np.unique(self.margin, return_inverse=True)[1]
+
+
+@dataclass
+class BalanceCurve:
+    r"""
+    Accuracies for every δ that makes a difference, from the one that calls nothing stuff to the one that calls nothing
+    a thing.
+
+    Args:
+        offsets (`np.ndarray` of shape `(points,)`): δ, ascending.
+        thing, stuff (`np.ndarray` of shape `(points,)`): accuracies as means over classes, 0..1; the first does not
+            rise, the second does not fall.
+    """
+
+    offsets: np.ndarray
+    thing: np.ndarray
+    stuff: np.ndarray
+
+    @property
+    def harmonic_mean(self) -> np.ndarray:
+        """Of both accuracies, `(points,)`: high only where both are."""
+        return 2 * self.thing * self.stuff / np.maximum(self.thing + self.stuff, 1e-12)
+
+
+def class_weights(margins: Margins, counts: np.ndarray | None = None) -> np.ndarray:
+    """
+    The share of each region in its group's mean over classes, `(regions,)`: they add up to 1 in each group.
+
+    Args:
+        counts (`(regions,)`, *optional*): how often each region is counted; once by default.
+    """
+    counts = np.ones(len(margins.labels)) if counts is None else counts
+    of_class = np.bincount(margins.classes, counts)
+    weights = counts / np.maximum(of_class, 1e-300)[margins.classes]
+    for group in (True, False):
+        rows = margins.is_thing == group
+        weights[rows] /= max(weights[rows].sum(), 1e-300)
+    return weights
+
+
+def balance_curve(margins: Margins) -> BalanceCurve:
+    """The curve of a model, exact: one point more than there are different margins."""
+    things, stuff = _by_margin(margins, class_weights(margins) * margins.right)
+    values = margins.values[~np.isnan(margins.values)]
+    things, stuff = things[: len(values)], stuff[: len(values)]
+    middles = (values[1:] + values[:-1]) / 2
+    offsets = np.concatenate([values[:1] - 1, middles, values[-1:] + 1]) if len(values) else np.zeros(1)
+    # At a δ between the values k - 1 and k, things from k on are right, and stuff up to k - 1.
+    return BalanceCurve(offsets, np.append(np.cumsum(things[::-1])[::-1], 0.0), np.append(0.0, np.cumsum(stuff)))
+
+
+def balance_numbers(margins: Margins, counts: np.ndarray | None = None) -> dict[str, float]:
+    r"""
+    Args:
+        counts (`(regions,)`, *optional*): how often each region is counted, for the bootstrap.
+
+    Returns:
+        `area`: under the balance curve in the unit square, 0..1 (AUSUC is 100 times it): what a model knows, however
+        it is balanced. `best_thing`, `best_stuff`: the ends of the curve, accuracies within the own group.
+        `relative_area`: `area / (best_thing · best_stuff)`, how well the two groups are told apart where the class is
+        right within the group. `auroc`: the chance that a thing has the larger margin than stuff, over all regions.
+        `nan` where a group has no region.
+    """
+    counts = np.ones(len(margins.labels)) if counts is None else counts
+    area, best_thing, best_stuff = _ordered(margins, class_weights(margins, counts) * margins.right)
+    in_order, things, stuff = _ordered(margins, counts * ~np.isnan(margins.margin))
+    return {
+        "area": area,
+        "best_thing": best_thing,
+        "best_stuff": best_stuff,
+        "relative_area": area / (best_thing * best_stuff) if best_thing * best_stuff > 0 else np.nan,
+        "auroc": in_order / (things * stuff) if things * stuff > 0 else np.nan,
+    }
+
+
+def _by_margin(margins: Margins, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The weights of things and of stuff at each of the different margins, `(margins,)` each."""
+    things = weights * margins.is_thing
+    return tuple(np.bincount(margins.places, of, len(margins.values)) for of in (things, weights - things))
+
+
+def _ordered(margins: Margins, weights: np.ndarray) -> tuple[float, float, float]:
+    """
+    Σ w_i · w_j over things i and stuff j with a smaller margin, half of it where they are equal (the area under the
+    curve, trapezoid by trapezoid), and the sums of both groups' weights.
+    """
+    things, stuff = _by_margin(margins, weights)
+    below = np.cumsum(stuff) - stuff
+    return float((things * (below + stuff / 2)).sum()), float(things.sum()), float(stuff.sum())
+
+
+def best_offset(margins: Margins) -> float:
+    """The δ of the curve's best harmonic mean; of several, the middle one."""
+    curve = balance_curve(margins)
+    best = np.flatnonzero(curve.harmonic_mean >= curve.harmonic_mean.max() - 1e-12)
+    return float(curve.offsets[best[len(best) // 2]])
+
+
+def accuracies_at(margins: Margins, offsets: np.ndarray | float) -> tuple[float, float]:
+    """Accuracies on things and on stuff with a δ for each region, or one for all."""
+    called_thing = margins.margin >= offsets
+    weights = class_weights(margins) * margins.right * (called_thing == margins.is_thing)
+    return float(weights[margins.is_thing].sum()), float(weights[~margins.is_thing].sum())
+
+
+def split_gain(before: Margins, after: Margins) -> dict[str, float]:
+    """
+    How much of what a model gains on stuff over another one, both as they are, the other could have had by an offset
+    alone.
+
+    Returns:
+        `gain` of Masks-S; `balance`, what the first model's own curve gains on its way to the second's Masks-T (the
+        most that it has on stuff with at least that accuracy on things); `knowledge`, the rest. Where the first never
+        reaches that accuracy on things, its curve has nothing there, and `knowledge` is all of the second's Masks-S.
+    """
+    (_, start), (thing, stuff) = accuracies_at(before, 0.0), accuracies_at(after, 0.0)
+    curve = balance_curve(before)
+    reachable = curve.stuff[curve.thing >= thing - 1e-12]
+    there = float(reachable.max()) if len(reachable) else 0.0
+    return {"gain": stuff - start, "balance": there - start, "knowledge": stuff - there}
+
+
+def held_out_halves(image_ids: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Bool, `(regions,)`: whether a region's image is of the one half or of the other, drawn at random."""
+    images, places = np.unique(image_ids, return_inverse=True)
+    order = np.random.default_rng(seed).permutation(len(images))
+    return (order < len(images) // 2)[places]
+
+
+def held_out_balance(margins: Margins, seed: int = 0) -> dict[str, float]:
+    """
+    The accuracies at the best δ, where each half of the images is scored with the δ that is best on the other.
+
+    Returns:
+        `thing`, `stuff` and `harmonic_mean`, 0..1, and the two `offsets`' mean.
+    """
+    first = held_out_halves(margins.image_ids, seed)
+    chosen = {half: best_offset(margins.take(first == half)) for half in (True, False)}
+    thing, stuff = accuracies_at(margins, np.where(first, chosen[False], chosen[True]))
+    mean = 2 * thing * stuff / max(thing + stuff, 1e-12)
+    return {"thing": thing, "stuff": stuff, "harmonic_mean": mean, "offset": (chosen[True] + chosen[False]) / 2}
+
+
+def bootstrap(
+    numbers: Callable[[np.ndarray], dict[str, float]],
+    image_ids: np.ndarray,
+    samples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, tuple[float, float]]:
+    r"""
+    Intervals by drawing the images anew, with replacement.
+
+    Args:
+        numbers (callable): takes how often each region is counted, `(regions,)`, gives named numbers: those of a
+            model, or differences of two models on the same regions.
+        image_ids (`(regions,)`): regions of an image are drawn together.
+        level (`float`, *optional*, defaults to 0.95): share of the draws between the bounds.
+
+    Returns:
+        `(lower, upper)` for each number, percentiles of the draws.
+    """
+    images, places = np.unique(image_ids, return_inverse=True)
+    rng = np.random.default_rng(seed)
+    drawn: dict[str, list[float]] = {}
+    for _ in range(samples):
+        counts = np.bincount(rng.integers(len(images), size=len(images)), minlength=len(images))
+        for name, value in numbers(counts[places].astype(float)).items():
+            drawn.setdefault(name, []).append(value)
+    bounds = (50 * (1 - level), 50 * (1 + level))
+    known = {name: [value for value in values if value == value] or [np.nan] for name, values in drawn.items()}
+    return {name: tuple(np.percentile(values, bounds).tolist()) for name, values in known.items()}
+
+
+def balance_intervals(margins: Margins, **options: int | float) -> dict[str, tuple[float, float]]:
+    """[`bootstrap`] of [`balance_numbers`]."""
+    return bootstrap(lambda counts: balance_numbers(margins, counts), margins.image_ids, **options)
+
+
+def difference_intervals(first: Margins, second: Margins, **options: int | float) -> dict[str, tuple[float, float]]:
+    """
+    Intervals of how much larger the numbers of the second model are, both on the same draws of images.
+
+    Raises:
+        `ValueError` where the two were not evaluated on the same regions.
+    """
+    if not (np.array_equal(first.image_ids, second.image_ids) and np.array_equal(first.labels, second.labels)):
+        raise ValueError("The two models were not evaluated on the same regions.")
+
+    def numbers(counts: np.ndarray) -> dict[str, float]:
+        before, after = balance_numbers(first, counts), balance_numbers(second, counts)
+        return {name: after[name] - before[name] for name in before}
+
+    return bootstrap(numbers, first.image_ids, **options)
+
+
+__all__ = [
+    "BalanceCurve",
+    "Margins",
+    "accuracies_at",
+    "balance_curve",
+    "balance_intervals",
+    "balance_numbers",
+    "best_offset",
+    "bootstrap",
+    "difference_intervals",
+    "held_out_balance",
+    "held_out_halves",
+    "split_gain",
+]

@@ -1,0 +1,123 @@
+"""Models that are evaluated: their options on the command line, their texts, and what is told of them."""
+
+import argparse
+import hashlib
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import PartialState
+from transformers import PreTrainedTokenizerBase
+
+from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMImageProcessor, DenseVLMModel
+from modeling_densevlm.categories import TEMPLATES, encoder_fingerprint
+from modeling_densevlm.processing_densevlm import load_processing
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Those that every evaluation has."""
+    models = parser.add_mutually_exclusive_group(required=True)
+    models.add_argument("--model", help="folder or Hub name of a DenseVLM or a CLIP")
+    models.add_argument("--models", nargs="+", help="several of them, to be compared")
+    parser.add_argument("--output", type=Path, required=True, help="JSON to write")
+    parser.add_argument("--templates", default="vild", choices=TEMPLATES, help="prompt templates")
+    parser.add_argument("--embeddings", help="category embeddings (safetensors) of `--model`; computed by default")
+    parser.add_argument("--image_size", type=int, nargs="+", help="input sides in pixels; the processor's by default")
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--num_workers", type=int, default=2)
+    parser.add_argument("--part_size", type=int, default=128, help="images whose results are written together")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+
+
+@dataclass
+class Candidate:
+    """A model at a size."""
+
+    number: int
+    source: str
+    model: DenseVLMModel
+    image_processor: DenseVLMImageProcessor
+    tokenizer: PreTrainedTokenizerBase | None
+    fingerprint: str
+    arguments: argparse.Namespace
+
+    @property
+    def side(self) -> int:
+        return self.image_processor.size["longest_edge"]
+
+    def embeddings(self, categories: CategorySet) -> CategoryEmbeddings:
+        """Those of the given file, checked; else computed in float32. The model then takes the dtype asked for."""
+        has_text = self.model.text_model is not None and self.tokenizer is not None
+        if self.arguments.embeddings:
+            found = CategoryEmbeddings.load(self.arguments.embeddings)
+            encoder = encoder_fingerprint(self.model, self.tokenizer) if has_text else None
+            named = f"--embeddings {self.arguments.embeddings}"
+            found.check(categories, self.model.config.projection_dim, encoder, source=named)
+        elif not has_text:
+            raise ValueError(f"{self.source} has no text tower or no tokenizer: give --embeddings.")
+        else:
+            templates = TEMPLATES[self.arguments.templates]
+            found = CategoryEmbeddings.compute(categories, self.model, self.tokenizer, templates)
+            found.embeds = found.embeds.cpu()
+        self.model.to(getattr(torch, self.arguments.dtype))
+        return found
+
+    def facts(self, categories: CategorySet, embeddings: CategoryEmbeddings) -> dict[str, Any]:
+        """What is evaluated, and how: what results must have in common to be parts of one."""
+        return {
+            "model": self.source,
+            "fingerprint": self.fingerprint,
+            "image_size": self.side,
+            "dtype": self.arguments.dtype,
+            "categories": list(categories.names),
+            "is_thing": categories.is_thing,
+            "templates": len(embeddings.templates),
+            "embeddings": hashlib.blake2b(embeddings.embeds.numpy().tobytes(), digest_size=8).hexdigest(),
+            "code": code_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+
+    @property
+    def file(self) -> Path:
+        """Where its results are kept, beside the output."""
+        return (
+            self.arguments.output.with_suffix("") / f"{self.number}-{Path(self.source).name}-{self.side}.safetensors"
+        )
+
+
+def load_candidates(arguments: argparse.Namespace) -> Iterator[Candidate]:
+    """Each model at each size, one at a time in memory."""
+    sources = arguments.models or [arguments.model]
+    if len(sources) > 1 and arguments.embeddings:
+        raise ValueError("--embeddings are those of one model: give --model.")
+    device = PartialState().device if arguments.device == "cuda" else arguments.device
+    for number, source in enumerate(sources):
+        for side in arguments.image_size or [None]:
+            model = DenseVLMModel.from_pretrained(source, dtype=torch.float32).to(device).eval()
+            image_processor, tokenizer = load_processing(source)
+            if side is not None:
+                image_processor.size = {"longest_edge": side}
+            yield Candidate(number, source, model, image_processor, tokenizer, model.fingerprint(), arguments)
+
+
+def told(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts that are shown beside the numbers."""
+    return {name: facts[name] for name in ("model", "fingerprint", "image_size", "dtype", "templates", "code")}
+
+
+def code_version() -> str:
+    """The commit of this repository, where it is one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+__all__ = ["Candidate", "add_options", "code_version", "load_candidates", "told"]

@@ -1,0 +1,174 @@
+"""Charts of numbers: confusions, differences between models, balance curves, accuracies over a size."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .balance import BalanceCurve
+from .figures import pyplot, save_figure
+
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Told apart by people who see colours differently (Okabe and Ito); lines differ in dashes and markers as well."""
+DASHES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+def confusion_chart(
+    file: str | Path, counts: np.ndarray, names: Sequence[str], is_thing: Sequence[bool], title: str = ""
+) -> None:
+    r"""
+    A matrix of which category was called what, things first, with lines between things and stuff (Fig. 7–10 of the
+    paper): foreground bias is what stands below on the left. Rows add up to 1; categories that do not occur and were
+    not called are left out.
+
+    Args:
+        file (path): picture to write; the suffix says which kind.
+        counts (`np.ndarray` of shape `(categories, categories)`): true categories are rows.
+    """
+    plt = pyplot()
+    flags = np.array(is_thing, dtype=bool)
+    seen = (counts.sum(0) > 0) | (counts.sum(1) > 0)
+    order = np.concatenate([np.flatnonzero(seen & flags), np.flatnonzero(seen & ~flags)])
+    shares = counts[np.ix_(order, order)] / np.maximum(counts.sum(1)[order], 1)[:, None]
+    count, things = len(order), int((seen & flags).sum())
+    side = min(max(0.19 * count + 2.2, 4.5), 24)
+    figure, axis = plt.subplots(figsize=(side + 0.8, side))
+    image = axis.imshow(shares, cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
+    axis.set_xticks(range(count), [_short(names[i]) for i in order], rotation=90)
+    axis.set_yticks(range(count), [_short(names[i]) for i in order])
+    size = 8 if count <= 60 else 6
+    axis.tick_params(labelsize=size, length=0)
+    for number, label in enumerate([*axis.get_xticklabels(), *axis.get_yticklabels()]):
+        label.set_style("italic" if number % count < things else "normal")
+    if 0 < things < count:
+        axis.axhline(things - 0.5, color="white", linewidth=1.5)
+        axis.axvline(things - 0.5, color="white", linewidth=1.5)
+        for position, text in ((things / 2, "things"), ((things + count) / 2, "stuff")):
+            axis.text((position - 0.5), -0.8, text, ha="center", va="bottom", fontsize=9)
+    axis.set_xlabel("called")
+    axis.set_ylabel("is")
+    figure.suptitle(title, fontsize=11)
+    figure.colorbar(image, ax=axis, shrink=0.6, label="share of the regions of a category")
+    save_figure(figure, file)
+
+
+def difference_chart(
+    file: str | Path,
+    names: Sequence[str],
+    differences: np.ndarray,
+    is_thing: Sequence[bool],
+    title: str = "",
+    most: int = 20,
+) -> None:
+    r"""
+    The categories that a model gained and lost most on, against another one (Fig. 4 of the paper).
+
+    Args:
+        differences (`np.ndarray` of shape `(categories,)`): of accuracies, -1..1; NaN for categories left out.
+        most (`int`, *optional*, defaults to 20): of gains and of losses, at most.
+    """
+    plt = pyplot()
+    rows = np.flatnonzero(~np.isnan(differences) & (differences != 0))
+    rows = rows[np.argsort(differences[rows], kind="stable")]
+    if len(rows) > 2 * most:
+        rows = np.concatenate([rows[:most], rows[-most:]])
+    figure, axis = plt.subplots(figsize=(6.4, 0.24 * max(len(rows), 4) + 1.2))
+    for place, row in enumerate(rows):
+        thing = bool(is_thing[row])
+        axis.barh(
+            place,
+            100 * differences[row],
+            color=COLOURS[1] if thing else COLOURS[0],
+            hatch="///" if thing else None,
+            edgecolor="white",
+        )
+    axis.set_yticks(range(len(rows)), [_short(names[row]) for row in rows], fontsize=8)
+    for label, row in zip(axis.get_yticklabels(), rows):
+        label.set_style("italic" if is_thing[row] else "normal")
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.set_xlabel("difference of accuracy in points")
+    handles = [
+        plt.Rectangle((0, 0), 1, 1, facecolor=COLOURS[1], hatch="///", edgecolor="white", label="things"),
+        plt.Rectangle((0, 0), 1, 1, facecolor=COLOURS[0], label="stuff"),
+    ]
+    axis.legend(handles=handles, fontsize=8, loc="lower right")
+    axis.set_title(title, fontsize=11)
+    save_figure(figure, file)
+
+
+def balance_chart(file: str | Path, curves: Mapping[str, Sequence[BalanceCurve]], title: str = "") -> None:
+    r"""
+    Masks-S over Masks-T for every offset of the things' scores. The marker is where the model stands as it is; the
+    further out a curve lies, the more the model knows. Grey: where the harmonic mean is the same.
+
+    Args:
+        curves (mapping of titles to sequences of [`BalanceCurve`]): of each model one curve a seed; the further ones
+            are drawn thinner.
+    """
+    plt = pyplot()
+    figure, axis = plt.subplots(figsize=(6.2, 5.6))
+    ends = [(curve.thing.max(), curve.stuff.max()) for of_model in curves.values() for curve in of_model]
+    right, top = (100 * min(1.0, max(1.08 * max(end), 0.01)) for end in zip(*ends))
+    x, y = np.meshgrid(np.linspace(0.1, right, 200), np.linspace(0.1, top, 200))
+    levels = axis.contour(x, y, 2 * x * y / (x + y), levels=8, colors="0.85", linewidths=0.8)
+    axis.clabel(levels, fmt="%.0f", fontsize=7, colors="0.6")
+    for number, (name, of_model) in enumerate(curves.items()):
+        colour, dash = COLOURS[number % len(COLOURS)], DASHES[number % len(DASHES)]
+        for seed, curve in enumerate(of_model):
+            style = {"color": colour, "linestyle": dash, "linewidth": 1.8 if seed == 0 else 0.8}
+            axis.plot(100 * curve.thing, 100 * curve.stuff, label=name if seed == 0 else None, **style)
+            here = np.searchsorted(curve.offsets, 0.0, side="right") - 1
+            point = (100 * curve.thing[max(here, 0)], 100 * curve.stuff[max(here, 0)])
+            axis.plot(*point, marker=MARKERS[number % len(MARKERS)], color=colour, markersize=7 if seed == 0 else 4)
+    axis.set_xlim(0, right)
+    axis.set_ylim(0, top)
+    axis.set_xlabel("Masks-T, top-1 in %")
+    axis.set_ylabel("Masks-S, top-1 in %")
+    axis.legend(fontsize=8, loc="lower left")
+    axis.set_title(title, fontsize=11)
+    save_figure(figure, file)
+
+
+def accuracy_chart(
+    file: str | Path,
+    rows: Sequence[Mapping[str, Any]],
+    over: str = "image_size",
+    metrics: Mapping[str, str] | None = None,
+    xlabel: str = "side of the image in pixels",
+) -> None:
+    r"""
+    Accuracies of each model over the size of its images (Table 10 of the paper), or over the number of images that it
+    was trained on (Fig. 6).
+
+    Args:
+        rows (sequence of `dict`): as `evaluation.evaluate_regions` gives them; each has `model` and `over`.
+        metrics (mapping of keys to titles, *optional*): a panel each; Boxes, Masks-T and Masks-S by default.
+    """
+    plt = pyplot()
+    metrics = metrics or {"boxes_top1": "Boxes", "masks_thing_top1": "Masks-T", "masks_stuff_top1": "Masks-S"}
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    figure, axes = plt.subplots(1, len(metrics), figsize=(3.4 * len(metrics), 3.2), squeeze=False)
+    for axis, (key, name) in zip(axes[0], metrics.items()):
+        for number, model in enumerate(models):
+            points = sorted((row[over], 100 * row[key]) for row in rows if row["model"] == model and key in row)
+            style = {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number % len(DASHES)]}
+            marker = MARKERS[number % len(MARKERS)]
+            axis.plot(*zip(*points), marker=marker, markersize=5, label=Path(str(model)).name, **style)
+        axis.set_title(name, fontsize=10)
+        axis.set_xlabel(xlabel, fontsize=9)
+        axis.grid(color="0.9")
+        axis.tick_params(labelsize=8)
+    axes[0, 0].set_ylabel("top-1 in %", fontsize=9)
+    axes[0, 0].legend(fontsize=8)
+    save_figure(figure, file)
+
+
+def _short(name: str, most: int = 22) -> str:
+    first = name.split(",")[0]
+    return first if len(first) <= most else f"{first[: most - 1]}…"
+
+
+__all__ = ["accuracy_chart", "balance_chart", "confusion_chart", "difference_chart"]

@@ -1,0 +1,95 @@
+"""Models side by side, as a table in Markdown or LaTeX."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+COLUMNS = {
+    "boxes_top1": "Boxes",
+    "masks_thing_top1": "Masks-T",
+    "masks_stuff_top1": "Masks-S",
+    "boxes_top5": "Boxes, top 5",
+    "masks_thing_top5": "Masks-T, top 5",
+    "masks_stuff_top5": "Masks-S, top 5",
+    "foreground_bias": "stuff called a thing",
+    "background_bias": "thing called stuff",
+    "balance_area": "balance area",
+    "balance_relative_area": "relative area",
+    "balance_auroc": "AUROC",
+    "held_out_harmonic_mean": "H, held out",
+    "miou": "mIoU",
+    "miou_called": "mIoU, called",
+    "class_accuracy": "class accuracy",
+    "pixel_accuracy": "pixel accuracy",
+}
+"""Metrics that are shown, and their titles."""
+
+REGIONS = (
+    "In %. Accuracies are top-1 unless they say otherwise, means over classes. Balance area: under Masks-S over "
+    "Masks-T for every offset of the things' scores; relative: divided by the product of the best of both. AUROC: of "
+    "telling things from stuff. H, held out: harmonic mean of Masks-T and Masks-S, each half of the images with the "
+    "offset that is best on the other."
+)
+PIXELS = (
+    "In %. mIoU: mean over the categories that occur in the annotations; called: over those that occur or were called "
+    "anywhere. Class accuracy: mean over the categories that occur."
+)
+
+
+def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """A row for each model and size; of each column the best number is bold."""
+    lines = _cells(rows, bold="**{}**")
+    table = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
+    return "".join(f"| {' | '.join(line)} |\n" for line in table) + f"\n{_note(rows)}\n"
+
+
+def as_latex(rows: Sequence[dict[str, Any]]) -> str:
+    """Likewise, a `tabular` of booktabs."""
+    lines = [[_escape(cell) for cell in line] for line in _cells(rows, bold="\0{}\1")]
+    lines = [[cell.replace("\0", r"\textbf{").replace("\1", "}") for cell in line] for line in lines]
+    head, *body = (" & ".join(line) + r" \\" for line in lines)
+    columns = "ll" + "r" * (len(lines[0]) - 2)
+    begin, end = rf"\begin{{tabular}}{{{columns}}}", r"\end{tabular}"
+    return "\n".join([f"% {_note(rows)}", begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", end, ""])
+
+
+def write(rows: Sequence[dict[str, Any]], output: Path) -> None:
+    """One row: its numbers. Several: a list of them, and the table in Markdown and LaTeX beside it. Prints it, too."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(rows[0] if len(rows) == 1 else list(rows), indent=2) + "\n")
+    if len(rows) == 1:
+        for key, value in rows[0].items():
+            print(f"{key:36} {value:.4f}" if isinstance(value, float) else f"{key:36} {value}")
+        return
+    output.with_suffix(".md").write_text(as_markdown(rows))
+    output.with_suffix(".tex").write_text(as_latex(rows))
+    print(as_markdown(rows))
+
+
+def _note(rows: Sequence[dict[str, Any]]) -> str:
+    return PIXELS if "miou" in rows[0] else REGIONS
+
+
+def _cells(rows: Sequence[dict[str, Any]], bold: str) -> list[list[str]]:
+    shown = {key: title for key, title in COLUMNS.items() if any(key in row for row in rows)}
+    lines = [["model", "size", *shown.values(), "weights"]]
+    for row in rows:
+        line = [Path(str(row["model"])).name, str(row["image_size"])]
+        for key in shown:
+            values = [other[key] for other in rows if key in other]
+            best = min(values) if key.endswith("bias") else max(values)
+            text = f"{100 * row[key]:.1f}" if key in row else "–"
+            line.append(bold.format(text) if len(rows) > 1 and row.get(key) == best else text)
+        lines.append([*line, row["fingerprint"][:8]])
+    return lines
+
+
+def _escape(text: str) -> str:
+    for sign in "&%$#_{}":
+        text = text.replace(sign, f"\\{sign}")
+    return text.replace("–", "--")
+
+
+__all__ = ["COLUMNS", "as_latex", "as_markdown", "write"]

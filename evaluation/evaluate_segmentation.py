@@ -1,0 +1,129 @@
+"""
+How well the dense maps of models segment images, without training: mean intersection over union.
+
+    python -m evaluation.evaluate_segmentation --model MODEL --images val2017 --annotations stuffthingmaps/val2017 \\
+        --categories coco_stuff_171 --layout coco_stuff --output metrics.json
+    accelerate launch -m evaluation.evaluate_segmentation --models A B C --image_size 448 896 ... --output metrics.json
+
+What is done stays: the same command goes on where it was stopped.
+"""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+from transformers.utils import logging
+
+from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMModel
+
+from .candidates import Candidate, add_options, load_candidates, told
+from .comparison import write
+from .confusion import Confusion, count_pixels, segmentation_metrics
+from .index_pngs import LAYOUTS, IndexPngs, collate_pixels
+from .parts import in_parts
+from .segmentation import segment
+
+
+logger = logging.get_logger(__name__)
+
+
+@torch.inference_mode()
+def evaluate_segmentation(
+    model: DenseVLMModel,
+    dataset: IndexPngs,
+    embeddings: CategoryEmbeddings,
+    rows: Sequence[int],
+    batch_size: int = 8,
+    num_workers: int = 2,
+    **options: Any,
+) -> Confusion:
+    r"""
+    Args:
+        rows (sequence of `int`): which of the images.
+        options: of [`segment`].
+
+    Returns:
+        [`Confusion`] of all their pixels, at the resolution of the annotations.
+    """
+    embeddings.check(dataset.categories, model.config.projection_dim)
+    text_embeds = embeddings.embeds.to(model.device, torch.float32)
+    categories = len(dataset.categories)
+    counts, images, skipped = np.zeros((categories, categories), dtype=np.int64), 0, []
+    loader = DataLoader(Subset(dataset, rows), batch_size, num_workers=num_workers, collate_fn=collate_pixels)
+    for batch in tqdm(loader, desc="segmentation", disable=None, leave=False):
+        skipped += batch["skipped"]
+        if "pixel_values" not in batch:
+            continue
+        pixel_values = batch["pixel_values"].to(model.device, model.dtype)
+        sizes = [labels.shape for labels in batch["labels"]]
+        for labels, called in zip(batch["labels"], segment(model, pixel_values, text_embeds, sizes, **options)):
+            counts += count_pixels(labels, called.cpu().numpy(), categories)
+        images += len(sizes)
+    for message in skipped:
+        logger.warning(f"Skipped: {message}")
+    return Confusion(counts=counts, images=images, skipped_images=skipped)
+
+
+def evaluate_candidate(candidate: Candidate, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The numbers of a model at a size."""
+    categories = CategorySet.load(arguments.categories)
+    dataset = IndexPngs(
+        arguments.images, arguments.annotations, categories, candidate.image_processor, arguments.layout
+    )
+    embeddings = candidate.embeddings(categories)
+    options = {"window": arguments.window, "stride": arguments.stride}
+    if arguments.background is not None:
+        if arguments.background not in categories.names:
+            raise ValueError(f"--background: {categories.name} has no category {arguments.background!r}.")
+        options |= {
+            "background": categories.names.index(arguments.background),
+            "threshold": arguments.background_threshold,
+        }
+    facts = candidate.facts(categories, embeddings) | options
+    facts |= {"annotations": str(arguments.annotations), "layout": arguments.layout}
+
+    def evaluate(rows: range) -> Confusion:
+        sizes = {"batch_size": arguments.batch_size, "num_workers": arguments.num_workers}
+        return evaluate_segmentation(candidate.model, dataset, embeddings, rows, **sizes, **options)
+
+    confusion = in_parts(Confusion, evaluate, len(dataset), candidate.file, facts, arguments.part_size)
+    if confusion.images == 0:
+        raise ValueError(f"None of the {len(dataset)} images could be evaluated, e.g. {confusion.skipped_images[0]}")
+    counts = {"images": confusion.images, "skipped_images": len(confusion.skipped_images)}
+    return segmentation_metrics(confusion.counts) | counts | told(facts)
+
+
+def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Evaluates every model at every size; returns a row of numbers for each."""
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.evaluate_segmentation",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_options(parser)
+    parser.add_argument("--images", required=True, help="folder of the images")
+    parser.add_argument("--annotations", required=True, help="folder of the PNGs, of the same names")
+    parser.add_argument("--categories", required=True, help="built-in set or JSON file")
+    parser.add_argument("--layout", default="ids", choices=LAYOUTS, help="what the values of the PNGs mean")
+    parser.add_argument("--window", type=int, help="side of sliding windows in pixels; none by default")
+    parser.add_argument("--stride", type=int, help="pixels between windows; those of a window by default")
+    parser.add_argument("--background", help="category that is what no other is sure of, instead of being looked for")
+    parser.add_argument("--background_threshold", type=float, default=0.5, help="best probability below which it is")
+    arguments = parser.parse_args(argv)
+    state = PartialState(cpu=arguments.device == "cpu")
+    try:
+        rows = [evaluate_candidate(candidate, arguments) for candidate in load_candidates(arguments)]
+    except (ValueError, OSError) as error:
+        raise SystemExit(str(error)) from error
+    if state.is_main_process:
+        write(rows, arguments.output)
+    return rows
+
+
+if __name__ == "__main__":
+    main()

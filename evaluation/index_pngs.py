@@ -1,0 +1,117 @@
+"""Folders of images and of PNGs that hold each pixel's category, as COCO-Stuff, ADE20K and PASCAL have them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from modeling_densevlm import CategorySet, DenseVLMImageProcessor
+from modeling_densevlm.image_processing_densevlm import load_image
+
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the values of a PNG mean: `id = value + offset`, and the `ignored` values nothing."""
+
+    offset: int
+    ignored: tuple[int, ...]
+
+
+LAYOUTS = {
+    "ids": Layout(0, (255,)),  # the categories' ids, PASCAL VOC with its background among them
+    "ade20k": Layout(-1, (0, 255)),  # 1 to 150; 0 is what was not annotated
+    "coco_stuff": Layout(1, (255,)),  # COCO's ids less 1
+    "pascal_things": Layout(0, (0, 255)),  # PASCAL VOC without its background
+}
+
+
+class IndexPngs(torch.utils.data.Dataset):
+    r"""
+    One sample an annotated image.
+
+    Args:
+        images (`str` or path): folder of the images.
+        annotations (`str` or path): folder of the PNGs, with the same names but for the suffix.
+        categories ([`CategorySet`]): the categories to tell apart; their ids, or their places where the set has none.
+        image_processor ([`DenseVLMImageProcessor`]): makes the padded square the model sees.
+        layout ([`Layout`] or one of `LAYOUTS`, *optional*, defaults to `"ids"`).
+
+    Raises:
+        `ValueError` or `FileNotFoundError` naming the folder and what it lacks.
+    """
+
+    def __init__(
+        self,
+        images: str | Path,
+        annotations: str | Path,
+        categories: CategorySet,
+        image_processor: DenseVLMImageProcessor,
+        layout: Layout | str = "ids",
+    ):
+        self.annotations, folder = Path(annotations), Path(images)
+        for field, path in (("images", folder), ("annotations", self.annotations)):
+            if not path.is_dir():
+                raise FileNotFoundError(f"`{field}`: {path} is no folder.")
+        self.files = sorted(self.annotations.rglob("*.png"))
+        if not self.files:
+            raise ValueError(f"`annotations`: {annotations} holds no PNG.")
+        self.image_of = {
+            path.relative_to(folder).with_suffix("").as_posix(): path
+            for path in folder.rglob("*")
+            if path.suffix.lower() in IMAGE_SUFFIXES
+        }
+        self.categories = categories
+        self.image_processor = image_processor
+        layout = LAYOUTS[layout] if isinstance(layout, str) else layout
+        ids = list(range(len(categories))) if categories.ids is None else categories.ids
+        # The index of each value's category; -1 for values that mean nothing, -2 for those no one knows.
+        self.label_of = np.full(2**16, -2, dtype=np.int64)
+        for index, number in enumerate(ids):
+            if number - layout.offset >= 0:
+                self.label_of[number - layout.offset] = index
+        self.label_of[list(layout.ignored)] = -1
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """`pixel_values` `(3, side, side)`, `labels` `(height, width)` int64; or `{"skipped": "file: reason"}`."""
+        file = self.files[index]
+        name = file.relative_to(self.annotations).with_suffix("").as_posix()
+        if name not in self.image_of:
+            return {"skipped": f"{file}: there is no image of that name"}
+        try:
+            image = load_image(self.image_of[name])
+            with Image.open(file) as png:
+                values = np.array(png)
+        except Exception as error:  # a damaged file can raise anything in a decoder
+            return {"skipped": f"{file}: {type(error).__name__}: {error}"}
+        if values.shape != (image.height, image.width) or values.dtype.kind not in "ui":
+            return {"skipped": f"{file}: {values.shape} {values.dtype}, no index of the image's {image.size} pixels"}
+        labels = self.label_of[values]
+        if (labels == -2).any():
+            unknown = np.unique(values[labels == -2])[:5].tolist()
+            raise ValueError(
+                f"{file}: values {unknown} are of no category of {self.categories.name} and not among those to be "
+                f"ignored. Is another `--layout` meant ({', '.join(LAYOUTS)})?"
+            )
+        return {"pixel_values": self.image_processor(image)["pixel_values"][0], "labels": labels}
+
+
+def collate_pixels(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Stacks the images, keeps the labels as a list."""
+    good = [sample for sample in samples if "skipped" not in sample]
+    batch: dict[str, Any] = {"skipped": [sample["skipped"] for sample in samples if "skipped" in sample]}
+    if good:
+        batch["pixel_values"] = torch.stack([sample["pixel_values"] for sample in good])
+        batch["labels"] = [sample["labels"] for sample in good]
+    return batch
+
+
+__all__ = ["LAYOUTS", "IndexPngs", "Layout", "collate_pixels"]

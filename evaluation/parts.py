@@ -1,0 +1,133 @@
+"""Evaluations in parts: by any number of processes, and from where they were stopped."""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+from accelerate import PartialState
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file, save_file
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(kw_only=True)
+class Part:
+    r"""
+    What an evaluation of some of the images gives, or of all.
+
+    Args:
+        images (`int`): how many were evaluated.
+        skipped_images (`list[str]`): "file: reason" of each image that could not be.
+        facts (`dict`): what was evaluated on what, and how.
+    """
+
+    ARRAYS: ClassVar[tuple[str, ...]]
+    """Fields that are arrays."""
+    TITLE: ClassVar[str]
+    """What it is, for messages."""
+
+    images: int
+    skipped_images: list[str]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, file: str | Path) -> None:
+        """Writes a safetensors file, aside first: one that is there is complete."""
+        arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in self.ARRAYS}
+        rest = {f.name: json.dumps(getattr(self, f.name)) for f in fields(self) if f.name not in self.ARRAYS}
+        file = Path(file)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        aside = file.with_name(f".{file.name}")
+        save_file(arrays, aside, rest)
+        aside.replace(file)
+
+    @classmethod
+    def load(cls: type["P"], file: str | Path) -> "P":
+        """Reads what [`Part.save`] wrote; a `ValueError` says where a file is something else."""
+        try:
+            with safe_open(file, framework="np") as content:
+                rest = {name: json.loads(value) for name, value in (content.metadata() or {}).items()}
+            return cls(**load_file(file), **rest)
+        except FileNotFoundError:
+            raise
+        except (SafetensorError, ValueError, TypeError, OSError) as error:
+            raise ValueError(f"{file} holds no {cls.TITLE}: {error}") from error
+
+    @classmethod
+    def join(cls: type["P"], parts: Sequence["P"]) -> "P":
+        """Parts of one evaluation as one, in their order."""
+        raise NotImplementedError
+
+
+P = TypeVar("P", bound=Part)
+
+
+def in_parts(
+    kind: type[P],
+    evaluate: Callable[[range], P],
+    images: int,
+    file: Path,
+    facts: dict[str, Any],
+    part_size: int = 128,
+) -> P:
+    """
+    Evaluates images by all processes: each takes parts of them and writes what it finds, the first one joins the parts
+    in `file`. Parts that are there already are kept, so that an evaluation goes on where it was stopped; and since a
+    part is the same whoever takes it, any number of processes gives the same.
+
+    Args:
+        kind (type): of a part.
+        evaluate (callable): takes which images, gives the part.
+        images (`int`): how many there are.
+        file (path): what is written in the end; the parts stand in a folder beside it until then.
+        facts (`dict`): what is evaluated on what, and how.
+        part_size (`int`, *optional*, defaults to 128): images of a part, what is lost at most where a process ends.
+
+    Returns:
+        The parts joined, on every process.
+
+    Raises:
+        `ValueError` where what is there already is of another evaluation.
+    """
+    state, folder = PartialState(), file.with_suffix(".parts")
+    if not _is_there(kind, file, facts):
+        starts = range(0, images, part_size)
+        parts = [folder / f"part-{number:06d}.safetensors" for number in range(len(starts))]
+        for part, start in list(zip(parts, starts))[state.process_index :: state.num_processes]:
+            if not _is_there(kind, part, facts):
+                found = evaluate(range(start, min(start + part_size, images)))
+                found.facts = facts
+                found.save(part)
+        state.wait_for_everyone()
+        if state.is_main_process:
+            kind.join([kind.load(part) for part in parts]).save(file)
+            shutil.rmtree(folder)
+        state.wait_for_everyone()
+    return kind.load(file)
+
+
+def _is_there(kind: type[P], file: Path, facts: dict[str, Any]) -> bool:
+    """Whether a file of the same evaluation is there; one that is damaged is made anew."""
+    if not file.exists():
+        return False
+    try:
+        before = kind.load(file).facts
+    except ValueError as error:
+        logger.warning(f"{error}. It is made anew.")
+        return False
+    for name in facts:
+        if before.get(name) != facts[name]:
+            raise ValueError(
+                f"{file} is of an evaluation with another {name}: {before.get(name)!r}, this one has {facts[name]!r}. "
+                "Delete it, or give another `--output`."
+            )
+    return True
+
+
+__all__ = ["Part", "in_parts"]

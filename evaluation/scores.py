@@ -1,0 +1,43 @@
+"""The cosines of regions with categories: what an evaluation measures, and all its numbers and figures are made of."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .parts import Part
+
+
+@dataclass(kw_only=True)
+class RegionScores(Part):
+    r"""
+    The cosines of every region with every category.
+
+    Args:
+        image_ids, segment_ids, labels (`np.ndarray` of shape `(regions,)`): which region, and its category's index.
+        boxes, masks (`np.ndarray` of shape `(regions, categories)`): cosines of the feature pooled over the region's
+            box and over its mask. NaN where there is no feature: a small mask can be empty on the map.
+        skipped_regions (`int`): regions too small or too large.
+    """
+
+    ARRAYS = ("image_ids", "segment_ids", "labels", "boxes", "masks")
+    TITLE = "scores of regions"
+
+    image_ids: np.ndarray
+    segment_ids: np.ndarray
+    labels: np.ndarray
+    boxes: np.ndarray
+    masks: np.ndarray
+    skipped_regions: int
+
+    @classmethod
+    def join(cls, parts):
+        return cls(
+            **{name: np.concatenate([getattr(part, name) for part in parts]) for name in cls.ARRAYS},
+            images=sum(part.images for part in parts),
+            skipped_regions=sum(part.skipped_regions for part in parts),
+            skipped_images=[message for part in parts for message in part.skipped_images],
+            facts=parts[0].facts,
+        )
+
+
+__all__ = ["RegionScores"]

@@ -1,0 +1,111 @@
+"""
+What models see in an image:
+
+    python -m evaluation.show photo.jpg --models U P --texts sky kite --output similarity.png
+    python -m evaluation.show photo.jpg --models U P --categories coco_panoptic_133 --grid 4 6 --output grid.png
+
+The first draws how similar each place is to each text (Fig. 5 of the paper), the second what each cell of a grid is
+called, how surely, and which cells training would drop (Fig. 11).
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn.functional import interpolate, normalize
+
+from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMImageProcessor, DenseVLMModel
+from modeling_densevlm.categories import TEMPLATES
+from modeling_densevlm.image_processing_densevlm import content_extent, load_image
+from modeling_densevlm.processing_densevlm import load_processing
+from modeling_densevlm.region_pooling import grid_boxes
+
+from .figures import grid_figure, similarity_figure
+from .segmentation import dense_cosines
+
+
+@torch.inference_mode()
+def similarities(
+    model: DenseVLMModel, image_processor: DenseVLMImageProcessor, image: Image.Image, text_embeds: torch.Tensor
+) -> np.ndarray:
+    """Cosines of every pixel with every text, `(texts, height, width)`: those of the map, enlarged bilinearly."""
+    cosines = dense_cosines(model, image_processor(image)["pixel_values"], text_embeds)
+    side = max(image.size)
+    large = interpolate(cosines, size=(side, side), mode="bilinear", align_corners=False)[0]
+    return large[:, : image.height, : image.width].numpy()
+
+
+@torch.inference_mode()
+def classify_cells(
+    model: DenseVLMModel,
+    image_processor: DenseVLMImageProcessor,
+    image: Image.Image,
+    text_embeds: torch.Tensor,
+    grid: tuple[int, int],
+    temperature: float = 0.01,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best category of each cell of a grid and its probability (Eq. 1 of the paper), `(cells,)` each."""
+    width, height = content_extent(*image.size)
+    boxes = grid_boxes(*grid) * torch.tensor([width, height, width, height])
+    pixel_values = image_processor(image)["pixel_values"]
+    region_embeds = model.get_region_features(pixel_values, boxes=[boxes]).float()
+    probabilities, labels = (normalize(region_embeds, dim=-1) @ text_embeds.T / temperature).softmax(-1).max(-1)
+    return labels, probabilities
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.show", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("image", type=Path)
+    parser.add_argument("--models", nargs="+", required=True, help="folders or Hub names")
+    parser.add_argument("--output", type=Path, required=True, help="picture to write")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--texts", nargs="+", help="texts to look for")
+    what.add_argument("--categories", help="built-in set or JSON file to choose from")
+    parser.add_argument("--grid", type=int, nargs=2, default=(4, 4), metavar=("ROWS", "COLUMNS"))
+    parser.add_argument("--temperature", type=float, default=0.01)
+    parser.add_argument("--threshold", type=float, default=0.3, help="cells not above it are dropped")
+    parser.add_argument("--templates", default="short", choices=TEMPLATES)
+    parser.add_argument("--image_size", type=int, help="input side in pixels; the processor's by default")
+    arguments = parser.parse_args(argv)
+    try:
+        draw(arguments)
+    except (ValueError, OSError) as error:
+        raise SystemExit(str(error)) from error
+    print(f"Written: {arguments.output}")
+
+
+def draw(arguments: argparse.Namespace) -> None:
+    image = load_image(arguments.image)
+    texts = arguments.texts
+    categories = CategorySet("texts", texts) if texts else CategorySet.load(arguments.categories)
+    panels = {}
+    for source in arguments.models:
+        model = DenseVLMModel.from_pretrained(source, dtype=torch.float32).eval()
+        image_processor, tokenizer = load_processing(source)
+        if tokenizer is None:
+            raise ValueError(f"{source} has no tokenizer: texts cannot be embedded.")
+        if arguments.image_size:
+            image_processor.size = {"longest_edge": arguments.image_size}
+        embeds = CategoryEmbeddings.compute(categories, model, tokenizer, TEMPLATES[arguments.templates]).embeds
+        title = Path(source).name
+        if texts:
+            panels[title] = dict(zip(texts, similarities(model, image_processor, image, embeds)))
+        else:
+            labels, probabilities = classify_cells(
+                model, image_processor, image, embeds, tuple(arguments.grid), arguments.temperature
+            )
+            panels[title] = ([categories.names[label] for label in labels], probabilities.numpy())
+    if texts:
+        similarity_figure(arguments.output, np.asarray(image), panels)
+        return
+    boxes = grid_boxes(*arguments.grid).numpy() * np.array([image.width, image.height] * 2)
+    grid_figure(arguments.output, np.asarray(image), boxes, panels, arguments.threshold)
+
+
+if __name__ == "__main__":
+    main()

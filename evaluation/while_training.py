@@ -1,0 +1,96 @@
+"""
+Region accuracies of the student while it trains, on a few images every so many steps:
+
+    import sys
+    from evaluation.while_training import RegionEvaluation
+    from training.train import main
+
+    main(sys.argv[1:], prepare=lambda trainer: trainer.add_callback(
+        RegionEvaluation(trainer, "panoptic_val2017.json", "val2017", "panoptic_val2017", steps=500)))
+"""
+
+from pathlib import Path
+
+import torch
+from accelerate.utils import gather_object
+from transformers import Trainer, TrainerCallback
+
+from modeling_densevlm import CategoryEmbeddings, CategorySet
+from modeling_densevlm.categories import TEMPLATES
+
+from .evaluate_regions import evaluate_regions, map_side, region_metrics
+from .panoptic import PanopticRegions
+from .scores import RegionScores
+
+
+class RegionEvaluation(TrainerCallback):
+    r"""
+    Evaluates the model that is trained as [`evaluate_regions`] does, and logs the numbers as `eval_...`. All processes
+    take part; nothing is kept from one time to the next but the numbers.
+
+    Args:
+        trainer ([`Trainer`]): of a [`DenseVLMModel`] with a text tower and its processor.
+        annotations, images, panoptic (`str` or path): as for [`PanopticRegions`].
+        steps (`int`): evaluate after every so many steps, before the first, and after the last.
+        count (`int`, *optional*, defaults to 256): images, evenly spread over the annotated ones.
+        categories ([`CategorySet`], *optional*): the annotation file's own by default.
+        templates (`str`, *optional*, defaults to `"vild"`): prompt templates.
+        batch_size, num_workers (`int`, *optional*): of the evaluation.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        annotations: str | Path,
+        images: str | Path,
+        panoptic: str | Path,
+        steps: int,
+        count: int = 256,
+        categories: CategorySet | None = None,
+        templates: str = "vild",
+        batch_size: int = 8,
+        num_workers: int = 0,
+    ):
+        self.trainer, self.steps = trainer, steps
+        self.options = {"batch_size": batch_size, "num_workers": num_workers}
+        model, processor = trainer.model, trainer.processing_class
+        if trainer.is_fsdp_enabled:
+            raise ValueError("Evaluation while training is not for FSDP: evaluate the checkpoints.")
+        if model.text_model is None or getattr(processor, "tokenizer", None) is None:
+            raise ValueError("Evaluation while training needs a student with its text tower and tokenizer.")
+        image_processor = processor.image_processor
+        side = map_side(model, image_processor.size["longest_edge"])
+        self.regions = PanopticRegions(annotations, images, panoptic, image_processor, side, categories)
+        self.regions.categories.require_flags("thing / stuff metrics")
+        # The text tower is frozen: its embeddings stay what they are.
+        self.embeddings = CategoryEmbeddings.compute(
+            self.regions.categories, model, processor.tokenizer, TEMPLATES[templates]
+        )
+        count = min(count, len(self.regions))
+        self.rows = torch.linspace(0, len(self.regions) - 1, count).int().tolist()
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.global_step == 0:
+            self.evaluate()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step % self.steps == 0 or state.global_step == state.max_steps:
+            self.evaluate()
+
+    def evaluate(self) -> dict[str, float]:
+        """Now; returns what is logged."""
+        model = self.trainer.model
+        training = model.training
+        mine = self.rows[self.trainer.args.process_index :: self.trainer.args.world_size]
+        scores = evaluate_regions(model, self.regions, self.embeddings, rows=mine, **self.options)
+        if self.trainer.args.world_size > 1:
+            scores = RegionScores.join(gather_object([scores]))
+        model.train(training)
+        if scores.images == 0:
+            raise ValueError(f"None of the {len(self.rows)} images could be evaluated: {scores.skipped_images[0]}")
+        metrics = {f"eval_{k}": v for k, v in region_metrics(scores, self.regions.categories).items()}
+        self.trainer.log(metrics)
+        return metrics
+
+
+__all__ = ["RegionEvaluation"]

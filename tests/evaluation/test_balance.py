@@ -1,0 +1,200 @@
+"""The balance of things and stuff: by hand, against a sweep of δ, and under a constant that changes only it."""
+
+import numpy as np
+import pytest
+
+from evaluation.balance import (
+    Margins,
+    accuracies_at,
+    balance_curve,
+    balance_intervals,
+    balance_numbers,
+    best_offset,
+    bootstrap,
+    difference_intervals,
+    held_out_balance,
+    held_out_halves,
+    split_gain,
+)
+from evaluation.evaluate_regions import region_metrics
+from evaluation.scores import RegionScores
+from modeling_densevlm import CategorySet
+
+
+CATEGORIES = CategorySet("six", ["kite", "bus", "dog", "sky", "road", "sand"], [True] * 3 + [False] * 3)
+FLAGS = np.array(CATEGORIES.is_thing)
+
+
+def scores_of(masks, labels, image_ids=None):
+    masks, numbers = np.array(masks, dtype=np.float32), np.arange(len(labels))
+    image_ids = numbers if image_ids is None else image_ids
+    return RegionScores(
+        image_ids=image_ids,
+        segment_ids=numbers,
+        labels=np.array(labels),
+        boxes=masks,
+        masks=masks,
+        images=len(set(image_ids)),
+        skipped_regions=0,
+        skipped_images=[],
+    )
+
+
+@pytest.fixture
+def drawn():
+    """400 regions in 80 images, right more often than not, with a bias for things, some without a feature."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 6, 400)
+    masks = rng.normal(0, 0.1, (400, 6)) + 0.12 * np.eye(6)[labels] + 0.08 * FLAGS
+    masks[rng.choice(400, 9, replace=False)] = np.nan
+    return scores_of(masks, labels, np.repeat(np.arange(80), 5))
+
+
+def margins_of(margin, is_thing, right, labels=None):
+    is_thing = np.array(is_thing, dtype=bool)
+    labels = np.where(is_thing, 0, 3) if labels is None else np.array(labels)
+    return Margins(
+        np.arange(len(margin)), labels, is_thing, np.array(margin, dtype=float), np.array(right, dtype=bool)
+    )
+
+
+def test_a_regions_margin_is_its_best_thing_less_its_best_stuff_and_right_means_within_its_group():
+    masks = [
+        [0.5, 0.2, 0.1, 0.9, 0.0, 0.0],  # a kite that looks like sky: right among the things
+        [0.5, 0.2, 0.1, 0.3, 0.4, 0.0],  # sky, among stuff a road
+    ]
+    margins = Margins.of(scores_of(masks, [0, 3]), FLAGS)
+    np.testing.assert_allclose(margins.margin, [-0.4, 0.1], atol=1e-6)
+    assert margins.right.tolist() == [True, False] and margins.is_thing.tolist() == [True, False]
+
+
+def test_the_curve_by_hand():
+    """Two things at margins 1 and 3, stuff at 0 and 2; all right within their group."""
+    curve = balance_curve(margins_of([1, 3, 0, 2], [1, 1, 0, 0], [1, 1, 1, 1]))
+    assert curve.offsets.tolist() == [-1, 0.5, 1.5, 2.5, 4]
+    assert curve.thing.tolist() == [1, 1, 0.5, 0.5, 0]
+    assert curve.stuff.tolist() == [0, 0.5, 0.5, 1, 1]
+
+
+def test_the_numbers_by_hand():
+    """Three of the four pairs are in order; a thing that is wrong among things halves the area and not the AUROC."""
+    numbers = balance_numbers(margins_of([1, 3, 0, 2], [1, 1, 0, 0], [1, 1, 1, 1]))
+    assert numbers == {"area": 0.75, "best_thing": 1, "best_stuff": 1, "relative_area": 0.75, "auroc": 0.75}
+    numbers = balance_numbers(margins_of([1, 3, 0, 2], [1, 1, 0, 0], [1, 0, 1, 1]))
+    assert numbers == {"area": 0.25, "best_thing": 0.5, "best_stuff": 1, "relative_area": 0.5, "auroc": 0.75}
+
+
+def test_equal_margins_count_half():
+    numbers = balance_numbers(margins_of([1, 1], [1, 0], [1, 1]))
+    assert numbers["area"] == numbers["auroc"] == 0.5
+
+
+def test_classes_weigh_the_same_however_many_regions_they_have():
+    margins = margins_of([1, 1, 1, 5], [1, 1, 1, 1], [1, 1, 1, 0], labels=[0, 0, 0, 1])
+    assert balance_curve(margins).thing[0] == 0.5
+
+
+def test_the_curve_is_what_a_sweep_of_offsets_gives(drawn):
+    margins = Margins.of(drawn, FLAGS)
+    curve = balance_curve(margins)
+    assert (np.diff(curve.thing) <= 1e-12).all() and (np.diff(curve.stuff) >= -1e-12).all()
+    for point in range(0, len(curve.offsets), 37):
+        metrics = region_metrics(drawn, CATEGORIES, thing_offset=curve.offsets[point])
+        assert curve.thing[point] == pytest.approx(metrics["masks_thing_top1"])
+        assert curve.stuff[point] == pytest.approx(metrics["masks_stuff_top1"])
+        assert accuracies_at(margins, curve.offsets[point]) == pytest.approx((curve.thing[point], curve.stuff[point]))
+
+
+def test_the_area_is_that_under_the_curve_and_the_ends_are_its_ends(drawn):
+    margins = Margins.of(drawn, FLAGS)
+    curve, numbers = balance_curve(margins), balance_numbers(margins)
+    assert numbers["area"] == pytest.approx(-np.trapezoid(curve.stuff, curve.thing))
+    assert (numbers["best_thing"], numbers["best_stuff"]) == pytest.approx((curve.thing[0], curve.stuff[-1]))
+
+
+def test_the_auroc_is_the_share_of_pairs_in_order(drawn):
+    margins = Margins.of(drawn, FLAGS)
+    things = margins.margin[margins.is_thing & ~np.isnan(margins.margin)]
+    stuff = margins.margin[~margins.is_thing & ~np.isnan(margins.margin)]
+    assert balance_numbers(margins)["auroc"] == pytest.approx((things[:, None] > stuff).mean())
+
+
+def test_a_constant_on_all_things_changes_the_accuracies_and_nothing_that_is_measured_of_the_balance(drawn):
+    shifted = scores_of(drawn.masks - 0.15 * FLAGS, drawn.labels, drawn.image_ids)
+    before, after = region_metrics(drawn, CATEGORIES), region_metrics(shifted, CATEGORIES)
+    assert after["masks_stuff_top1"] > before["masks_stuff_top1"] + 0.1
+    for name in ("balance_area", "balance_relative_area", "balance_auroc", "held_out_harmonic_mean"):
+        assert after[name] == pytest.approx(before[name], abs=1e-4)
+
+
+def test_the_best_offset_has_the_best_harmonic_mean(drawn):
+    margins = Margins.of(drawn, FLAGS)
+
+    def harmonic_mean(offset):
+        thing, stuff = accuracies_at(margins, offset)
+        return 2 * thing * stuff / (thing + stuff)
+
+    best = harmonic_mean(best_offset(margins))
+    assert best >= max(harmonic_mean(offset) for offset in np.linspace(-0.5, 0.5, 201)) - 1e-12
+
+
+def test_a_gain_by_a_constant_is_all_balance_and_one_by_knowledge_is_none(drawn):
+    before = Margins.of(drawn, FLAGS)
+    shifted = Margins.of(scores_of(drawn.masks - 0.1 * FLAGS, drawn.labels, drawn.image_ids), FLAGS)
+    split = split_gain(before, shifted)
+    assert split["gain"] > 0.1 and split["balance"] == pytest.approx(split["gain"], abs=0.01)
+    knowing = np.where(FLAGS[drawn.labels][:, None], 0, 0.2 * np.eye(6)[drawn.labels])  # of stuff, and of nothing else
+    split = split_gain(before, Margins.of(scores_of(drawn.masks + knowing, drawn.labels, drawn.image_ids), FLAGS))
+    assert split["gain"] > 0.4 and split["balance"] == pytest.approx(0, abs=0.05)  # the curve has steps
+    assert split["gain"] == pytest.approx(split["balance"] + split["knowledge"])
+
+
+def test_a_model_that_is_never_as_good_on_things_could_have_nothing_there():
+    before, after = margins_of([1, 0], [1, 0], [0, 1]), margins_of([1, -1], [1, 0], [1, 1])
+    assert split_gain(before, after) == {"gain": 1, "balance": 0, "knowledge": 1}
+
+
+def test_halves_are_of_whole_images_and_each_is_scored_with_the_offset_of_the_other(drawn):
+    margins = Margins.of(drawn, FLAGS)
+    first = held_out_halves(margins.image_ids)
+    assert first.sum() == 200 and all(len(set(first[margins.image_ids == image])) == 1 for image in range(80))
+    result = held_out_balance(margins)
+    offsets = [best_offset(margins.take(half)) for half in (~first, first)]
+    thing, stuff = accuracies_at(margins, np.where(first, *offsets))
+    assert (result["thing"], result["stuff"]) == (thing, stuff)
+    assert result["harmonic_mean"] == pytest.approx(2 * thing * stuff / (thing + stuff))
+    assert result["offset"] == pytest.approx(sum(offsets) / 2)
+
+
+def test_an_interval_of_a_mean_is_the_one_known_for_it():
+    values = np.random.default_rng(1).normal(size=400)
+    (lower, upper) = bootstrap(lambda counts: {"mean": (values * counts).mean()}, np.arange(400), samples=2000)["mean"]
+    error = 1.96 * values.std() / 20
+    assert (lower, upper) == pytest.approx((values.mean() - error, values.mean() + error), abs=0.15 * error)
+
+
+def test_intervals_hold_the_numbers_and_a_model_does_not_differ_from_itself(drawn):
+    margins = Margins.of(drawn, FLAGS)
+    numbers = balance_numbers(margins)
+    for name, (lower, upper) in balance_intervals(margins, samples=200).items():
+        assert lower < numbers[name] < upper
+    assert set(difference_intervals(margins, margins, samples=20).values()) == {(0.0, 0.0)}
+
+
+def test_of_two_models_on_the_same_images_the_difference_is_surer_than_each(drawn):
+    better = scores_of(drawn.masks + 0.05 * np.eye(6)[drawn.labels], drawn.labels, drawn.image_ids)
+    margins = [Margins.of(scores, FLAGS) for scores in (drawn, better)]
+    lower, upper = difference_intervals(*margins, samples=300)["area"]
+    assert lower > 0
+    assert upper - lower < np.subtract(*balance_intervals(margins[1], samples=300)["area"][::-1])
+
+
+def test_models_on_other_regions_are_not_compared(drawn):
+    margins = Margins.of(drawn, FLAGS)
+    with pytest.raises(ValueError, match="not evaluated on the same regions"):
+        difference_intervals(margins, margins.take(np.arange(100)))
+
+
+def test_without_categories_of_both_groups_there_is_no_balance(drawn):
+    with pytest.raises(ValueError, match="needs categories of both"):
+        Margins.of(drawn, np.ones(6, dtype=bool))

@@ -1,0 +1,65 @@
+"""Charts say what the numbers say."""
+
+import re
+
+import numpy as np
+import pytest
+
+from evaluation.balance import BalanceCurve
+from evaluation.charts import accuracy_chart, balance_chart, confusion_chart, difference_chart
+
+
+matplotlib = pytest.importorskip("matplotlib")
+
+NAMES = ["sky", "kite, toy", "road", "bus"]
+IS_THING = [False, True, False, True]
+
+
+@pytest.fixture(autouse=True)
+def texts_that_can_be_read(monkeypatch):
+    monkeypatch.setitem(matplotlib.rcParams, "svg.fonttype", "none")
+
+
+def texts_of(file):
+    return re.findall(r">([^<>\n]+)</text>", file.read_text())
+
+
+def test_a_confusion_has_things_first_and_leaves_out_what_never_occurs(tmp_path):
+    counts = np.array([[5, 3, 0, 0], [1, 7, 0, 0], [0, 0, 0, 0], [2, 0, 0, 2]])
+    confusion_chart(tmp_path / "c.svg", counts, NAMES, IS_THING, "U")
+    texts = texts_of(tmp_path / "c.svg")
+    assert texts[:3] == ["kite", "bus", "sky"] and texts[3:7] != NAMES
+    assert "road" not in texts and {"things", "stuff", "called", "is", "U"} <= set(texts)
+
+
+def test_differences_show_the_largest_gains_and_losses_in_order(tmp_path):
+    names = [f"c{number}" for number in range(50)]
+    differences = np.linspace(-0.5, 0.5, 50)
+    differences[10], differences[25] = np.nan, 0.0
+    difference_chart(tmp_path / "d.svg", names, differences, [True, False] * 25, "D less U", most=3)
+    shown = [text for text in texts_of(tmp_path / "d.svg") if text in names]
+    assert shown == ["c0", "c1", "c2", "c47", "c48", "c49"]
+
+
+def test_balance_curves_are_named_and_marked_where_the_model_stands(tmp_path):
+    curve = BalanceCurve(np.array([-1, -0.1, 0.2, 1]), np.array([0.6, 0.5, 0.3, 0]), np.array([0, 0.2, 0.4, 0.5]))
+    balance_chart(tmp_path / "b.svg", {"U": [curve], "DenseVLM": [curve, curve]})
+    assert {"U", "DenseVLM", "Masks-T, top-1 in %", "Masks-S, top-1 in %"} <= set(texts_of(tmp_path / "b.svg"))
+
+
+def test_accuracies_have_a_panel_a_metric_and_a_line_a_model(tmp_path):
+    rows = [
+        {
+            "model": f"runs/{model}",
+            "image_size": side,
+            "boxes_top1": 0.1,
+            "masks_thing_top1": 0.2,
+            "masks_stuff_top1": 0.3,
+        }
+        for model in ("u", "p")
+        for side in (512, 224)
+    ]
+    accuracy_chart(tmp_path / "a.svg", rows)
+    texts = texts_of(tmp_path / "a.svg")
+    assert {"Boxes", "Masks-T", "Masks-S", "u", "p"} <= set(texts)
+    assert texts.count("side of the image in pixels") == 3

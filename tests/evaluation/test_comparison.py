@@ -1,0 +1,27 @@
+"""Models side by side."""
+
+from evaluation.comparison import as_latex, as_markdown
+
+
+ROWS = [
+    {"model": "runs/u_vlm", "image_size": 224, "fingerprint": "0123456789", "boxes_top1": 0.5, "foreground_bias": 0.1},
+    {"model": "p", "image_size": 512, "fingerprint": "abcdefabcd", "boxes_top1": 0.25, "masks_stuff_top1": 0.125},
+]
+
+
+def test_markdown_has_a_row_a_model_with_the_best_number_in_bold_and_its_weights():
+    lines = as_markdown(ROWS).splitlines()
+    assert lines[0] == "| model | size | Boxes | Masks-S | stuff called a thing | weights |"
+    assert lines[2] == "| u_vlm | 224 | **50.0** | – | **10.0** | 01234567 |"
+    assert lines[3] == "| p | 512 | 25.0 | **12.5** | – | abcdefab |"
+
+
+def test_of_a_bias_the_smallest_is_the_best():
+    rows = [{**ROWS[0], "foreground_bias": 0.3}, {**ROWS[0], "foreground_bias": 0.2}]
+    assert "30.0 | 01234567" in as_markdown(rows) and "**20.0** | 01234567" in as_markdown(rows)
+
+
+def test_latex_is_a_tabular_whose_signs_are_escaped():
+    text = as_latex(ROWS)
+    assert r"u\_vlm & 224 & \textbf{50.0} & -- & \textbf{10.0} & 01234567 \\" in text
+    assert text.count(r"\\") == 3 and r"\begin{tabular}{llrrrr}" in text

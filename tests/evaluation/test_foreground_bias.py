@@ -1,0 +1,101 @@
+"""The `foreground_bias` metric as `evaluate` loads it."""
+
+import importlib.util
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+
+evaluate = pytest.importorskip("evaluate")
+FOLDER = Path(__file__).parents[2] / "evaluation" / "foreground_bias"
+
+# kite, bus, sky, road
+CATEGORY_IS_THING = [True, True, False, False]
+REFERENCES = [2, 2, 2, 2, 3, 0, 0, 1]
+PREDICTIONS = [0, 0, 1, 2, -1, 0, 2, 1]
+
+
+@pytest.fixture
+def metric():
+    return evaluate.load(str(FOLDER))
+
+
+def test_shares_and_the_pairs_that_carry_them(metric):
+    results = metric.compute(predictions=PREDICTIONS, references=REFERENCES, category_is_thing=CATEGORY_IS_THING)
+    assert results["foreground_bias"] == 3 / 4 and results["background_bias"] == 1 / 3
+    assert results["foreground_bias_mean"] == 3 / 4 and results["background_bias_mean"] == 1 / 4
+    assert results["foreground_pairs"] == [
+        {"reference": 2, "prediction": 0, "count": 2, "share": 2 / 3},
+        {"reference": 2, "prediction": 1, "count": 1, "share": 1 / 3},
+    ]
+    assert results["background_pairs"] == [{"reference": 0, "prediction": 2, "count": 1, "share": 1.0}]
+
+
+def test_only_so_many_pairs_are_listed(metric):
+    results = metric.compute(
+        predictions=PREDICTIONS, references=REFERENCES, category_is_thing=CATEGORY_IS_THING, pairs=1
+    )
+    assert len(results["foreground_pairs"]) == 1
+
+
+def test_batches_add_up(metric):
+    for rows in (slice(0, 3), slice(3, 8)):
+        metric.add_batch(predictions=PREDICTIONS[rows], references=REFERENCES[rows])
+    assert metric.compute(category_is_thing=CATEGORY_IS_THING)["foreground_bias"] == 3 / 4
+
+
+def rank(process_id, rows, cache_dir, results):
+    metric = evaluate.load(
+        str(FOLDER), num_process=2, process_id=process_id, experiment_id="two", cache_dir=str(cache_dir)
+    )
+    metric.add_batch(predictions=PREDICTIONS[rows], references=REFERENCES[rows])
+    results.put(metric.compute(category_is_thing=CATEGORY_IS_THING))
+
+
+def test_several_processes_add_up(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    ranks = [
+        context.Process(target=rank, args=(number, rows, tmp_path, results))
+        for number, rows in enumerate((slice(0, 3), slice(3, 8)))
+    ]
+    for process in ranks:
+        process.start()
+    found = [results.get(timeout=120) for _ in ranks]
+    for process in ranks:
+        process.join(timeout=60)
+    (whole,) = [result for result in found if result is not None]  # the first rank's
+    assert whole["foreground_bias"] == 3 / 4
+
+
+def test_a_group_that_does_not_occur_is_left_out(metric):
+    results = metric.compute(predictions=[0], references=[1], category_is_thing=CATEGORY_IS_THING)
+    assert set(results) == {"background_bias", "background_bias_mean", "background_pairs"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"predictions": [4]}, "`predictions`: ids are -1 to 3"),
+        ({"references": [-1]}, "`references`: ids are 0 to 3"),
+    ],
+)
+def test_ids_without_a_flag_are_refused(metric, change, message):
+    with pytest.raises(ValueError, match=message):
+        metric.compute(**({"predictions": [0], "references": [0]} | change), category_is_thing=CATEGORY_IS_THING)
+
+
+def test_the_folder_is_laid_out_as_a_space_and_its_cases_hold(metric):
+    for name in ("README.md", "app.py", "requirements.txt", "foreground_bias.py", "tests.py"):
+        assert (FOLDER / name).is_file(), name
+    head = (FOLDER / "README.md").read_text().split("---")[1]
+    for line in ("title:", "- evaluate", "- metric", "sdk: gradio", "app_file: app.py"):
+        assert line in head
+    spec = importlib.util.spec_from_file_location("cases", FOLDER / "tests.py")
+    cases = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(cases)
+    for case in cases.test_cases:
+        expected = case.pop("result")
+        results = metric.compute(**case)
+        assert {name: results[name] for name in expected} == pytest.approx(expected)

@@ -1,0 +1,152 @@
+"""The page: complete in itself, with what was measured, for any number of models and seeds."""
+
+import html
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from evaluation.evaluate_regions import main as evaluate
+from evaluation.report import Entry, main, read_entries, write_report
+from evaluation.scores import RegionScores
+
+
+pytest.importorskip("matplotlib")
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+
+
+@pytest.fixture(scope="module")
+def evaluated(request, tmp_path_factory):
+    """Scores of two models on the test scenes, and where these are."""
+    scenes, student, teacher = (request.getfixturevalue(name) for name in ("scenes", "student", "teacher"))
+    split, folder = scenes / "test", tmp_path_factory.mktemp("scores")
+    words = ["--models", student, teacher, "--annotations", split / "panoptic.json", "--images", split / "images"]
+    words += ["--panoptic", split / "panoptic", "--templates", "short", "--num_workers", 0, "--device", "cpu"]
+    evaluate([str(word) for word in [*words, "--output", folder / "m.json"]])
+    return split, sorted((folder / "m").iterdir())
+
+
+@pytest.fixture
+def page(evaluated, tmp_path):
+    split, (first, second) = evaluated
+    runs = [f"U={first}", f"Dense <VLM>={second}", f"Dense <VLM>={second}"]
+    pictures = ["--annotations", str(split / "panoptic.json"), "--images", str(split / "images"), "--count", "4"]
+    main([*runs, "--output", str(tmp_path / "report.html"), *pictures])
+    return tmp_path / "report.html"
+
+
+class Page(HTMLParser):
+    """Collects what is there, and fails where a tag is closed that is not open."""
+
+    VOID = {"meta", "link", "img", "br"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.addresses, self.images, self.words = [], [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.addresses += [attributes[name] for name in ("src", "href") if name in attributes]
+        if tag == "img":
+            self.images.append(attributes["alt"])
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_the_page_needs_nothing_but_itself(page):
+    text = page.read_text()
+    parsed = Page(text)
+    assert all(address.startswith("data:") for address in parsed.addresses)
+    assert not re.search(r"https?://(?!www\.w3\.org)|@import|url\(", text)
+    assert "$" not in re.sub(r"data:[^\"]+|\$\{[^}]+\}", "", text)
+
+
+def test_the_page_holds_tables_charts_images_and_settings_of_every_model(page):
+    parsed = Page(page.read_text())
+    words = " ".join(parsed.words)
+    for part in (
+        "U",
+        "Dense <VLM>",
+        "Masks-S",
+        "How much of it is balance",
+        "gain of Masks-S",
+        "No image was skipped",
+    ):
+        assert part in words
+    assert "fingerprint" in words and "transformers" in words
+    assert sum("Masks-S over Masks-T" in alt for alt in parsed.images) == 1
+    assert sum("shares of the masks" in alt for alt in parsed.images) == 2
+    assert sum("largest gains and losses" in alt for alt in parsed.images) == 1
+    assert len(re.findall('class="sample"', page.read_text())) == 4
+
+
+def test_seeds_of_a_model_are_one_row_with_their_range(page):
+    rows = re.findall(r"<tr><td>(.*?)</td><td[^>]*>(.*?)</td>", page.read_text())
+    first = next(value for title, value in rows if title == html.escape("Dense <VLM>"))
+    assert re.fullmatch(r"[\d.]+ \([\d.]+–[\d.]+\)", first)
+
+
+def test_one_model_is_a_page_too(evaluated, tmp_path):
+    _, (first, _) = evaluated
+    write_report(read_entries([str(first)]), tmp_path / "one.html")
+    text = (tmp_path / "one.html").read_text()
+    assert "gain of Masks-S" not in text and "What is called what" in text
+
+
+def test_models_on_other_regions_are_not_put_on_one_page(evaluated, tmp_path):
+    first = RegionScores.load(evaluated[1][0])
+    other = RegionScores.load(evaluated[1][1])
+    other.labels = np.roll(other.labels, 1)
+    with pytest.raises(ValueError, match=r"U and P were not evaluated on the same regions \(`labels` differ\)"):
+        write_report([Entry("U", [first]), Entry("P", [other])], tmp_path / "r.html")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["U=gone.safetensors"], "gone.safetensors"), (["U={page}"], "holds no scores of regions")],
+)
+def test_what_cannot_be_read_is_named(page, tmp_path, words, message):
+    with pytest.raises(SystemExit, match=message):
+        main([word.format(page=page) for word in words] + ["--output", str(tmp_path / "r.html")])
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_shows_it_without_an_error_and_no_wider_than_the_screen(page, tmp_path, width):
+    probe = page.with_name("probe.html")
+    probe.write_text(
+        page.read_text().replace(
+            "show(0);\n});",
+            "show(0); show(1); show(0);\n});\n"
+            "document.title = `${document.documentElement.scrollWidth} ${innerWidth} "
+            "${[...document.images].every((image) => image.naturalWidth > 0)}`;",
+        )
+    )
+    command = [
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--enable-logging=stderr",
+    ]
+    command += [f"--window-size={width},900", "--virtual-time-budget=5000", f"--user-data-dir={tmp_path / 'profile'}"]
+    done = subprocess.run([*command, "--dump-dom", f"file://{probe}"], capture_output=True, text=True, timeout=120)
+    assert "CONSOLE" not in done.stderr
+    scroll, inner, loaded = re.search(r"<title>(\d+) (\d+) (\w+)</title>", done.stdout).groups()
+    assert int(scroll) <= int(inner) and loaded == "true"
+    assert "1 of 4" in done.stdout

@@ -1,0 +1,276 @@
+"""Semantic segmentation without training: labels of pixels, what the PNGs mean, and the means of IoU."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers.image_transforms import rgb_to_id
+
+from evaluation.confusion import Confusion, count_pixels, segmentation_metrics
+from evaluation.evaluate_segmentation import main
+from evaluation.index_pngs import LAYOUTS, IndexPngs, Layout, collate_pixels
+from evaluation.segmentation import dense_cosines, label_pixels, segment
+from modeling_densevlm import CategorySet, DenseVLMImageProcessor, DenseVLMModel
+
+
+ADE20K = Path(__file__).parents[3] / "shared" / "data" / "ade20k_sample"
+
+
+def test_metrics_by_hand_and_what_categories_that_never_occur_change():
+    """Of four categories the third never occurs and is called once, the fourth is neither there nor called."""
+    counts = np.array([[3, 1, 0, 0], [1, 4, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+    metrics = segmentation_metrics(counts)
+    assert metrics["miou"] == pytest.approx((3 / 5 + 4 / 7) / 2)
+    assert metrics["miou_called"] == pytest.approx((3 / 5 + 4 / 7 + 0) / 3)
+    assert metrics["class_accuracy"] == pytest.approx((3 / 4 + 4 / 6) / 2)
+    assert metrics["pixel_accuracy"] == pytest.approx(7 / 10)
+    assert (metrics["categories_that_occur"], metrics["categories_that_occur_or_were_called"]) == (2, 3)
+    with pytest.raises(ValueError, match="No pixel is annotated"):
+        segmentation_metrics(np.zeros((2, 2), dtype=np.int64))
+
+
+def test_pixels_are_counted_by_label_and_prediction_but_not_those_to_be_ignored():
+    labels, predictions = np.array([[0, 1], [1, -1]]), np.array([[0, 0], [1, 1]])
+    assert count_pixels(labels, predictions, 3).tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 0]]
+
+
+def test_every_pixel_gets_the_best_category_of_the_enlarged_map():
+    cosines = torch.randn(40, 4, 4, generator=torch.Generator().manual_seed(0))
+    labels = label_pixels(cosines, (20, 32))
+    large = torch.nn.functional.interpolate(cosines[None], size=(32, 32), mode="bilinear", align_corners=False)
+    assert torch.equal(labels, large[0].argmax(0)[:20])
+
+
+def test_the_background_is_what_no_other_category_is_sure_of():
+    cosines = torch.zeros(3, 1, 2)
+    cosines[0] = 9.0  # its own name counts for nothing
+    cosines[1, 0, 0], cosines[2, 0, 0] = 0.05, 0.0  # 0.993 against 0.007
+    cosines[1, 0, 1], cosines[2, 0, 1] = 0.001, 0.0  # 0.525 against 0.475
+    square = cosines.repeat_interleave(2, dim=1)
+    assert label_pixels(square, (2, 2), background=0, threshold=0.9).tolist() == [[1, 0], [1, 0]]
+    assert label_pixels(square, (2, 2), background=0, threshold=0.5).tolist() == [[1, 1], [1, 1]]
+
+
+@pytest.fixture
+def dense(student):
+    model = DenseVLMModel.from_pretrained(student).eval()
+    text_embeds = torch.nn.functional.normalize(torch.randn(5, model.config.projection_dim), dim=-1)
+    return model, torch.randn(2, 3, 96, 96), text_embeds
+
+
+@torch.no_grad()
+def test_windows_see_what_is_in_them_and_count_alike_where_they_overlap(dense):
+    model, pixel_values, text_embeds = dense
+
+    def of(y, x):
+        cosines = dense_cosines(model, pixel_values[..., y : y + 64, x : x + 64], text_embeds)
+        return torch.nn.functional.interpolate(cosines, size=(64, 64), mode="bilinear", align_corners=False)
+
+    whole = dense_cosines(model, pixel_values, text_embeds, window=64, stride=32)
+    assert whole.shape == (2, 5, 96, 96)
+    torch.testing.assert_close(whole[..., :32, :32], of(0, 0)[..., :32, :32], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(whole[..., 64:, 64:], of(32, 32)[..., 32:, 32:], atol=1e-5, rtol=1e-4)
+    middle = (of(0, 0)[..., 40, 40] + of(0, 32)[..., 40, 8] + of(32, 0)[..., 8, 40] + of(32, 32)[..., 8, 8]) / 4
+    torch.testing.assert_close(whole[..., 40, 40], middle, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_one_window_over_all_is_no_window(dense):
+    model, pixel_values, text_embeds = dense
+    sizes = [(96, 96), (50, 96)]
+    plain = segment(model, pixel_values, text_embeds, sizes)
+    windows = segment(model, pixel_values, text_embeds, sizes, window=96)
+    assert all((a == b).float().mean() > 0.999 for a, b in zip(plain, windows))
+
+
+@pytest.mark.parametrize(("window", "stride"), [(97, None), (64, 65), (0, None)])
+def test_impossible_windows_are_refused(dense, window, stride):
+    with pytest.raises(ValueError, match="`stride` .* is at most `window`"):
+        dense_cosines(*dense, window=window, stride=stride)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Two annotated images; categories with ids 3 and 7."""
+    for name, size in (("a", (40, 30)), ("sub/b", (20, 50))):
+        for folder, suffix in (("images", "jpg"), ("labels", "png")):
+            (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            values = np.full(size[::-1], 3, dtype=np.uint8)
+            values[:, :10], values[:5] = 7, 255
+            image = Image.fromarray(values) if suffix == "png" else Image.new("RGB", size, (90, 120, 30))
+            image.save(tmp_path / folder / f"{name}.{suffix}")
+    return tmp_path
+
+
+CATEGORIES = CategorySet("two", ["kite", "sky"], [True, False], [3, 7])
+
+
+def pngs_of(folders, **options):
+    return IndexPngs(folders / "images", folders / "labels", CATEGORIES, DenseVLMImageProcessor(32), **options)
+
+
+def test_values_become_the_places_of_their_categories(folders):
+    dataset = pngs_of(folders)
+    assert len(dataset) == 2
+    labels = dataset[0]["labels"]
+    assert labels.shape == (30, 40)
+    assert (labels[:5] == -1).all() and (labels[5:, :10] == 1).all() and (labels[5:, 10:] == 0).all()
+
+
+def test_layouts_move_the_values(folders):
+    file = folders / "labels" / "a.png"
+    for layout, values in (("ade20k", (4, 8, 0)), ("coco_stuff", (2, 6, 255)), (Layout(2, (9,)), (1, 5, 9))):
+        Image.fromarray(np.array([values] * 30, dtype=np.uint8).repeat(14, 1)[:, :40]).save(file)
+        assert set(pngs_of(folders, layout=layout)[0]["labels"].flat) == {0, 1, -1}
+
+
+def test_a_value_of_no_category_is_named_with_the_file_and_the_remedy(folders):
+    with pytest.raises(ValueError, match=r"a\.png: values \[3, 7\] are of no category of two .* `--layout` meant"):
+        pngs_of(folders, layout="ade20k")[0]
+
+
+def no_image(folders):
+    (folders / "images" / "a.jpg").unlink()
+
+
+def broken_image(folders):
+    (folders / "images" / "a.jpg").write_bytes(b"no image")
+
+
+def broken_png(folders):
+    (folders / "labels" / "a.png").write_bytes(b"no png")
+
+
+def other_size(folders):
+    Image.new("L", (40, 31), 3).save(folders / "labels" / "a.png")
+
+
+def in_colour(folders):
+    Image.new("RGB", (40, 30)).save(folders / "labels" / "a.png")
+
+
+@pytest.mark.parametrize("spoil", [no_image, broken_image, broken_png, other_size, in_colour])
+def test_an_image_that_cannot_be_evaluated_is_skipped_and_named(folders, spoil):
+    spoil(folders)
+    dataset = pngs_of(folders)
+    batch = collate_pixels([dataset[0], dataset[1]])
+    (message,) = batch["skipped"]
+    assert "a.png" in message and len(batch["labels"]) == 1
+
+
+def test_folders_without_what_is_looked_for_are_named(folders, tmp_path):
+    with pytest.raises(FileNotFoundError, match="`annotations`: .* is no folder"):
+        IndexPngs(folders / "images", folders / "gone", CATEGORIES, DenseVLMImageProcessor(32))
+    with pytest.raises(ValueError, match="holds no PNG"):
+        IndexPngs(folders / "images", folders / "images", CATEGORIES, DenseVLMImageProcessor(32))
+
+
+@pytest.fixture
+def command(student, scenes, tmp_path):
+    """The scenes' test split as images and PNGs of indices; keyword arguments are added."""
+    split = scenes / "test"
+    content = json.loads((split / "panoptic.json").read_text())
+    (tmp_path / "labels").mkdir()
+    for record in content["annotations"]:
+        ids = rgb_to_id(np.array(Image.open(split / "panoptic" / record["file_name"]).convert("RGB")))
+        values = np.full(ids.shape, 255, dtype=np.uint8)
+        for segment_info in record["segments_info"]:
+            values[ids == segment_info["id"]] = segment_info["category_id"]
+        Image.fromarray(values).save(tmp_path / "labels" / record["file_name"])
+
+    def arguments(output="m.json", **options):
+        values = {"model": student} if "models" not in options else {}
+        values |= {"images": split / "images", "annotations": tmp_path / "labels"}
+        values |= {"categories": scenes / "categories.json", "templates": "short", "output": tmp_path / output}
+        values |= {"num_workers": 0, "device": "cpu"} | options
+        parts = [[f"--{key}", *(value if isinstance(value, list) else [value])] for key, value in values.items()]
+        return [str(word) for part in parts for word in part]
+
+    return arguments
+
+
+def test_two_processes_give_what_one_gives_with_every_pixel_once(command, tmp_path, run_module):
+    found = []
+    for ranks in (1, 2):
+        launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), "-m")
+        options = {"launcher": launcher} if ranks > 1 else {}
+        run_module("evaluation.evaluate_segmentation", command(f"{ranks}.json", part_size=3), **options)
+        (file,) = (tmp_path / str(ranks)).iterdir()
+        found.append((Confusion.load(file), (tmp_path / f"{ranks}.json").read_text()))
+    assert found[0][0].counts.tolist() == found[1][0].counts.tolist() and found[0][1] == found[1][1]
+    pixels = sum((np.array(Image.open(file)) < 255).sum() for file in (tmp_path / "labels").iterdir())
+    assert found[0][0].counts.sum() == pixels and found[0][0].images == 10
+
+
+def test_models_and_sizes_are_compared(command, student, teacher, tmp_path):
+    rows = main(command(models=[student, teacher], image_size=[64, 96], window=64, stride=32))
+    assert len(rows) == 4 and all(0 <= row["miou_called"] <= row["miou"] <= 1 for row in rows)
+    assert "mIoU" in (tmp_path / "m.md").read_text()
+
+
+def test_the_background_of_the_command_line_is_a_category(command):
+    with pytest.raises(SystemExit, match="has no category 'background'"):
+        main(command(background="background"))
+    row = main(command(background="sky", background_threshold=1.1))[0]
+    assert row["categories_that_occur"] > 1 and row["pixel_accuracy"] < 0.5  # all of it is called sky
+
+
+def test_when_no_image_can_be_evaluated_it_says_so(command, tmp_path):
+    shutil.copytree(tmp_path / "labels", tmp_path / "images")
+    for file in (tmp_path / "images").iterdir():
+        file.write_bytes(b"no image")
+    with pytest.raises(SystemExit, match="None of the 10 images could be evaluated"):
+        main(command(images=tmp_path / "images"))
+
+
+@pytest.mark.skipif(not ADE20K.is_dir(), reason="the three images of ADE20K are not here")
+def test_three_images_of_ade20k_have_the_stuff_and_things_that_are_seen_on_them():
+    categories = CategorySet.load("ade20k_panoptic_150")
+    dataset = IndexPngs(
+        ADE20K / "images", ADE20K / "annotations", categories, DenseVLMImageProcessor(64), LAYOUTS["ade20k"]
+    )
+    pixels = [
+        {"wall": 14538, "building": 123406, "sky": 134492, "tree": 8784, "road, route": 1755, "grass": 53099}
+        | {"plant": 10009, None: 3613},
+        {
+            "wall": 8309,
+            "building": 49211,
+            "sky": 85997,
+            "tree": 20293,
+            "earth, ground": 341,
+            "plant": 569,
+            None: 17280,
+        },
+        {"wall": 2901, "building": 9024, "sky": 27749, "tree": 2048, "road, route": 30083, "sidewalk, pavement": 22518}
+        | {"car": 2330, "signboard, sign": 153, "bus": 1681, "street lamp": 202, "van": 1616, None: 2031}
+        | {"escalator, moving staircase, moving stairway": 17664},
+    ]
+    for index, expected in enumerate(pixels):
+        labels, counts = np.unique(dataset[index]["labels"], return_counts=True)
+        names = [None if label < 0 else categories.names[label] for label in labels]
+        assert dict(zip(names, counts.tolist())) == expected
+
+
+@pytest.mark.skipif(not ADE20K.is_dir(), reason="the three images of ADE20K are not here")
+def test_a_map_of_the_annotation_itself_has_the_miou_that_its_resolution_allows():
+    """The share of each category in each cell of a fine map, in place of cosines: nearly all pixels come back."""
+    categories = CategorySet.load("ade20k_panoptic_150")
+    dataset = IndexPngs(
+        ADE20K / "images", ADE20K / "annotations", categories, DenseVLMImageProcessor(64), LAYOUTS["ade20k"]
+    )
+    counts = 0
+    for index in range(3):
+        labels = torch.from_numpy(dataset[index]["labels"])
+        side = max(labels.shape)
+        square = torch.full((side, side), -1)
+        square[: labels.shape[0], : labels.shape[1]] = labels
+        one_hot = torch.nn.functional.one_hot(square.clamp(min=0), 150).permute(2, 0, 1).float() * (square >= 0)
+        cosines = torch.nn.functional.adaptive_avg_pool2d(one_hot, 128)
+        counts = counts + count_pixels(labels.numpy(), label_pixels(cosines, tuple(labels.shape)).numpy(), 150)
+    metrics = segmentation_metrics(counts)
+    assert metrics["categories_that_occur"] == 15
+    assert 0.8 < metrics["miou"] < 1 and 0.95 < metrics["pixel_accuracy"] < 1

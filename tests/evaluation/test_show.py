@@ -1,0 +1,79 @@
+"""Pictures of what models see in an image."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from evaluation.show import classify_cells, main, similarities
+from modeling_densevlm import DenseVLMModel, DenseVLMProcessor
+
+
+@pytest.fixture
+def shown(student, picture, tmp_path):
+    model, processor = DenseVLMModel.from_pretrained(student).eval(), DenseVLMProcessor.from_pretrained(student)
+    picture(96, 60).save(tmp_path / "image.png")
+    text_embeds = torch.nn.functional.normalize(torch.randn(3, model.config.projection_dim), dim=-1)
+    return model, processor.image_processor, Image.open(tmp_path / "image.png").convert("RGB"), text_embeds
+
+
+def test_similarities_cover_the_image_and_are_those_of_the_map_in_its_cells(shown):
+    model, image_processor, image, text_embeds = shown
+    found = similarities(*shown)
+    assert found.shape == (3, 60, 96)
+    with torch.no_grad():
+        dense = model.get_dense_features(image_processor(image)["pixel_values"])[0]
+    cell = 96 // dense.shape[-1]
+    expected = torch.einsum("dhw,cd->chw", dense, text_embeds)[:, 1, 2]
+    middle = (
+        slice(cell + cell // 2 - 1, cell + cell // 2 + 1),
+        slice(2 * cell + cell // 2 - 1, 2 * cell + cell // 2 + 1),
+    )
+    np.testing.assert_allclose(found[:, *middle].mean((1, 2)), expected.numpy(), atol=0.05)
+
+
+def test_cells_are_those_of_the_content(shown):
+    model, image_processor, image, text_embeds = shown
+    labels, probabilities = classify_cells(*shown, (1, 1))
+    box = torch.tensor([[0.0, 0.0, 1.0, 60 / 96]])
+    with torch.no_grad():
+        pooled = model.get_region_features(image_processor(image)["pixel_values"], boxes=[box])
+    expected = (torch.nn.functional.normalize(pooled, dim=-1) @ text_embeds.T / 0.01).softmax(-1)
+    assert labels.item() == expected.argmax() and probabilities.item() == pytest.approx(
+        expected.max().item(), rel=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    "words", [["--texts", "sky", "kite"], ["--categories", "categories.json", "--grid", "2", "3"]]
+)
+def test_the_command_draws_both(shown, student, teacher, scenes, tmp_path, words):
+    pytest.importorskip("matplotlib")
+    words = [str(scenes / word) if word.endswith(".json") else word for word in words]
+    main(
+        [
+            str(tmp_path / "image.png"),
+            "--models",
+            str(student),
+            str(teacher),
+            "--output",
+            str(tmp_path / "o.png"),
+            *words,
+        ]
+    )
+    assert max(Image.open(tmp_path / "o.png").size) > 400
+
+
+def test_what_is_missing_is_named(student, tmp_path):
+    with pytest.raises(SystemExit, match="gone.jpg"):
+        main(
+            [
+                str(tmp_path / "gone.jpg"),
+                "--models",
+                str(student),
+                "--texts",
+                "sky",
+                "--output",
+                str(tmp_path / "o.png"),
+            ]
+        )

@@ -1,0 +1,85 @@
+"""Region accuracies of the student while it trains."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from evaluation.evaluate_regions import evaluate_regions, region_metrics
+from evaluation.while_training import RegionEvaluation
+from training.train import main
+
+
+ROOT = Path(__file__).parents[2]
+
+SCRIPT = """
+import sys
+from evaluation.while_training import RegionEvaluation
+from training.train import main
+
+scenes, *arguments = sys.argv[1:]
+main(arguments, prepare=lambda trainer: trainer.add_callback(RegionEvaluation(
+    trainer, f"{scenes}/panoptic.json", f"{scenes}/images", f"{scenes}/panoptic", steps=2, count=5, templates="short"
+))).accelerator.end_training()
+"""
+
+
+@pytest.fixture
+def watched(recipe, scenes):
+    """A run of four steps that is evaluated every two; returns trainer and callback."""
+
+    def run(**options):
+        split, found = scenes / "test", []
+
+        def prepare(trainer):
+            callback = RegionEvaluation(
+                trainer, split / "panoptic.json", split / "images", split / "panoptic", steps=2, templates="short"
+            )
+            trainer.add_callback(callback)
+            found.append(callback)
+
+        return main(recipe(max_steps=4, learning_rate=0.01, **options), prepare=prepare), found[0]
+
+    return run
+
+
+def evaluations_of(log):
+    return [entry for entry in log if "eval_masks_thing_top1" in entry]
+
+
+def test_it_is_evaluated_before_the_first_step_every_so_many_and_after_the_last(watched):
+    trainer, callback = watched()
+    entries = evaluations_of(trainer.state.log_history)
+    assert [entry["step"] for entry in entries] == [0, 2, 4]
+    assert all(entry["eval_images"] == 10 for entry in entries)
+    scores = evaluate_regions(trainer.model, callback.regions, callback.embeddings, num_workers=0)
+    expected = region_metrics(scores, callback.regions.categories)
+    assert {f"eval_{k}": v for k, v in expected.items()}.items() <= entries[-1].items()
+
+
+def test_it_changes_nothing_of_the_run(watched, recipe, tmp_path):
+    watched_run, _ = watched(output_dir=tmp_path / "watched")
+    plain = main(recipe(max_steps=4, learning_rate=0.01, output_dir=tmp_path / "plain"))
+    first, second = (trainer.model.state_dict() for trainer in (watched_run, plain))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_two_ranks_log_what_one_logs(recipe, scenes, tmp_path):
+    logs = []
+    for ranks in (1, 2):
+        folder = tmp_path / str(ranks)
+        arguments = recipe(output_dir=folder, max_steps=2, per_device_train_batch_size=8 // ranks, optim="sgd")
+        script = tmp_path / "watched.py"
+        script.write_text(SCRIPT)
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+        command = [sys.executable, *launcher, str(script), str(scenes / "test"), *arguments]
+        environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+        subprocess.run(command, env=os.environ | environment, check=True, capture_output=True)
+        logs.append(evaluations_of(json.loads((folder / "trainer_state.json").read_text())["log_history"]))
+    assert [entry["step"] for entry in logs[0]] == [0, 2] and logs[0][0]["eval_images"] == 5
+    assert logs[0][0] == pytest.approx(logs[1][0], abs=1e-9)  # before the first step the models are the same
+    assert all(logs[0][1][key] == logs[1][1][key] for key in ("eval_images", "eval_thing_regions", "step"))
