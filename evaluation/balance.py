@@ -11,7 +11,7 @@ For a region, let `margin` be its best cosine with a thing less its best cosine 
 it is known from each region's margin and from whether it is right *within its group*. No grid of δ is needed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 
@@ -249,26 +249,35 @@ def bootstrap(
     return {name: tuple(np.percentile(values, bounds).tolist()) for name, values in known.items()}
 
 
-def balance_intervals(margins: Margins, **options: int | float) -> dict[str, tuple[float, float]]:
-    """[`bootstrap`] of [`balance_numbers`]."""
-    return bootstrap(lambda counts: balance_numbers(margins, counts), margins.image_ids, **options)
+def mean_numbers(runs: Sequence[Margins], counts: np.ndarray | None = None) -> dict[str, float]:
+    """[`balance_numbers`] of a model: the mean over its seeds."""
+    found = [balance_numbers(run, counts) for run in runs]
+    return {name: float(np.mean([numbers[name] for numbers in found])) for name in found[0]}
 
 
-def difference_intervals(first: Margins, second: Margins, **options: int | float) -> dict[str, tuple[float, float]]:
+def balance_intervals(runs: Sequence[Margins], **options: int | float) -> dict[str, tuple[float, float]]:
+    """[`bootstrap`] of [`mean_numbers`]: what other images would change, not what other seeds would."""
+    return bootstrap(lambda counts: mean_numbers(runs, counts), runs[0].image_ids, **options)
+
+
+def difference_intervals(
+    first: Sequence[Margins], second: Sequence[Margins], **options: int | float
+) -> dict[str, tuple[float, float]]:
     """
     Intervals of how much larger the numbers of the second model are, both on the same draws of images.
 
     Raises:
         `ValueError` where the two were not evaluated on the same regions.
     """
-    if not (np.array_equal(first.image_ids, second.image_ids) and np.array_equal(first.labels, second.labels)):
+    one, other = first[0], second[0]
+    if not (np.array_equal(one.image_ids, other.image_ids) and np.array_equal(one.labels, other.labels)):
         raise ValueError("The two models were not evaluated on the same regions.")
 
-    def numbers(counts: np.ndarray) -> dict[str, float]:
-        before, after = balance_numbers(first, counts), balance_numbers(second, counts)
+    def differences(counts: np.ndarray) -> dict[str, float]:
+        before, after = mean_numbers(first, counts), mean_numbers(second, counts)
         return {name: after[name] - before[name] for name in before}
 
-    return bootstrap(numbers, first.image_ids, **options)
+    return bootstrap(differences, one.image_ids, **options)
 
 
 __all__ = [
@@ -283,5 +292,6 @@ __all__ = [
     "difference_intervals",
     "held_out_balance",
     "held_out_halves",
+    "mean_numbers",
     "split_gain",
 ]

@@ -3,7 +3,7 @@
 import argparse
 import hashlib
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,33 @@ from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMImageProc
 from modeling_densevlm.categories import TEMPLATES, encoder_fingerprint
 from modeling_densevlm.processing_densevlm import load_processing
 
+from .comparison import write
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Those that every evaluation has."""
+
+def run(
+    parser: argparse.ArgumentParser,
+    evaluate: Callable[["Candidate", argparse.Namespace], dict[str, Any]],
+    argv: Sequence[str] | None = None,
+) -> list[dict[str, Any]]:
+    """
+    A program that evaluates models: adds the options that every evaluation has to those of `parser`, calls `evaluate`
+    with every model at every size, writes what it gives, and returns it, a row of numbers each.
+    """
+    _add_options(parser)
+    arguments = parser.parse_args(argv)
+    if arguments.output.suffix != ".json":
+        parser.error(f"--output {arguments.output} is a .json; results are kept in the folder of its name beside it")
+    state = PartialState(cpu=arguments.device == "cpu")
+    try:
+        rows = [evaluate(candidate, arguments) for candidate in load_candidates(arguments)]
+    except (ValueError, OSError) as error:
+        raise SystemExit(str(error)) from error
+    if state.is_main_process:
+        write(rows, arguments.output)
+    return rows
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
     models = parser.add_mutually_exclusive_group(required=True)
     models.add_argument("--model", help="folder or Hub name of a DenseVLM or a CLIP")
     models.add_argument("--models", nargs="+", help="several of them, to be compared")
@@ -112,12 +136,15 @@ def told(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def code_version() -> str:
-    """The commit of this repository, where it is one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
+    """The commit of this repository (`-dirty`: and changes to it), where this file is of one."""
+    git = ["git", "-C", str(Path(__file__).parent)]
     try:
+        # A package installed below another repository is not of that one.
+        subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True, check=True)
+        command = [*git, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
 
-__all__ = ["Candidate", "add_options", "code_version", "load_candidates", "told"]
+__all__ = ["Candidate", "code_version", "run", "told"]

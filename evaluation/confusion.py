@@ -23,17 +23,12 @@ class Confusion(Part):
     counts: np.ndarray
 
     @classmethod
-    def join(cls, parts):
-        return cls(
-            counts=sum(part.counts for part in parts),
-            images=sum(part.images for part in parts),
-            skipped_images=[message for part in parts for message in part.skipped_images],
-            facts=parts[0].facts,
-        )
+    def combine(cls, parts):
+        return {"counts": sum(part.counts for part in parts)}
 
 
-def count_pixels(labels: np.ndarray, predictions: np.ndarray, categories: int) -> np.ndarray:
-    """`(categories, categories)` counts of pixels of each label and prediction; a label of -1 is not counted."""
+def count_pairs(labels: np.ndarray, predictions: np.ndarray, categories: int) -> np.ndarray:
+    """`(categories, categories)`: how often each label has each prediction. A label of -1 is not counted."""
     counted = labels >= 0
     pairs = labels[counted].astype(np.int64) * categories + predictions[counted]
     return np.bincount(pairs, minlength=categories**2).reshape(categories, categories)
@@ -66,4 +61,4 @@ def segmentation_metrics(counts: np.ndarray) -> dict[str, float]:
     }
 
 
-__all__ = ["Confusion", "count_pixels", "segmentation_metrics"]
+__all__ = ["Confusion", "count_pairs", "segmentation_metrics"]

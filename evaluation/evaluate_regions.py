@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch import Tensor
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, Subset
@@ -30,8 +29,7 @@ from modeling_densevlm.categories import is_thing_group
 from modeling_densevlm.region_pooling import pool_boxes, pool_masks
 
 from .balance import Margins, balance_numbers, held_out_balance
-from .candidates import Candidate, add_options, load_candidates, told
-from .comparison import write
+from .candidates import Candidate, run, told
 from .panoptic import PanopticRegions, collate_regions
 from .parts import in_parts
 from .region_accuracy.accuracy import NO_CATEGORY, region_accuracy
@@ -205,21 +203,12 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_options(parser)
     parser.add_argument("--annotations", type=Path, required=True, help="COCO-panoptic JSON")
     parser.add_argument("--images", required=True, help="root of the images")
     parser.add_argument("--panoptic", required=True, help="root of the panoptic PNGs")
     parser.add_argument("--categories", help="built-in set or JSON file; the annotation file's own by default")
     parser.add_argument("--thing_offset", type=float, default=0.0, help="subtracted from the cosine of every thing")
-    arguments = parser.parse_args(argv)
-    state = PartialState(cpu=arguments.device == "cpu")
-    try:
-        rows = [evaluate_candidate(candidate, arguments) for candidate in load_candidates(arguments)]
-    except (ValueError, OSError) as error:
-        raise SystemExit(str(error)) from error
-    if state.is_main_process:
-        write(rows, arguments.output)
-    return rows
+    return run(parser, evaluate_candidate, argv)
 
 
 def evaluate_candidate(candidate: Candidate, arguments: argparse.Namespace) -> dict[str, Any]:

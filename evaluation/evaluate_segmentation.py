@@ -14,16 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 from transformers.utils import logging
 
 from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMModel
 
-from .candidates import Candidate, add_options, load_candidates, told
-from .comparison import write
-from .confusion import Confusion, count_pixels, segmentation_metrics
+from .candidates import Candidate, run, told
+from .confusion import Confusion, count_pairs, segmentation_metrics
 from .index_pngs import LAYOUTS, IndexPngs, collate_pixels
 from .parts import in_parts
 from .segmentation import segment
@@ -62,7 +60,7 @@ def evaluate_segmentation(
         pixel_values = batch["pixel_values"].to(model.device, model.dtype)
         sizes = [labels.shape for labels in batch["labels"]]
         for labels, called in zip(batch["labels"], segment(model, pixel_values, text_embeds, sizes, **options)):
-            counts += count_pixels(labels, called.cpu().numpy(), categories)
+            counts += count_pairs(labels, called.cpu().numpy(), categories)
         images += len(sizes)
     for message in skipped:
         logger.warning(f"Skipped: {message}")
@@ -85,7 +83,7 @@ def evaluate_candidate(candidate: Candidate, arguments: argparse.Namespace) -> d
             "threshold": arguments.background_threshold,
         }
     facts = candidate.facts(categories, embeddings) | options
-    facts |= {"annotations": str(arguments.annotations), "layout": arguments.layout}
+    facts |= {"annotations": dataset.fingerprint(), "layout": arguments.layout}
 
     def evaluate(rows: range) -> Confusion:
         sizes = {"batch_size": arguments.batch_size, "num_workers": arguments.num_workers}
@@ -105,7 +103,6 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_options(parser)
     parser.add_argument("--images", required=True, help="folder of the images")
     parser.add_argument("--annotations", required=True, help="folder of the PNGs, of the same names")
     parser.add_argument("--categories", required=True, help="built-in set or JSON file")
@@ -114,15 +111,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--stride", type=int, help="pixels between windows; those of a window by default")
     parser.add_argument("--background", help="category that is what no other is sure of, instead of being looked for")
     parser.add_argument("--background_threshold", type=float, default=0.5, help="best probability below which it is")
-    arguments = parser.parse_args(argv)
-    state = PartialState(cpu=arguments.device == "cpu")
-    try:
-        rows = [evaluate_candidate(candidate, arguments) for candidate in load_candidates(arguments)]
-    except (ValueError, OSError) as error:
-        raise SystemExit(str(error)) from error
-    if state.is_main_process:
-        write(rows, arguments.output)
-    return rows
+    return run(parser, evaluate_candidate, argv)
 
 
 if __name__ == "__main__":

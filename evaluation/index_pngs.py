@@ -1,5 +1,7 @@
 """Folders of images and of PNGs that hold each pixel's category, as COCO-Stuff, ADE20K and PASCAL have them."""
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,11 @@ class IndexPngs(torch.utils.data.Dataset):
             if number - layout.offset >= 0:
                 self.label_of[number - layout.offset] = index
         self.label_of[list(layout.ignored)] = -1
+
+    def fingerprint(self) -> str:
+        """A digest of the annotations' names and sizes: enough to tell one split or version from another."""
+        listed = [[file.relative_to(self.annotations).as_posix(), file.stat().st_size] for file in self.files]
+        return hashlib.blake2b(json.dumps(listed).encode(), digest_size=8).hexdigest()
 
     def __len__(self) -> int:
         return len(self.files)

@@ -62,6 +62,16 @@ class Part:
     @classmethod
     def join(cls: type["P"], parts: Sequence["P"]) -> "P":
         """Parts of one evaluation as one, in their order."""
+        return cls(
+            **cls.combine(parts),
+            images=sum(part.images for part in parts),
+            skipped_images=[message for part in parts for message in part.skipped_images],
+            facts=parts[0].facts,
+        )
+
+    @classmethod
+    def combine(cls: type["P"], parts: Sequence["P"]) -> dict[str, Any]:
+        """The further fields of the parts as one."""
         raise NotImplementedError
 
 

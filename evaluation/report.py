@@ -27,9 +27,19 @@ from PIL import Image, ImageDraw
 from modeling_densevlm import CategorySet
 from modeling_densevlm.image_processing_densevlm import load_image
 
-from .balance import Margins, balance_curve, balance_numbers, bootstrap, held_out_balance, split_gain
+from .balance import (
+    Margins,
+    balance_curve,
+    balance_intervals,
+    balance_numbers,
+    difference_intervals,
+    held_out_balance,
+    mean_numbers,
+    split_gain,
+)
 from .charts import balance_chart, confusion_chart, difference_chart
 from .comparison import COLUMNS
+from .confusion import count_pairs
 from .evaluate_regions import region_metrics, top_categories
 from .foreground_bias.bias import foreground_bias
 from .panoptic import read_annotations
@@ -86,14 +96,12 @@ def write_report(
     file: str | Path,
     title: str = "Dense features, evaluated",
     pictures: Pictures | None = None,
-    further: str = "",
 ) -> None:
     r"""
     Args:
         entries (sequence of [`Entry`]): the first is what the others are compared with.
         file (path): HTML to write.
         pictures ([`Pictures`], *optional*): images to page through.
-        further (`str`, *optional*): HTML that stands before the settings.
     """
     categories = categories_of(entries)
     counts = entries[0].runs[0]
@@ -110,7 +118,7 @@ def write_report(
     ]
     if pictures is not None:
         body.append(samples(entries, categories, pictures))
-    body += [further, settings(entries)]
+    body.append(settings(entries))
     page = Template(TEMPLATE.read_text(encoding="utf-8"))
     Path(file).parent.mkdir(parents=True, exist_ok=True)
     Path(file).write_text(page.substitute(title=html.escape(title), body="\n".join(body)), encoding="utf-8")
@@ -166,25 +174,17 @@ def balance(entries: Sequence[Entry], categories: CategorySet) -> str:
     curves = {entry.title: [balance_curve(m) for m in of_entry] for entry, of_entry in zip(entries, margins)}
     names = {"area": "area", "relative_area": "relative area", "auroc": "AUROC"}
 
-    def mean_numbers(of_entry: Sequence[Margins], counts: np.ndarray | None = None) -> dict[str, float]:
-        found = [balance_numbers(m, counts) for m in of_entry]
-        return {name: float(np.mean([numbers[name] for numbers in found])) for name in names}
-
     rows, gains = [], []
     for number, (entry, of_entry) in enumerate(zip(entries, margins)):
         numbers = [balance_numbers(m) for m in of_entry]
-        bounds = bootstrap(lambda counts, m=of_entry: mean_numbers(m, counts), of_entry[0].image_ids)
+        bounds = balance_intervals(of_entry)
         row = [html.escape(entry.title)]
         for name in names:
             lower, upper = bounds[name]
             row.append(f"{spread([n[name] for n in numbers])}<br>[{100 * lower:.1f}, {100 * upper:.1f}]")
         if number:
-
-            def less_first(counts: np.ndarray, m: list[Margins] = of_entry) -> dict[str, float]:
-                first, this = mean_numbers(margins[0], counts), mean_numbers(m, counts)
-                return {"area": this["area"] - first["area"]}
-
-            (lower, upper), change = bootstrap(less_first, of_entry[0].image_ids)["area"], less_first(None)["area"]
+            change = mean_numbers(of_entry)["area"] - mean_numbers(margins[0])["area"]
+            lower, upper = difference_intervals(margins[0], of_entry)["area"]
             row.append(f"{100 * change:+.1f}<br>[{100 * lower:+.1f}, {100 * upper:+.1f}]")
             # Runs of the same place in both lists are compared; one run stands for all where there is one.
             pairs = [(margins[0][i % len(margins[0])], m) for i, m in enumerate(of_entry)]
@@ -277,9 +277,7 @@ def confusions(entries: Sequence[Entry], categories: CategorySet) -> str:
     for entry in entries:
         run = entry.runs[0]
         called = top_categories(run.masks, 1)[:, 0]
-        rows = called >= 0
-        counts = np.zeros((len(categories), len(categories)), dtype=np.int64)
-        np.add.at(counts, (run.labels[rows], called[rows]), 1)
+        counts = count_pairs(np.where(called < 0, -1, run.labels), called, len(categories))
         chart = picture(
             lambda file, counts=counts: confusion_chart(file, counts, categories.names, categories.is_thing),
             f"{entry.title}: shares of the masks of a category, things first",

@@ -1,5 +1,5 @@
 """
-What came out of the sandbox: a table on the test split and a picture.
+What came out of the sandbox: a table on the test split, a picture and a page.
 
     python -m evaluation.sandbox --runs runs/sandbox --seeds 0
 
@@ -218,8 +218,10 @@ def main() -> None:
     text = report(entries, metrics, arguments.seeds)
     (arguments.runs / "report.md").write_text(text)
     draw(entries, data, categories, arguments.runs / "locations.png")
+    # What the decoupled contrast adds is seen against the other one: that stands first.
+    in_order = sorted(entries, key=lambda entry: entry.key != "all_against_all")
     page.write_report(
-        [page.Entry(entry.title, [one.test for one in measured[entry.key]]) for entry in entries],
+        [page.Entry(entry.title, [one.test for one in measured[entry.key]]) for entry in in_order],
         arguments.runs / "report.html",
         "Foreground bias in a small world",
         page.Pictures(data / "test" / "panoptic.json", data / "test" / "images"),

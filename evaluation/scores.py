@@ -30,14 +30,9 @@ class RegionScores(Part):
     skipped_regions: int
 
     @classmethod
-    def join(cls, parts):
-        return cls(
-            **{name: np.concatenate([getattr(part, name) for part in parts]) for name in cls.ARRAYS},
-            images=sum(part.images for part in parts),
-            skipped_regions=sum(part.skipped_regions for part in parts),
-            skipped_images=[message for part in parts for message in part.skipped_images],
-            facts=parts[0].facts,
-        )
+    def combine(cls, parts):
+        joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in cls.ARRAYS}
+        return joined | {"skipped_regions": sum(part.skipped_regions for part in parts)}
 
 
 __all__ = ["RegionScores"]

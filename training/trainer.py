@@ -188,6 +188,7 @@ class DenseTrainer(Trainer):
         """
         first, folder = self.is_world_process_zero(), Path(self.args.output_dir)
         aside, checkpoint = (f / f"checkpoint-{self.state.global_step}" for f in (folder / ASIDE, folder))
+        save = super()._save_checkpoint
 
         def begin() -> None:
             shutil.rmtree(folder / ASIDE, ignore_errors=True)
@@ -196,21 +197,21 @@ class DenseTrainer(Trainer):
         def write() -> None:
             self._run_dir = str(folder / ASIDE)
             try:
-                Trainer._save_checkpoint(self, model, trial)
+                save(model, trial)
             finally:
                 self._run_dir = self.args.output_dir
 
-        def show() -> None:
+        def finish() -> None:
             publish(aside, checkpoint)
             rotate_checkpoints(self.args.output_dir, self.args.save_total_limit)
 
-        # Each of these is done by all ranks or by none.
-        self._succeeds(begin, first) and self._succeeds(write) and self._succeeds(show, first)
+        # Each of these has succeeded on all ranks before the next one is begun.
+        all(self._succeeds(part, here) for part, here in ((begin, first), (write, True), (finish, first)))
         if first:
             shutil.rmtree(folder / ASIDE, ignore_errors=True)
         self.accelerator.wait_for_everyone()
 
-    def _succeeds(self, part: Callable[[], None], here: bool = True) -> bool:
+    def _succeeds(self, part: Callable[[], None], here: bool) -> bool:
         """Whether a part of saving a checkpoint succeeded on all ranks; on this one it is run if `here`."""
         failure = None
         try:

@@ -17,27 +17,12 @@ from evaluation.balance import (
     split_gain,
 )
 from evaluation.evaluate_regions import region_metrics
-from evaluation.scores import RegionScores
 from modeling_densevlm import CategorySet
+from tests.evaluation.regions import scores_of
 
 
 CATEGORIES = CategorySet("six", ["kite", "bus", "dog", "sky", "road", "sand"], [True] * 3 + [False] * 3)
 FLAGS = np.array(CATEGORIES.is_thing)
-
-
-def scores_of(masks, labels, image_ids=None):
-    masks, numbers = np.array(masks, dtype=np.float32), np.arange(len(labels))
-    image_ids = numbers if image_ids is None else image_ids
-    return RegionScores(
-        image_ids=image_ids,
-        segment_ids=numbers,
-        labels=np.array(labels),
-        boxes=masks,
-        masks=masks,
-        images=len(set(image_ids)),
-        skipped_regions=0,
-        skipped_images=[],
-    )
 
 
 @pytest.fixture
@@ -47,7 +32,7 @@ def drawn():
     labels = rng.integers(0, 6, 400)
     masks = rng.normal(0, 0.1, (400, 6)) + 0.12 * np.eye(6)[labels] + 0.08 * FLAGS
     masks[rng.choice(400, 9, replace=False)] = np.nan
-    return scores_of(masks, labels, np.repeat(np.arange(80), 5))
+    return scores_of(masks, labels, image_ids=np.repeat(np.arange(80), 5))
 
 
 def margins_of(margin, is_thing, right, labels=None):
@@ -120,7 +105,7 @@ def test_the_auroc_is_the_share_of_pairs_in_order(drawn):
 
 
 def test_a_constant_on_all_things_changes_the_accuracies_and_nothing_that_is_measured_of_the_balance(drawn):
-    shifted = scores_of(drawn.masks - 0.15 * FLAGS, drawn.labels, drawn.image_ids)
+    shifted = scores_of(drawn.masks - 0.15 * FLAGS, drawn.labels, image_ids=drawn.image_ids)
     before, after = region_metrics(drawn, CATEGORIES), region_metrics(shifted, CATEGORIES)
     assert after["masks_stuff_top1"] > before["masks_stuff_top1"] + 0.1
     for name in ("balance_area", "balance_relative_area", "balance_auroc", "held_out_harmonic_mean"):
@@ -140,11 +125,13 @@ def test_the_best_offset_has_the_best_harmonic_mean(drawn):
 
 def test_a_gain_by_a_constant_is_all_balance_and_one_by_knowledge_is_none(drawn):
     before = Margins.of(drawn, FLAGS)
-    shifted = Margins.of(scores_of(drawn.masks - 0.1 * FLAGS, drawn.labels, drawn.image_ids), FLAGS)
+    shifted = Margins.of(scores_of(drawn.masks - 0.1 * FLAGS, drawn.labels, image_ids=drawn.image_ids), FLAGS)
     split = split_gain(before, shifted)
     assert split["gain"] > 0.1 and split["balance"] == pytest.approx(split["gain"], abs=0.01)
     knowing = np.where(FLAGS[drawn.labels][:, None], 0, 0.2 * np.eye(6)[drawn.labels])  # of stuff, and of nothing else
-    split = split_gain(before, Margins.of(scores_of(drawn.masks + knowing, drawn.labels, drawn.image_ids), FLAGS))
+    split = split_gain(
+        before, Margins.of(scores_of(drawn.masks + knowing, drawn.labels, image_ids=drawn.image_ids), FLAGS)
+    )
     assert split["gain"] > 0.4 and split["balance"] == pytest.approx(0, abs=0.05)  # the curve has steps
     assert split["gain"] == pytest.approx(split["balance"] + split["knowledge"])
 
@@ -176,23 +163,23 @@ def test_an_interval_of_a_mean_is_the_one_known_for_it():
 def test_intervals_hold_the_numbers_and_a_model_does_not_differ_from_itself(drawn):
     margins = Margins.of(drawn, FLAGS)
     numbers = balance_numbers(margins)
-    for name, (lower, upper) in balance_intervals(margins, samples=200).items():
+    for name, (lower, upper) in balance_intervals([margins], samples=200).items():
         assert lower < numbers[name] < upper
-    assert set(difference_intervals(margins, margins, samples=20).values()) == {(0.0, 0.0)}
+    assert set(difference_intervals([margins], [margins], samples=20).values()) == {(0.0, 0.0)}
 
 
 def test_of_two_models_on_the_same_images_the_difference_is_surer_than_each(drawn):
-    better = scores_of(drawn.masks + 0.05 * np.eye(6)[drawn.labels], drawn.labels, drawn.image_ids)
+    better = scores_of(drawn.masks + 0.05 * np.eye(6)[drawn.labels], drawn.labels, image_ids=drawn.image_ids)
     margins = [Margins.of(scores, FLAGS) for scores in (drawn, better)]
-    lower, upper = difference_intervals(*margins, samples=300)["area"]
+    lower, upper = difference_intervals(margins[:1], margins[1:], samples=300)["area"]
     assert lower > 0
-    assert upper - lower < np.subtract(*balance_intervals(margins[1], samples=300)["area"][::-1])
+    assert upper - lower < np.subtract(*balance_intervals(margins[1:], samples=300)["area"][::-1])
 
 
 def test_models_on_other_regions_are_not_compared(drawn):
     margins = Margins.of(drawn, FLAGS)
     with pytest.raises(ValueError, match="not evaluated on the same regions"):
-        difference_intervals(margins, margins.take(np.arange(100)))
+        difference_intervals([margins], [margins.take(np.arange(100))])
 
 
 def test_without_categories_of_both_groups_there_is_no_balance(drawn):

@@ -17,6 +17,7 @@ from evaluation.evaluate_regions import (
 from evaluation.panoptic import PanopticRegions
 from evaluation.scores import RegionScores
 from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMModel, DenseVLMProcessor
+from tests.evaluation.regions import scores_of
 
 
 @pytest.fixture
@@ -77,22 +78,6 @@ def test_when_no_image_can_be_read_it_says_so(evaluated, tmp_path):
 CATEGORIES = CategorySet("four", ["kite", "bus", "sky", "road"], [True, True, False, False])
 
 
-def scores_of(masks, labels, boxes=None):
-    masks = np.array(masks, dtype=np.float32)
-    numbers = np.arange(len(labels))
-    boxes = masks if boxes is None else np.array(boxes, dtype=np.float32)
-    return RegionScores(
-        image_ids=numbers,
-        segment_ids=numbers,
-        labels=np.array(labels),
-        boxes=boxes,
-        masks=masks,
-        images=len(labels),
-        skipped_regions=3,
-        skipped_images=["x: broken"],
-    )
-
-
 def test_metrics_by_hand():
     masks = [
         [0.9, 0.1, 0.0, 0.0],  # kite, right
@@ -102,7 +87,9 @@ def test_metrics_by_hand():
         [0.0, 0.0, 0.9, 0.1],  # sky, right
         [0.0, 0.0, 0.9, 0.1],  # road, called sky
     ]
-    metrics = region_metrics(scores_of(masks, [0, 0, 1, 2, 2, 3]), CATEGORIES)
+    metrics = region_metrics(
+        scores_of(masks, [0, 0, 1, 2, 2, 3], skipped_regions=3, skipped_images=["x: broken"]), CATEGORIES
+    )
     assert metrics["masks_thing_top1"] == pytest.approx((0.5 + 1) / 2)
     assert metrics["masks_stuff_top1"] == pytest.approx((0.5 + 0) / 2)
     assert metrics["foreground_bias"] == pytest.approx(1 / 3)
@@ -266,6 +253,12 @@ def test_what_is_measured_already_is_not_measured_again(command, monkeypatch):
 
     monkeypatch.setattr(program, "evaluate_regions", measured_again)
     assert main(command()) == first
+
+
+def test_an_output_that_would_be_the_folder_of_its_own_results_is_refused_before_anything_is_done(command, capsys):
+    with pytest.raises(SystemExit):
+        main(command(output="out/eval"))
+    assert "is a .json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

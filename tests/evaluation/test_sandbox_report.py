@@ -4,29 +4,14 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from evaluation.sandbox import COLUMNS, Entry, collect, draw, home_and_away, measure, report
-from evaluation.scores import RegionScores
 from modeling_densevlm import CategorySet
+from tests.evaluation.regions import scores_of
 
 
 CATEGORIES = CategorySet("four", ["kite", "bus", "sky", "road"], [True, True, False, False])
-
-
-def scores_of(masks, labels):
-    masks, numbers = np.array(masks, dtype=np.float32), np.arange(len(labels))
-    return RegionScores(
-        image_ids=numbers,
-        segment_ids=numbers,
-        labels=np.array(labels),
-        boxes=masks,
-        masks=masks,
-        images=len(labels),
-        skipped_regions=0,
-        skipped_images=[],
-    )
 
 
 def test_home_and_away_split_the_things(tmp_path):

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers.image_transforms import rgb_to_id
 
-from evaluation.confusion import Confusion, count_pixels, segmentation_metrics
+from evaluation.confusion import Confusion, count_pairs, segmentation_metrics
 from evaluation.evaluate_segmentation import main
 from evaluation.index_pngs import LAYOUTS, IndexPngs, Layout, collate_pixels
 from evaluation.segmentation import dense_cosines, label_pixels, segment
@@ -35,7 +35,7 @@ def test_metrics_by_hand_and_what_categories_that_never_occur_change():
 
 def test_pixels_are_counted_by_label_and_prediction_but_not_those_to_be_ignored():
     labels, predictions = np.array([[0, 1], [1, -1]]), np.array([[0, 0], [1, 1]])
-    assert count_pixels(labels, predictions, 3).tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 0]]
+    assert count_pairs(labels, predictions, 3).tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 0]]
 
 
 def test_every_pixel_gets_the_best_category_of_the_enlarged_map():
@@ -270,7 +270,7 @@ def test_a_map_of_the_annotation_itself_has_the_miou_that_its_resolution_allows(
         square[: labels.shape[0], : labels.shape[1]] = labels
         one_hot = torch.nn.functional.one_hot(square.clamp(min=0), 150).permute(2, 0, 1).float() * (square >= 0)
         cosines = torch.nn.functional.adaptive_avg_pool2d(one_hot, 128)
-        counts = counts + count_pixels(labels.numpy(), label_pixels(cosines, tuple(labels.shape)).numpy(), 150)
+        counts = counts + count_pairs(labels.numpy(), label_pixels(cosines, tuple(labels.shape)).numpy(), 150)
     metrics = segmentation_metrics(counts)
     assert metrics["categories_that_occur"] == 15
     assert 0.8 < metrics["miou"] < 1 and 0.95 < metrics["pixel_accuracy"] < 1

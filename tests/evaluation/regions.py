@@ -1,0 +1,22 @@
+"""Scores of regions for tests."""
+
+import numpy as np
+
+from evaluation.scores import RegionScores
+
+
+def scores_of(masks, labels, boxes=None, image_ids=None, **options) -> RegionScores:
+    """Regions with these cosines, each of an image of its own by default; their boxes have those of the masks."""
+    masks, numbers = np.array(masks, dtype=np.float32), np.arange(len(labels))
+    image_ids = numbers if image_ids is None else image_ids
+    values = {
+        "image_ids": image_ids,
+        "segment_ids": numbers,
+        "labels": np.array(labels),
+        "boxes": masks if boxes is None else np.array(boxes, dtype=np.float32),
+        "masks": masks,
+        "images": len(set(image_ids)),
+        "skipped_regions": 0,
+        "skipped_images": [],
+    }
+    return RegionScores(**values | options)
