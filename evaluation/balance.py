@@ -77,6 +77,11 @@ class Margins:
         return np.unique(self.margin, return_inverse=True)[1]
 
 
+def harmonic_mean(thing: np.ndarray | float, stuff: np.ndarray | float) -> np.ndarray | float:
+    """Of accuracies on things and on stuff: high only where both are."""
+    return 2 * thing * stuff / np.maximum(thing + stuff, 1e-12)
+
+
 @dataclass
 class BalanceCurve:
     r"""
@@ -95,8 +100,8 @@ class BalanceCurve:
 
     @property
     def harmonic_mean(self) -> np.ndarray:
-        """Of both accuracies, `(points,)`: high only where both are."""
-        return 2 * self.thing * self.stuff / np.maximum(self.thing + self.stuff, 1e-12)
+        """Of both accuracies, `(points,)`."""
+        return harmonic_mean(self.thing, self.stuff)
 
 
 def class_weights(margins: Margins, counts: np.ndarray | None = None) -> np.ndarray:
@@ -180,23 +185,6 @@ def accuracies_at(margins: Margins, offsets: np.ndarray | float) -> tuple[float,
     return float(weights[margins.is_thing].sum()), float(weights[~margins.is_thing].sum())
 
 
-def split_gain(before: Margins, after: Margins) -> dict[str, float]:
-    """
-    How much of what a model gains on stuff over another one, both as they are, the other could have had by an offset
-    alone.
-
-    Returns:
-        `gain` of Masks-S; `balance`, what the first model's own curve gains on its way to the second's Masks-T (the
-        most that it has on stuff with at least that accuracy on things); `knowledge`, the rest. Where the first never
-        reaches that accuracy on things, its curve has nothing there, and `knowledge` is all of the second's Masks-S.
-    """
-    (_, start), (thing, stuff) = accuracies_at(before, 0.0), accuracies_at(after, 0.0)
-    curve = balance_curve(before)
-    reachable = curve.stuff[curve.thing >= thing - 1e-12]
-    there = float(reachable.max()) if len(reachable) else 0.0
-    return {"gain": stuff - start, "balance": there - start, "knowledge": stuff - there}
-
-
 def held_out_halves(image_ids: np.ndarray, seed: int = 0) -> np.ndarray:
     """Bool, `(regions,)`: whether a region's image is of the one half or of the other, drawn at random."""
     images, places = np.unique(image_ids, return_inverse=True)
@@ -214,8 +202,27 @@ def held_out_balance(margins: Margins, seed: int = 0) -> dict[str, float]:
     first = held_out_halves(margins.image_ids, seed)
     chosen = {half: best_offset(margins.take(first == half)) for half in (True, False)}
     thing, stuff = accuracies_at(margins, np.where(first, chosen[False], chosen[True]))
-    mean = 2 * thing * stuff / max(thing + stuff, 1e-12)
+    mean = float(harmonic_mean(thing, stuff))
     return {"thing": thing, "stuff": stuff, "harmonic_mean": mean, "offset": (chosen[True] + chosen[False]) / 2}
+
+
+def split_gain(before: Margins, after: Margins) -> dict[str, float]:
+    """
+    How much of what a model gains over another one is balance.
+
+    Returns:
+        `gain`, of the harmonic mean of Masks-T and Masks-S, both models as they are; `knowledge`, what of it is left
+        where each has the δ that is best for it, chosen on other images ([`held_out_balance`]); `balance`, the rest:
+        what an offset gives the first model more than the second. It is negative where the second is the worse
+        balanced of the two.
+    """
+    plain, best = [], []
+    for margins in (before, after):
+        thing, stuff = accuracies_at(margins, 0.0)
+        plain.append(float(harmonic_mean(thing, stuff)))
+        best.append(held_out_balance(margins)["harmonic_mean"])
+    gain, knowledge = plain[1] - plain[0], best[1] - best[0]
+    return {"gain": gain, "balance": gain - knowledge, "knowledge": knowledge}
 
 
 def bootstrap(
@@ -290,6 +297,7 @@ __all__ = [
     "best_offset",
     "bootstrap",
     "difference_intervals",
+    "harmonic_mean",
     "held_out_balance",
     "held_out_halves",
     "mean_numbers",

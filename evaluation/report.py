@@ -169,7 +169,7 @@ def summary(entries: Sequence[Entry], categories: CategorySet) -> str:
 
 
 def balance(entries: Sequence[Entry], categories: CategorySet) -> str:
-    """The curves, the areas under them with intervals, and how much of a gain on stuff an offset gives."""
+    """The curves, the areas under them with intervals, and how much of a gain is balance."""
     margins = [entry.margins(categories) for entry in entries]
     curves = {entry.title: [balance_curve(m) for m in of_entry] for entry, of_entry in zip(entries, margins)}
     names = {"area": "area", "relative_area": "relative area", "auroc": "AUROC"}
@@ -214,10 +214,11 @@ def balance(entries: Sequence[Entry], categories: CategorySet) -> str:
     ]
     if gains:
         parts += [
-            f"<h3>Gains on stuff over {first}, both as they are</h3>",
-            table(["model", "gain of Masks-S", "of it balance", "of it knowledge"], gains),
-            f'<p class="note">Balance: what {first} itself has on stuff with an offset that leaves it the other\'s '
-            "Masks-T, less what it has as it is. Knowledge: the rest.</p>",
+            f"<h3>Gains over {first}</h3>",
+            table(["model", "gain of H, as they are", "of it balance", "of it knowledge"], gains),
+            '<p class="note">Knowledge: what is left of a gain of H where each model has the δ that is best for it, '
+            "chosen on the other half of the images. Balance: the rest, what an offset gives the first model more "
+            "than the other one.</p>",
         ]
     return "\n".join(parts)
 

@@ -23,7 +23,7 @@ from modeling_densevlm.categories import SHORT_TEMPLATES, CategorySet
 from modeling_densevlm.image_processing_densevlm import load_image
 
 from . import report as page
-from .balance import Margins, accuracies_at, best_offset
+from .balance import Margins, accuracies_at, best_offset, harmonic_mean
 from .candidates import code_version
 from .evaluate_regions import evaluate_regions, map_side, region_metrics, top_categories
 from .figures import location_figure
@@ -109,7 +109,7 @@ def row_of(measured: Measured, data: Path, categories: CategorySet, offset: floa
     return {
         **region_metrics(measured.test, categories, offset),
         **home_and_away(measured.test, data / "test" / "panoptic.json", categories, offset),
-        "harmonic_mean": 2 * thing * stuff / max(thing + stuff, 1e-12),
+        "harmonic_mean": float(harmonic_mean(thing, stuff)),
         "thing_offset": offset,
     }
 

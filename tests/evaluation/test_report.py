@@ -83,7 +83,7 @@ def test_the_page_holds_tables_charts_images_and_settings_of_every_model(page):
         "Dense <VLM>",
         "Masks-S",
         "How much of it is balance",
-        "gain of Masks-S",
+        "gain of H",
         "No image was skipped",
     ):
         assert part in words
@@ -104,7 +104,7 @@ def test_one_model_is_a_page_too(evaluated, tmp_path):
     _, (first, _) = evaluated
     write_report(read_entries([str(first)]), tmp_path / "one.html")
     text = (tmp_path / "one.html").read_text()
-    assert "gain of Masks-S" not in text and "What is called what" in text
+    assert "gain of H" not in text and "What is called what" in text
 
 
 def test_models_on_other_regions_are_not_put_on_one_page(evaluated, tmp_path):
