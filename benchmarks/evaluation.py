@@ -4,8 +4,8 @@ masks, and one of all regions cut out, one image at a time.
 
     python -m benchmarks.evaluation [--images 4] [--regions 11 25]
 
-A ViT-B/16 with freshly drawn weights at 512 pixels, crops at 224; drawn images of 640 x 480 with 11 regions, about as
-many as an image of COCO has on average, and with 25.
+A ViT-B/16 with freshly drawn weights at 512 pixels, crops at 224; drawn images of 640 x 480 with 11 regions and with
+25.
 """
 
 import argparse
