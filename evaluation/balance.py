@@ -14,6 +14,7 @@ it is known from each region's margin and from whether it is right *within its g
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -226,7 +227,7 @@ def split_gain(before: Margins, after: Margins) -> dict[str, float]:
 
 
 def bootstrap(
-    numbers: Callable[[np.ndarray], dict[str, float]],
+    numbers: Callable[[np.ndarray, np.random.Generator], dict[str, float]],
     image_ids: np.ndarray,
     samples: int = 1000,
     level: float = 0.95,
@@ -236,8 +237,9 @@ def bootstrap(
     Intervals by drawing the images anew, with replacement.
 
     Args:
-        numbers (callable): takes how often each region is counted, `(regions,)`, gives named numbers: those of a
-            model, or differences of two models on the same regions.
+        numbers (callable): takes how often each region is counted, `(regions,)`, and the generator, to draw what
+            else there is to be drawn; gives named numbers: those of a model, or differences of two models on the same
+            regions.
         image_ids (`(regions,)`): regions of an image are drawn together.
         level (`float`, *optional*, defaults to 0.95): share of the draws between the bounds.
 
@@ -249,7 +251,7 @@ def bootstrap(
     drawn: dict[str, list[float]] = {}
     for _ in range(samples):
         counts = np.bincount(rng.integers(len(images), size=len(images)), minlength=len(images))
-        for name, value in numbers(counts[places].astype(float)).items():
+        for name, value in numbers(counts[places].astype(float), rng).items():
             drawn.setdefault(name, []).append(value)
     bounds = (50 * (1 - level), 50 * (1 + level))
     known = {name: [value for value in values if value == value] or [np.nan] for name, values in drawn.items()}
@@ -263,15 +265,28 @@ def mean_numbers(runs: Sequence[Margins], counts: np.ndarray | None = None) -> d
 
 
 def balance_intervals(runs: Sequence[Margins], **options: int | float) -> dict[str, tuple[float, float]]:
-    """[`bootstrap`] of [`mean_numbers`]: what other images would change, not what other seeds would."""
-    return bootstrap(lambda counts: mean_numbers(runs, counts), runs[0].image_ids, **options)
+    """
+    [`bootstrap`] of [`mean_numbers`], where the seeds are drawn anew, too: what other images would change, and, as far
+    as so many seeds can tell, other seeds.
+    """
+
+    def numbers(counts: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
+        return mean_numbers(_draw(runs, rng), counts)
+
+    return bootstrap(numbers, runs[0].image_ids, **options)
+
+
+def _draw(runs: Sequence[Margins], rng: np.random.Generator) -> list[Margins]:
+    """As many of them, with replacement."""
+    return [runs[i] for i in rng.integers(len(runs), size=len(runs))]
 
 
 def difference_intervals(
     first: Sequence[Margins], second: Sequence[Margins], **options: int | float
 ) -> dict[str, tuple[float, float]]:
     """
-    Intervals of how much larger the numbers of the second model are, both on the same draws of images.
+    Intervals of how much larger the numbers of the second model are, both on the same draws of images. Where both have
+    as many seeds, those of the same place are drawn together: they are runs of the same seed.
 
     Raises:
         `ValueError` where the two were not evaluated on the same regions.
@@ -280,11 +295,32 @@ def difference_intervals(
     if not (np.array_equal(one.image_ids, other.image_ids) and np.array_equal(one.labels, other.labels)):
         raise ValueError("The two models were not evaluated on the same regions.")
 
-    def differences(counts: np.ndarray) -> dict[str, float]:
-        before, after = mean_numbers(first, counts), mean_numbers(second, counts)
+    def differences(counts: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
+        if len(first) == len(second):
+            before, after = zip(*_draw(list(zip(first, second)), rng))
+        else:
+            before, after = _draw(first, rng), _draw(second, rng)
+        before, after = mean_numbers(before, counts), mean_numbers(after, counts)
         return {name: after[name] - before[name] for name in before}
 
     return bootstrap(differences, one.image_ids, **options)
+
+
+def compare(first: Sequence[Margins], second: Sequence[Margins]) -> dict[str, Any]:
+    r"""
+    A model against another one, each given as the runs of its seeds.
+
+    Returns:
+        `area` (`float`), how much larger the second one's mean area is, `area_interval`, and of [`split_gain`] the
+        lists `gain`, `balance` and `knowledge`, a number for each run of the second (against the first's run of the
+        same place; where it has fewer, they are taken in turn).
+    """
+    gains = [split_gain(first[place % len(first)], run) for place, run in enumerate(second)]
+    return {
+        "area": mean_numbers(second)["area"] - mean_numbers(first)["area"],
+        "area_interval": difference_intervals(first, second)["area"],
+        **{name: [gain[name] for gain in gains] for name in gains[0]},
+    }
 
 
 __all__ = [
@@ -296,6 +332,7 @@ __all__ = [
     "balance_numbers",
     "best_offset",
     "bootstrap",
+    "compare",
     "difference_intervals",
     "harmonic_mean",
     "held_out_balance",

@@ -15,6 +15,8 @@ COLUMNS = {
     "masks_stuff_top5": "Masks-S, top 5",
     "foreground_bias": "stuff called a thing",
     "background_bias": "thing called stuff",
+    "masks_thing_home_top1": "Masks-T at home",
+    "masks_thing_away_top1": "Masks-T away",
     "balance_area": "balance area",
     "balance_relative_area": "relative area",
     "balance_auroc": "AUROC",

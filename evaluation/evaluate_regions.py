@@ -32,7 +32,7 @@ from .balance import Margins, balance_numbers, held_out_balance
 from .candidates import Candidate, run, told
 from .panoptic import PanopticRegions, collate_regions
 from .parts import in_parts
-from .region_accuracy.accuracy import NO_CATEGORY, region_accuracy
+from .region_accuracy.accuracy import NO_CATEGORY, class_mean, region_accuracy
 from .scores import RegionScores
 
 
@@ -75,7 +75,7 @@ def evaluate_regions(
     text_embeds = embeddings.embeds.to(model.device, torch.float32)
     images_of = regions if rows is None else Subset(regions, rows)
     loader = DataLoader(images_of, batch_size, num_workers=num_workers, collate_fn=collate_regions)
-    columns: dict[str, list[np.ndarray]] = {k: [] for k in ("image_ids", "segment_ids", "labels", "boxes", "masks")}
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in RegionScores.ARRAYS}
     images, skipped_regions, skipped_images = 0, 0, []
     for batch in tqdm(loader, desc="regions", disable=None, leave=False):
         skipped_images += batch["skipped"]
@@ -84,8 +84,8 @@ def evaluate_regions(
         dense = model.get_dense_features(batch["pixel_values"].to(model.device, model.dtype))
         columns["boxes"].append(_cosines(pool_boxes(dense, batch["boxes"]), text_embeds))
         columns["masks"].append(_cosines(pool_masks(dense, batch["masks"]), text_embeds))
-        columns["labels"].append(torch.cat(batch["labels"]).numpy())
-        columns["segment_ids"].append(torch.cat(batch["segment_ids"]).numpy())
+        for name in ("labels", "segment_ids", "at_home"):
+            columns[name].append(torch.cat(batch[name]).numpy())
         columns["image_ids"].append(np.repeat(batch["image_id"], [len(labels) for labels in batch["labels"]]))
         images += len(batch["image_id"])
         skipped_regions += sum(batch["skipped_regions"])
@@ -121,8 +121,8 @@ def evaluate_in_parts(
 
 
 def _nothing(categories: int) -> dict[str, np.ndarray]:
-    numbers = {name: np.zeros(0, dtype=np.int64) for name in ("image_ids", "segment_ids", "labels")}
-    return numbers | {name: np.zeros((0, categories), dtype=np.float32) for name in ("boxes", "masks")}
+    cosines = {name: np.zeros((0, categories), dtype=np.float32) for name in ("boxes", "masks")}
+    return {name: np.zeros(0, dtype=np.int64) for name in RegionScores.ARRAYS} | cosines
 
 
 def _cosines(region_embeds: Tensor, text_embeds: Tensor) -> np.ndarray:
@@ -144,8 +144,10 @@ def region_metrics(scores: RegionScores, categories: CategorySet, thing_offset: 
         `stuff_boxes_*` those of stuff. `foreground_bias` and `background_bias` are those of the masks, and so is what
         is measured of the balance between things and stuff, which no offset changes: `balance_area`,
         `balance_relative_area` and `balance_auroc` of [`balance_numbers`], and the accuracies of
-        [`held_out_balance`], `held_out_thing`, `held_out_stuff`, `held_out_harmonic_mean`. Numbers of a group without
-        regions are left out. The `empty_masks`, too small for the map, are misses.
+        [`held_out_balance`], `held_out_thing`, `held_out_stuff`, `held_out_harmonic_mean`. Where the annotations tell,
+        `masks_thing_home_top1` and `masks_thing_away_top1` are those of things on the background they often have in
+        training and on others. Numbers of a group without regions are left out. The `empty_masks`, too small for the
+        map, are misses.
     """
     category_is_thing = np.array([is_thing_group(flag) for flag in categories.require_flags("thing / stuff metrics")])
     is_thing = category_is_thing[scores.labels]
@@ -171,6 +173,11 @@ def region_metrics(scores: RegionScores, categories: CategorySet, thing_offset: 
         if f"{group}_{top}" in by[kind]
     }
     metrics.update({bias: by["masks"][bias] for bias in ("foreground_bias", "background_bias") if bias in by["masks"]})
+    hits = top_categories(scores.masks - thing_offset * category_is_thing, 1)[:, 0] == scores.labels
+    for name, flag in (("home", 1), ("away", 0)):
+        rows = is_thing & (scores.at_home == flag)
+        if rows.any():
+            metrics[f"masks_thing_{name}_top1"] = class_mean(hits[rows], scores.labels[rows])
     if is_thing.any() and not is_thing.all():
         margins = Margins.of(scores, category_is_thing)
         numbers, held_out = balance_numbers(margins), held_out_balance(margins)

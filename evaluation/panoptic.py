@@ -73,8 +73,8 @@ class PanopticRegions(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """
         `pixel_values` `(3, side, side)`, `boxes` `(n, 4)`, `masks` bool `(n, map_side, map_side)`, `labels` `(n,)`,
-        `segment_ids` `(n,)`, `image_id` (the place among the ids in their order, where they are no whole numbers),
-        `skipped_regions`; or `{"skipped": "file: reason"}`.
+        `segment_ids` `(n,)`, `at_home` `(n,)` (see [`RegionScores`]), `image_id` (the place among the ids in their
+        order, where they are no whole numbers), `skipped_regions`; or `{"skipped": "file: reason"}`.
         """
         record = self.records[index]
         if record["image_file"] is None:
@@ -88,12 +88,18 @@ class PanopticRegions(torch.utils.data.Dataset):
             return {"skipped": f"{file}: {type(error).__name__}: {error}"}
         if ids.shape != (image.height, image.width):
             return {"skipped": f"{file}: {image.size} pixels, but its panoptic PNG has {ids.shape[::-1]}"}
-        segments = record["segments_info"]
+        segments, present = record["segments_info"], set(np.unique(ids).tolist())
+        # Id 0 is what belongs to no segment.
+        unknown = sorted(present - {segment["id"] for segment in segments} - {0})
+        if unknown:
+            return {"skipped": f"{file}: its panoptic PNG has the ids {unknown[:5]}, of no segment of the annotations"}
         labels = torch.tensor([self.label_of[s["category_id"]] for s in segments], dtype=torch.long)
         segment_ids = torch.tensor([s["id"] for s in segments], dtype=torch.long)
+        at_home = torch.tensor([int(s.get("at_home", -1)) for s in segments], dtype=torch.long)
         boxes = pixel_boxes([s["bbox"] for s in segments], self.is_stuff[labels])
         areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-        kept = (areas >= SMALLEST_AREA) & (areas <= LARGEST_AREA)
+        seen = torch.tensor([segment["id"] in present for segment in segments], dtype=torch.bool)
+        kept = (areas >= SMALLEST_AREA) & (areas <= LARGEST_AREA) & seen
         return {
             "image_id": record["image_id"] if isinstance(record["image_id"], int) else index,
             "pixel_values": self.image_processor(image)["pixel_values"][0],
@@ -101,6 +107,7 @@ class PanopticRegions(torch.utils.data.Dataset):
             "masks": segment_masks(segment_ids[kept], ids, self.map_side),
             "labels": labels[kept],
             "segment_ids": segment_ids[kept],
+            "at_home": at_home[kept],
             "skipped_regions": int((~kept).sum()),
         }
 

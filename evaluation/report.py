@@ -32,10 +32,8 @@ from .balance import (
     balance_curve,
     balance_intervals,
     balance_numbers,
-    difference_intervals,
+    compare,
     held_out_balance,
-    mean_numbers,
-    split_gain,
 )
 from .charts import balance_chart, confusion_chart, difference_chart
 from .comparison import COLUMNS
@@ -172,6 +170,8 @@ def balance(entries: Sequence[Entry], categories: CategorySet) -> str:
     """The curves, the areas under them with intervals, and how much of a gain is balance."""
     margins = [entry.margins(categories) for entry in entries]
     curves = {entry.title: [balance_curve(m) for m in of_entry] for entry, of_entry in zip(entries, margins)}
+    several = max(map(len, margins)) > 1
+    drawn = " and of the seeds" if several else "; they do not hold what other seeds would change"
     names = {"area": "area", "relative_area": "relative area", "auroc": "AUROC"}
 
     rows, gains = [], []
@@ -183,13 +183,11 @@ def balance(entries: Sequence[Entry], categories: CategorySet) -> str:
             lower, upper = bounds[name]
             row.append(f"{spread([n[name] for n in numbers])}<br>[{100 * lower:.1f}, {100 * upper:.1f}]")
         if number:
-            change = mean_numbers(of_entry)["area"] - mean_numbers(margins[0])["area"]
-            lower, upper = difference_intervals(margins[0], of_entry)["area"]
-            row.append(f"{100 * change:+.1f}<br>[{100 * lower:+.1f}, {100 * upper:+.1f}]")
-            # Runs of the same place in both lists are compared; one run stands for all where there is one.
-            pairs = [(margins[0][i % len(margins[0])], m) for i, m in enumerate(of_entry)]
-            parts = [split_gain(*pair) for pair in pairs]
-            gains.append([html.escape(entry.title), *(spread([p[k] for p in parts]) for k in parts[0])])
+            found = compare(margins[0], of_entry)
+            lower, upper = found["area_interval"]
+            row.append(f"{100 * found['area']:+.1f}<br>[{100 * lower:+.1f}, {100 * upper:+.1f}]")
+            parts = (found[name] for name in ("gain", "balance", "knowledge"))
+            gains.append([html.escape(entry.title), *map(spread, parts)])
         else:
             row.append("–")
         held_out = [held_out_balance(m) for m in of_entry]
@@ -209,7 +207,7 @@ def balance(entries: Sequence[Entry], categories: CategorySet) -> str:
         table(head, rows),
         '<p class="note">Area: under the curve, of a square whose sides are 100 %. Relative area: divided by the best '
         "Masks-T and the best Masks-S. AUROC: how well things are told from stuff. In square brackets 95 % intervals "
-        "of 1,000 draws of images; they do not hold what other seeds would change. On the right: each half of the "
+        f"of 1,000 draws of images{drawn}. On the right: each half of the "
         "images with the δ that is best on the other half, H the harmonic mean.</p>",
     ]
     if gains:

@@ -5,6 +5,11 @@ What came out of the sandbox: a table on the test split, a picture and a page.
 
 reads the trained students in `runs/sandbox/{densevlm,all}-seed0`, compares them with the shipped models, and writes
 `metrics.json`, `report.md`, the page `report.html`, `locations.png` and the scores into `runs/sandbox`.
+
+    python -m evaluation.sandbox --runs runs/sandbox runs/pretraining-1 runs/pretraining-2 --output runs/pretraining
+
+takes several folders as the seeds of pre-training: the models of each, where they are not the shipped ones, lie in its
+`models`.
 """
 
 import argparse
@@ -23,15 +28,17 @@ from modeling_densevlm.categories import SHORT_TEMPLATES, CategorySet
 from modeling_densevlm.image_processing_densevlm import load_image
 
 from . import report as page
-from .balance import Margins, accuracies_at, best_offset, harmonic_mean
+from .balance import Margins, accuracies_at, best_offset, compare, harmonic_mean
 from .candidates import code_version
-from .evaluate_regions import evaluate_regions, map_side, region_metrics, top_categories
+from .evaluate_regions import evaluate_regions, map_side, region_metrics
 from .figures import location_figure
 from .panoptic import PanopticRegions
-from .region_accuracy.accuracy import class_mean
 from .scores import RegionScores
 from .segmentation import segment
 
+
+BASELINE = "all_against_all"
+"""What the decoupled contrast adds is seen against this: the others are compared with it."""
 
 COLUMNS = {
     "boxes_top1": "Boxes",
@@ -47,7 +54,7 @@ COLUMNS = {
 
 @dataclass
 class Entry:
-    """A model of the table: its title there, its key in `metrics.json`, its folders (one a seed)."""
+    """A model of the table: its title there, its key in `metrics.json`, its folders (one for each run)."""
 
     title: str
     key: str
@@ -87,28 +94,11 @@ def measure(folder: Path, data: Path, categories: CategorySet) -> Measured:
     return Measured(*scores)
 
 
-def home_and_away(scores: RegionScores, annotations: Path, categories: CategorySet, offset: float) -> dict[str, float]:
-    """Masks-T of the things that stand on their home, and of those that do not."""
-    content = json.loads(annotations.read_text())
-    at_home = {
-        (record["image_id"], segment["id"]): segment["at_home"]
-        for record in content["annotations"]
-        for segment in record["segments_info"]
-    }
-    is_thing = np.array(categories.is_thing)
-    home = np.array([at_home[key] for key in zip(scores.image_ids.tolist(), scores.segment_ids.tolist())])
-    hits = top_categories(scores.masks - offset * is_thing, 1)[:, 0] == scores.labels
-    things = is_thing[scores.labels]
-    parts = {"home": things & home, "away": things & ~home}
-    return {f"masks_thing_{name}_top1": class_mean(hits[rows], scores.labels[rows]) for name, rows in parts.items()}
-
-
-def row_of(measured: Measured, data: Path, categories: CategorySet, offset: float) -> dict[str, float]:
+def row_of(measured: Measured, categories: CategorySet, offset: float) -> dict[str, float]:
     """All numbers of one model on the test split."""
     thing, stuff = accuracies_at(margins_of(measured.test, categories), offset)
     return {
         **region_metrics(measured.test, categories, offset),
-        **home_and_away(measured.test, data / "test" / "panoptic.json", categories, offset),
         "harmonic_mean": float(harmonic_mean(thing, stuff)),
         "thing_offset": offset,
     }
@@ -124,43 +114,65 @@ def average(rows: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def collect(
-    entries: Sequence[Entry], measured_of: dict[str, list[Measured]], data: Path, categories: CategorySet
+    entries: Sequence[Entry], measured_of: dict[str, list[Measured]], categories: CategorySet
 ) -> dict[str, dict]:
     """
     `metrics.json`: under each entry's key its numbers (means over seeds where there are several, `seeds` then holds
-    each), and under `<key>_offset` the same with the δ chosen on the validation split.
+    each), and under `<key>_offset` the same with the δ chosen on the validation split. `over_<BASELINE>` is what
+    [`compare`] says of it against the baseline.
     """
     metrics = {}
+    margins = {key: [margins_of(m.test, categories) for m in measured] for key, measured in measured_of.items()}
     for entry in entries:
         measured = measured_of[entry.key]
-        plain = [row_of(m, data, categories, 0.0) for m in measured]
+        plain = [row_of(m, categories, 0.0) for m in measured]
         offsets = [best_offset(margins_of(m.val, categories)) for m in measured]
-        shifted = [row_of(m, data, categories, offset) for m, offset in zip(measured, offsets)]
+        shifted = [row_of(m, categories, offset) for m, offset in zip(measured, offsets)]
         for key, rows in ((entry.key, plain), (f"{entry.key}_offset", shifted)):
             metrics[key] = average(rows) | ({"seeds": rows} if len(rows) > 1 else {})
+        if BASELINE in margins and entry.key != BASELINE:
+            metrics[entry.key][f"over_{BASELINE}"] = compare(margins[BASELINE], margins[entry.key])
     return metrics
 
 
-def report(entries: Sequence[Entry], metrics: dict[str, dict], seeds: Sequence[int]) -> str:
-    """The table in Markdown: every model as it is, then with its best offset."""
-    header = ["model", "δ", *COLUMNS.values(), "H"]
-    lines = [" | ".join(header), " | ".join(["---"] * len(header))]
+def report(entries: Sequence[Entry], metrics: dict[str, dict], runs: str) -> str:
+    """In Markdown: every model as it is, then with its best offset; and what is gained over the baseline."""
+    rows = [["model", "δ", *COLUMNS.values(), "H"]]
     for suffix in ("", "_offset"):
         for entry in entries:
             row = metrics[f"{entry.key}{suffix}"]
             offset = "–" if not suffix else f"{row['thing_offset']:+.3f}"
-            numbers = [f"{100 * row[column]:.1f}" for column in (*COLUMNS, "harmonic_mean")]
-            lines.append(" | ".join([entry.title, offset, *numbers]))
+            rows.append([entry.title, offset, *(f"{100 * row[column]:.1f}" for column in (*COLUMNS, "harmonic_mean"))])
     counts = metrics[entries[0].key]
     notes = (
         f"Test split: {counts['images']:.0f} scenes, {counts['thing_regions']:.0f} things, "
         f"{counts['stuff_regions']:.0f} pieces of stuff. Top-1 in %, means over classes; the two error shares are of "
         "masks. δ is subtracted from every thing's cosine, and was chosen on the validation split for the best "
-        "H = harmonic mean of Masks-T and Masks-S. Area: under Masks-S over Masks-T for every δ. One pre-training "
-        "seed; alignment seeds: "
-        f"{', '.join(map(str, seeds))}{' (their mean is shown)' if len(seeds) > 1 else ''}."
+        f"H = harmonic mean of Masks-T and Masks-S. Area: under Masks-S over Masks-T for every δ. {runs}"
     )
-    return "# Sandbox\n\n" + "\n".join(f"| {line} |" for line in lines) + f"\n\n{notes}\n\n![](locations.png)\n"
+    return f"# Sandbox\n\n{markdown(rows)}\n{notes}\n\n{gains(entries, metrics)}![](locations.png)\n"
+
+
+def gains(entries: Sequence[Entry], metrics: dict[str, dict]) -> str:
+    """How much larger the areas are than the baseline's, and what of a gain of H is balance."""
+    titles = {entry.key: entry.title for entry in entries}
+    if BASELINE not in titles:
+        return ""
+    rows = [[f"over {titles.pop(BASELINE)}", "area", "95 % interval", "gain of H", "of it balance", "of it knowledge"]]
+    for key, title in titles.items():
+        found = metrics[key][f"over_{BASELINE}"]
+        lower, upper = found["area_interval"]
+        parts = [f"{100 * np.mean(found[name]):+.1f}" for name in ("gain", "balance", "knowledge")]
+        rows.append([title, f"{100 * found['area']:+.1f}", f"{100 * lower:+.1f} to {100 * upper:+.1f}", *parts])
+    return markdown(rows) + (
+        "\nIntervals are of draws of scenes, and of runs where there are several. Knowledge: what is left of a gain of "
+        "H where each half of the scenes is scored with the δ that is best on the other half; balance: the rest.\n\n"
+    )
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def draw(entries: Sequence[Entry], data: Path, categories: CategorySet, file: Path, count: int = 4) -> None:
@@ -195,38 +207,63 @@ def true_labels(split: Path, record: dict, categories: CategorySet) -> np.ndarra
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=Path("runs/sandbox"), help="where the students and scenes are")
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        nargs="+",
+        default=[Path("runs/sandbox")],
+        help="where the students are, the scenes (of the first), and the other models if not the shipped ones",
+    )
     parser.add_argument("--models", type=Path, default=Path("model_cards"), help="where the shipped models are")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="alignment seeds that were trained")
+    parser.add_argument("--output", type=Path, help="folder to write to; the first of --runs by default")
     arguments = parser.parse_args()
-    data = arguments.runs / "data"
+    output, data = arguments.output or arguments.runs[0], arguments.runs[0] / "data"
     categories = CategorySet.load(data / "categories.json")
-    trained = {key: [arguments.runs / f"{key}-seed{seed}" for seed in arguments.seeds] for key in ("all", "densevlm")}
-    entries = [
-        Entry("U (a CLIP)", "before", [arguments.models / "densevlm-sandbox-u"]),
-        Entry("CLIPSelf(U)", "clipself", [arguments.models / "densevlm-sandbox-clipself-u"]),
-        Entry("P (teacher)", "teacher", [arguments.models / "densevlm-sandbox-p"]),
-        Entry("DenseVLM, all against all", "all_against_all", trained["all"]),
-        Entry("DenseVLM", "after", trained["densevlm"]),
-    ]
+    entries = entries_of(arguments.runs, arguments.models, arguments.seeds)
     measured = {entry.key: [measure(folder, data, categories) for folder in entry.folders] for entry in entries}
     for key, of_entry in measured.items():
-        for seed, one in enumerate(of_entry):
-            one.test.save(arguments.runs / "scores" / f"{key}-{seed}.safetensors")
-    metrics = collect(entries, measured, data, categories)
-    (arguments.runs / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    text = report(entries, metrics, arguments.seeds)
-    (arguments.runs / "report.md").write_text(text)
-    draw(entries, data, categories, arguments.runs / "locations.png")
-    # What the decoupled contrast adds is seen against the other one: that stands first.
-    in_order = sorted(entries, key=lambda entry: entry.key != "all_against_all")
+        for number, one in enumerate(of_entry):
+            one.test.save(output / "scores" / f"{key}-{number}.safetensors")
+    metrics = collect(entries, measured, categories)
+    (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    text = report(entries, metrics, told_runs(len(arguments.runs), arguments.seeds))
+    (output / "report.md").write_text(text)
+    draw(entries, data, categories, output / "locations.png")
+    in_order = sorted(entries, key=lambda entry: entry.key != BASELINE)
     page.write_report(
         [page.Entry(entry.title, [one.test for one in measured[entry.key]]) for entry in in_order],
-        arguments.runs / "report.html",
+        output / "report.html",
         "Foreground bias in a small world",
         page.Pictures(data / "test" / "panoptic.json", data / "test" / "images"),
     )
-    print(f"{text}\nWritten to {arguments.runs}: metrics.json, report.md, report.html, locations.png, scores")
+    print(f"{text}\nWritten to {output}: metrics.json, report.md, report.html, locations.png, scores")
+
+
+def entries_of(runs: Sequence[Path], shipped: Path, seeds: Sequence[int]) -> list[Entry]:
+    """The models of the table: with a folder of each pre-training, or with one of each alignment of each of them."""
+    pretrained = [run / "models" if (run / "models").exists() else shipped for run in runs]
+
+    def aligned(name: str) -> list[Path]:
+        return [run / f"{name}-seed{seed}" for run in runs for seed in seeds]
+
+    def before(name: str) -> list[Path]:
+        return [models / f"densevlm-sandbox-{name}" for models in pretrained]
+
+    return [
+        Entry("U (a CLIP)", "before", before("u")),
+        Entry("CLIPSelf(U)", "clipself", before("clipself-u")),
+        Entry("P (teacher)", "teacher", before("p")),
+        Entry("DenseVLM, all against all", BASELINE, aligned("all")),
+        Entry("DenseVLM", "after", aligned("densevlm")),
+    ]
+
+
+def told_runs(pretrainings: int, seeds: Sequence[int]) -> str:
+    """What the rows are means over."""
+    before = "One pre-training seed" if pretrainings == 1 else f"Means over {pretrainings} pre-training seeds"
+    aligned = "one alignment seed" if len(seeds) == 1 else f"means over {len(seeds)} alignment seeds"
+    return f"{before}; {aligned}{' of each' if pretrainings > 1 else ''} ({', '.join(map(str, seeds))})."
 
 
 if __name__ == "__main__":

@@ -16,10 +16,12 @@ class RegionScores(Part):
         image_ids, segment_ids, labels (`np.ndarray` of shape `(regions,)`): which region, and its category's index.
         boxes, masks (`np.ndarray` of shape `(regions, categories)`): cosines of the feature pooled over the region's
             box and over its mask. NaN where there is no feature: a small mask can be empty on the map.
-        skipped_regions (`int`): regions too small or too large.
+        at_home (`np.ndarray` of shape `(regions,)`): 1 for a thing on the background it often has in training, 0 on
+            another one, -1 where the annotations do not tell.
+        skipped_regions (`int`): regions too small, too large or without a pixel.
     """
 
-    ARRAYS = ("image_ids", "segment_ids", "labels", "boxes", "masks")
+    ARRAYS = ("image_ids", "segment_ids", "labels", "boxes", "masks", "at_home")
     TITLE = "scores of regions"
 
     image_ids: np.ndarray
@@ -27,6 +29,7 @@ class RegionScores(Part):
     labels: np.ndarray
     boxes: np.ndarray
     masks: np.ndarray
+    at_home: np.ndarray
     skipped_regions: int
 
     @classmethod

@@ -15,6 +15,7 @@ def scores_of(masks, labels, boxes=None, image_ids=None, **options) -> RegionSco
         "labels": np.array(labels),
         "boxes": masks if boxes is None else np.array(boxes, dtype=np.float32),
         "masks": masks,
+        "at_home": np.full(len(labels), -1),
         "images": len(set(image_ids)),
         "skipped_regions": 0,
         "skipped_images": [],

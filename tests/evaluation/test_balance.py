@@ -165,7 +165,8 @@ def test_halves_are_of_whole_images_and_each_is_scored_with_the_offset_of_the_ot
 
 def test_an_interval_of_a_mean_is_the_one_known_for_it():
     values = np.random.default_rng(1).normal(size=400)
-    (lower, upper) = bootstrap(lambda counts: {"mean": (values * counts).mean()}, np.arange(400), samples=2000)["mean"]
+    bounds = bootstrap(lambda counts, rng: {"mean": (values * counts).mean()}, np.arange(400), samples=2000)
+    lower, upper = bounds["mean"]
     error = 1.96 * values.std() / 20
     assert (lower, upper) == pytest.approx((values.mean() - error, values.mean() + error), abs=0.15 * error)
 
@@ -184,6 +185,26 @@ def test_of_two_models_on_the_same_images_the_difference_is_surer_than_each(draw
     lower, upper = difference_intervals(margins[:1], margins[1:], samples=300)["area"]
     assert lower > 0
     assert upper - lower < np.subtract(*balance_intervals(margins[1:], samples=300)["area"][::-1])
+
+
+def test_seeds_that_differ_widen_the_interval(drawn):
+    better = scores_of(drawn.masks + 0.05 * np.eye(6)[drawn.labels], drawn.labels, image_ids=drawn.image_ids)
+    one, other = (Margins.of(scores, FLAGS) for scores in (drawn, better))
+    areas = [balance_numbers(margins)["area"] for margins in (one, other)]
+    # Two seeds drawn twice are the same one in half of the draws: the interval reaches both.
+    lower, upper = balance_intervals([one, other], samples=300)["area"]
+    assert lower < areas[0] < areas[1] < upper
+    width = upper - lower
+    assert width > np.subtract(*balance_intervals([one, one], samples=300)["area"][::-1])
+
+
+def test_seeds_of_the_same_number_are_compared_with_each_other(drawn):
+    better = scores_of(drawn.masks + 0.05 * np.eye(6)[drawn.labels], drawn.labels, image_ids=drawn.image_ids)
+    runs = [Margins.of(scores, FLAGS) for scores in (drawn, better)]
+    # Each against itself: nothing is left of what the seeds differ by. Unpaired it is.
+    assert set(difference_intervals(runs, runs, samples=20).values()) == {(0.0, 0.0)}
+    lower, upper = difference_intervals(runs, [*runs, runs[0]], samples=50)["area"]
+    assert lower < 0 < upper
 
 
 def test_models_on_other_regions_are_not_compared(drawn):

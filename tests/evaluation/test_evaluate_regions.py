@@ -99,6 +99,16 @@ def test_metrics_by_hand():
     assert (metrics["images"], metrics["skipped_regions"], metrics["skipped_images"]) == (6, 3, 1)
 
 
+def test_things_at_home_and_away_are_told_apart_where_the_annotations_tell():
+    masks = [[0.9, 0, 0, 0], [0.9, 0.1, 0, 0], [0.9, 0.1, 0.95, 0], [0, 0, 0.9, 0]]
+    at_home = np.array([1, 0, 0, 0])
+    metrics = region_metrics(scores_of(masks, [0, 1, 0, 2], at_home=at_home), CATEGORIES)
+    assert (metrics["masks_thing_home_top1"], metrics["masks_thing_away_top1"]) == (1.0, 0.0)
+    shifted = region_metrics(scores_of(masks, [0, 1, 0, 2], at_home=at_home), CATEGORIES, thing_offset=-0.1)
+    assert shifted["masks_thing_away_top1"] == 0.5  # the kite away from home is no sky any more
+    assert "masks_thing_home_top1" not in region_metrics(scores_of(masks, [0, 1, 0, 2]), CATEGORIES)
+
+
 def test_a_region_without_a_feature_is_a_miss_in_no_error_share_and_counted():
     nothing = [np.nan] * 4
     metrics = region_metrics(scores_of([nothing, nothing, [0, 0, 0.9, 0.0]], [0, 2, 2]), CATEGORIES, thing_offset=0.1)

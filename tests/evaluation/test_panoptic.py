@@ -71,6 +71,39 @@ def test_regions_too_small_or_too_large_are_counted_and_left_out(split):
         assert len(sample["labels"]) == len(whole[index]["segments_info"]) - 1
 
 
+def test_a_segment_without_a_pixel_is_counted_and_left_out(split):
+    whole = len(regions_of(split)[0]["labels"])
+    hidden = {"id": 77, "category_id": 1, "bbox": [0, 0, 30, 30]}
+    edit(split, lambda c: c["annotations"][0]["segments_info"].append(hidden))
+    sample = regions_of(split)[0]
+    assert (len(sample["labels"]), sample["skipped_regions"]) == (whole, 1)
+    assert 77 not in sample["segment_ids"]
+
+
+def test_an_id_of_no_segment_makes_an_image_skipped_and_is_named(split):
+    edit(split, lambda c: c["annotations"][2]["segments_info"].pop())
+    content = json.loads((split / "panoptic.json").read_text())["annotations"]
+    lost = len(content[2]["segments_info"]) + 1
+    regions = regions_of(split)
+    assert f"ids [{lost}], of no segment" in regions[2]["skipped"] and "000002" in regions[2]["skipped"]
+    assert "skipped" not in regions[1]
+
+
+def test_pixels_of_id_0_belong_to_no_segment_and_are_no_mistake(split):
+    file = split / "panoptic" / "000002.png"
+    ids = np.array(Image.open(file))
+    ids[:5] = 0
+    Image.fromarray(ids).save(file)
+    assert "skipped" not in regions_of(split)[2]
+
+
+def test_whether_things_are_at_home_is_read_where_the_annotations_tell(split):
+    edit(split, lambda c: [s.pop("at_home") for s in c["annotations"][3]["segments_info"]])
+    content, regions = json.loads((split / "panoptic.json").read_text())["annotations"], regions_of(split)
+    assert set(regions[3]["at_home"].tolist()) == {-1}
+    assert regions[4]["at_home"].tolist() == [int(s["at_home"]) for s in content[4]["segments_info"]]
+
+
 def spoil_image(split):
     (split / "images" / "000002.jpg").unlink()
 

@@ -16,6 +16,7 @@ def scores_of(first, count):
         labels=numbers % 3,
         boxes=cosines,
         masks=-cosines,
+        at_home=numbers % 2,
         images=2,
         skipped_regions=1,
         skipped_images=[f"{first}: broken"],

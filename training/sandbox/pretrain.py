@@ -2,7 +2,7 @@
 Pre-trains the sandbox's tiny CLIPs on captioned scenes: U, the student to be, and P, the larger teacher to be.
 
     python -m training.sandbox.pretrain U --output runs/pretrain/u
-    python -m training.sandbox.pretrain P --output runs/pretrain/p
+    python -m training.sandbox.pretrain P --output runs/pretrain/p [--seed 1]
 
 The result is an ordinary CLIP as a DenseVLM folder. It recognises scenes and is poor at regions; P becomes a teacher
 by CLIPSelf afterwards (`training/recipes/sandbox_clipself.yaml`).
@@ -49,7 +49,7 @@ TOWERS = {
 }
 
 
-def build_clip(tower: Tower, tokenizer: PreTrainedTokenizerBase) -> CLIPModel:
+def build_clip(tower: Tower, tokenizer: PreTrainedTokenizerBase, seed: int) -> CLIPModel:
     """A freshly drawn CLIP with patches of 12 pixels and a small text tower."""
     config = CLIPConfig(
         vision_config={
@@ -73,17 +73,23 @@ def build_clip(tower: Tower, tokenizer: PreTrainedTokenizerBase) -> CLIPModel:
         },
         projection_dim=96,
     )
-    torch.manual_seed(tower.seed)
+    torch.manual_seed(seed)
     return CLIPModel(config)
 
 
-def pretrain(name: str, output: Path, steps: int, scenes: int, batch_size: int = 96) -> DenseVLMModel:
-    """Contrastive training on `scenes` captioned scenes, `steps` batches; saves a complete folder."""
+def pretrain(
+    name: str, output: Path, steps: int, scenes: int, batch_size: int = 96, repetition: int = 0
+) -> DenseVLMModel:
+    """
+    Contrastive training on `scenes` captioned scenes, `steps` batches; saves a complete folder. Another `repetition`
+    has other first weights, scenes and captions; 0 is that of the shipped models.
+    """
     tower = TOWERS[name]
+    seed = tower.seed + 10 * repetition
     tokenizer = word_tokenizer(category_sentences(CATEGORIES), MAX_WORDS)
-    clip = build_clip(tower, tokenizer).train()
+    clip = build_clip(tower, tokenizer, seed).train()
     with ProcessPoolExecutor() as pool:
-        drawn = list(pool.map(partial(make_scene, tower.seed, "pretrain"), range(scenes), chunksize=64))
+        drawn = list(pool.map(partial(make_scene, seed, "pretrain"), range(scenes), chunksize=64))
     images = torch.from_numpy(np.stack([scene.image for scene in drawn]))
     processor = DenseVLMProcessor(DenseVLMImageProcessor(SIZE), tokenizer)
     mean, std = (torch.tensor(v)[:, None, None] for v in (processor.image_processor.image_mean,
@@ -93,7 +99,7 @@ def pretrain(name: str, output: Path, steps: int, scenes: int, batch_size: int =
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=tower.learning_rate, betas=(0.9, 0.98))
     schedule = get_cosine_schedule_with_warmup(optimizer, min(100, steps // 10), steps)
-    rng = np.random.default_rng(tower.seed)
+    rng = np.random.default_rng(seed)
     order = np.concatenate([rng.permutation(scenes) for _ in range(steps * batch_size // scenes + 1)])
     start = time.time()
     for step in range(steps):
@@ -126,9 +132,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder to save to")
     parser.add_argument("--steps", type=int, help="batches; by default those of the shipped models")
     parser.add_argument("--scenes", type=int, default=20_000)
+    parser.add_argument("--seed", type=int, default=0, help="0 is that of the shipped models")
     arguments = parser.parse_args()
     steps = arguments.steps or TOWERS[arguments.name].steps
-    pretrain(arguments.name, arguments.output, steps, arguments.scenes)
+    pretrain(arguments.name, arguments.output, steps, arguments.scenes, repetition=arguments.seed)
 
 
 if __name__ == "__main__":
