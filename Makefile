@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SEEDS ?= 0
+PRETRAINING_SEEDS ?= 1 2
 
-.PHONY: sandbox test test-fast test-core style benchmark clean
+.PHONY: sandbox sandbox-pretraining test test-fast test-core style benchmark clean
 
 # See the method work: scenes, two students, a table and a picture in runs/sandbox. No download.
 sandbox: $(VENV)/figures.stamp
@@ -16,6 +17,41 @@ sandbox: $(VENV)/figures.stamp
 	    --output_dir runs/sandbox/all-seed$$seed || exit 1; \
 	done
 	$(BIN)/python -m evaluation.sandbox --runs runs/sandbox --seeds $(SEEDS)
+
+# The same with other pre-trainings beside the shipped one, from captions on: hours. What is done is kept.
+#   nohup make sandbox-pretraining > pretraining.log &
+sandbox-pretraining: sandbox $(PRETRAINING_SEEDS:%=runs/pretraining-%/densevlm-seed0/model.safetensors) \
+    $(PRETRAINING_SEEDS:%=runs/pretraining-%/all-seed0/model.safetensors)
+	$(BIN)/python -m evaluation.sandbox --runs runs/sandbox $(PRETRAINING_SEEDS:%=runs/pretraining-%) --seeds 0 \
+	  --output runs/pretraining
+
+# Models on the way are kept; one that needs another waits for it.
+.SECONDARY:
+.NOTPARALLEL:
+MODELS := runs/pretraining-%/models
+CLIPSELF := training/recipes/sandbox_clipself.yaml
+
+$(MODELS)/densevlm-sandbox-u/model.safetensors: | $(VENV)/figures.stamp
+	$(BIN)/python -m training.sandbox.pretrain U --seed $* --output $(@D)
+
+$(MODELS)/p-of-captions/model.safetensors: | $(VENV)/figures.stamp
+	$(BIN)/python -m training.sandbox.pretrain P --seed $* --output $(@D)
+
+$(MODELS)/densevlm-sandbox-clipself-u/model.safetensors: $(MODELS)/densevlm-sandbox-u/model.safetensors
+	$(BIN)/python -m training.train $(CLIPSELF) --model $(<D) --seed $* --output_dir $(@D)
+
+$(MODELS)/densevlm-sandbox-p/model.safetensors: $(MODELS)/p-of-captions/model.safetensors
+	$(BIN)/python -m training.train $(CLIPSELF) --model $(<D) --seed $* --output_dir $(@D)
+
+runs/pretraining-%/densevlm-seed0/model.safetensors: $(MODELS)/densevlm-sandbox-u/model.safetensors \
+    $(MODELS)/densevlm-sandbox-p/model.safetensors $(MODELS)/densevlm-sandbox-clipself-u/model.safetensors
+	$(BIN)/python -m training.train training/recipes/sandbox.yaml --model $(<D) --output_dir $(@D) \
+	  --teacher runs/pretraining-$*/models/densevlm-sandbox-p
+
+runs/pretraining-%/all-seed0/model.safetensors: $(MODELS)/densevlm-sandbox-u/model.safetensors \
+    $(MODELS)/densevlm-sandbox-p/model.safetensors
+	$(BIN)/python -m training.train training/recipes/sandbox.yaml --model $(<D) --output_dir $(@D) \
+	  --teacher runs/pretraining-$*/models/densevlm-sandbox-p --contrast all
 
 test: $(VENV)/all.stamp
 	$(BIN)/python -m pytest

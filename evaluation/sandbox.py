@@ -165,8 +165,8 @@ def gains(entries: Sequence[Entry], metrics: dict[str, dict]) -> str:
         parts = [f"{100 * np.mean(found[name]):+.1f}" for name in ("gain", "balance", "knowledge")]
         rows.append([title, f"{100 * found['area']:+.1f}", f"{100 * lower:+.1f} to {100 * upper:+.1f}", *parts])
     return markdown(rows) + (
-        "\nIntervals are of draws of scenes, and of runs where there are several. Knowledge: what is left of a gain of "
-        "H where each half of the scenes is scored with the δ that is best on the other half; balance: the rest.\n\n"
+        "\nIntervals are of draws of scenes, and of runs where there are several. Knowledge: what is left of a gain "
+        "of H where each half of the scenes is scored with the δ that is best on the other; balance: the rest.\n\n"
     )
 
 
