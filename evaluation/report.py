@@ -4,9 +4,9 @@ A page about models and what was measured of them: one HTML file that needs noth
     python -m evaluation.report "U=runs/eval/0-u-512.safetensors" "DenseVLM=runs/eval/1-d-512.safetensors" \\
         --output report.html [--annotations panoptic_val2017.json --images val2017]
 
-Each run is a file of scores that `evaluation.evaluate_regions` has kept, with a title before it; runs of the same
-title are seeds of one model. The first title is what the others are compared with. With the annotations and images,
-the page shows what each model calls the regions of some of them.
+Each run is a file of scores that `evaluation.evaluate_regions` has kept, with a title before it. Runs of the same
+title are seeds of one model, or the model at several sizes of its images. The first title is what the others are
+compared with. With the annotations and images, the page shows what each model calls the regions of some of them.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from .balance import (
     compare,
     held_out_balance,
 )
-from .charts import balance_chart, confusion_chart, difference_chart
+from .charts import accuracy_chart, balance_chart, confusion_chart, difference_chart
 from .comparison import COLUMNS
 from .confusion import count_pairs
 from .evaluate_regions import region_metrics, top_categories
@@ -49,10 +49,11 @@ TEMPLATE = Path(__file__).with_name("report_template.html")
 
 @dataclass
 class Entry:
-    """A model of the page: its title and its scores, of each seed."""
+    """A model of the page, at a size: its title, its scores, of each seed; `line`: what joins its sizes in a chart."""
 
     title: str
     runs: list[RegionScores]
+    line: str = ""
 
     def margins(self, categories: CategorySet) -> list[Margins]:
         return [Margins.of(run, np.array(categories.is_thing, dtype=bool)) for run in self.runs]
@@ -109,6 +110,7 @@ def write_report(
         f"{len(categories)} categories. Numbers are means over classes in %, where nothing else is said; of several "
         "seeds their mean, and in brackets the least and the largest.</p>",
         summary(entries, categories),
+        over_size(entries, categories),
         balance(entries, categories),
         mistakes(entries, categories),
         differences(entries, categories),
@@ -164,6 +166,19 @@ def summary(entries: Sequence[Entry], categories: CategorySet) -> str:
     ]
     marks = [[False, *line] for line in best.tolist()]
     return "<h2>What was measured</h2>" + table(["model", *shown.values()], rows, marks)
+
+
+def over_size(entries: Sequence[Entry], categories: CategorySet) -> str:
+    """Accuracies over the size of the images, where a model was evaluated at several."""
+    rows = []
+    for entry in entries:
+        if entry.line:
+            metrics = [region_metrics(run, categories) for run in entry.runs]
+            means = {key: np.mean([row[key] for row in metrics]) for key in metrics[0]}
+            rows.append(means | {"model": entry.line, "image_size": entry.runs[0].facts["image_size"]})
+    if not rows:
+        return ""
+    return picture(lambda file: accuracy_chart(file, rows), "Accuracies over the size of the images")
 
 
 def balance(entries: Sequence[Entry], categories: CategorySet) -> str:
@@ -360,14 +375,21 @@ def settings(entries: Sequence[Entry]) -> str:
 
 
 def read_entries(runs: Sequence[str]) -> list[Entry]:
-    """`title=file` each; those of one title become one entry, in the order of the titles."""
-    entries: dict[str, Entry] = {}
+    """`title=file` each; those of one title and one size become one entry, in the order of the titles."""
+    read: dict[str, dict[int | None, list[RegionScores]]] = {}
     for run in runs:
         title, separator, file = run.partition("=")
         if not separator:
             title, file = Path(run).stem, run
-        entries.setdefault(title, Entry(title, [])).runs.append(RegionScores.load(file))
-    return list(entries.values())
+        scores = RegionScores.load(file)
+        read.setdefault(title, {}).setdefault(scores.facts.get("image_size"), []).append(scores)
+    entries = []
+    for title, sizes in read.items():
+        if len(sizes) == 1:
+            entries += [Entry(title, *sizes.values())]
+        else:
+            entries += [Entry(f"{title}, {size} pixels", found, line=title) for size, found in sizes.items()]
+    return entries
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -100,6 +100,19 @@ def test_seeds_of_a_model_are_one_row_with_their_range(page):
     assert re.fullmatch(r"[\d.]+ \([\d.]+–[\d.]+\)", first)
 
 
+def test_sizes_of_a_model_are_rows_of_their_own_and_joined_in_a_chart(evaluated, tmp_path):
+    scores = RegionScores.load(evaluated[1][0])
+    for size in (64, 96):
+        scores.facts["image_size"] = size
+        scores.save(tmp_path / f"{size}.safetensors")
+    runs = [f"U={tmp_path / '96.safetensors'}", f"U={tmp_path / '64.safetensors'}", f"P={evaluated[1][1]}"]
+    entries = read_entries(runs)
+    assert [entry.title for entry in entries] == ["U, 96 pixels", "U, 64 pixels", "P"]
+    write_report(entries, tmp_path / "sizes.html")
+    images = Page((tmp_path / "sizes.html").read_text()).images
+    assert images.count("Accuracies over the size of the images") == 1
+
+
 def test_one_model_is_a_page_too(evaluated, tmp_path):
     _, (first, _) = evaluated
     write_report(read_entries([str(first)]), tmp_path / "one.html")

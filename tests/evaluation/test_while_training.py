@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from evaluation.charts import accuracy_chart
 from evaluation.evaluate_regions import evaluate_regions, region_metrics
 from evaluation.while_training import RegionEvaluation
 from training.train import main
@@ -59,6 +60,16 @@ def test_it_is_evaluated_before_the_first_step_every_so_many_and_after_the_last(
     scores = evaluate_regions(trainer.model, callback.regions, callback.embeddings, num_workers=0)
     expected = region_metrics(scores, callback.regions.categories)
     assert {f"eval_{k}": v for k, v in expected.items()}.items() <= entries[-1].items()
+
+
+def test_what_is_logged_can_be_drawn_over_the_images_seen(watched, tmp_path):
+    pytest.importorskip("matplotlib")
+    log = watched()[0].state.log_history
+    logged = [row for row in log if "eval_boxes_top1" in row]
+    rows = [{key.removeprefix("eval_"): value for key, value in row.items()} for row in logged]
+    rows = [row | {"model": "DenseVLM", "seen": row["step"] * 8} for row in rows]
+    accuracy_chart(tmp_path / "accuracy.svg", rows, over="seen", xlabel="training images seen")
+    assert (tmp_path / "accuracy.svg").stat().st_size > 10_000
 
 
 def test_it_changes_nothing_of_the_run(watched, recipe, tmp_path):
