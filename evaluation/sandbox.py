@@ -4,7 +4,7 @@ What came out of the sandbox: a table on the test split, a picture and a page.
     python -m evaluation.sandbox --runs runs/sandbox --seeds 0
 
 reads the trained students in `runs/sandbox/{densevlm,all}-seed0`, compares them with the shipped models, and writes
-`metrics.json`, `report.md`, the page `report.html`, `locations.png` and the scores into `runs/sandbox`.
+`metrics.json`, `report.md`, the page `report.html`, `locations.png`, `balance.png` and the scores into `runs/sandbox`.
 
     python -m evaluation.sandbox --runs runs/sandbox runs/pretraining-1 runs/pretraining-2 --output runs/pretraining
 
@@ -28,8 +28,9 @@ from modeling_densevlm.categories import SHORT_TEMPLATES, CategorySet
 from modeling_densevlm.image_processing_densevlm import load_image
 
 from . import report as page
-from .balance import Margins, accuracies_at, best_offset, compare, harmonic_mean
+from .balance import Margins, accuracies_at, balance_curve, best_offset, compare, harmonic_mean
 from .candidates import code_version
+from .charts import balance_chart
 from .evaluate_regions import evaluate_regions, map_side, region_metrics
 from .figures import location_figure
 from .panoptic import PanopticRegions
@@ -150,7 +151,9 @@ def report(entries: Sequence[Entry], metrics: dict[str, dict], runs: str) -> str
         "masks. δ is subtracted from every thing's cosine, and was chosen on the validation split for the best "
         f"H = harmonic mean of Masks-T and Masks-S. Area: under Masks-S over Masks-T for every δ. {runs}"
     )
-    return f"# Sandbox\n\n{markdown(rows)}\n{notes}\n\n{gains(entries, metrics)}![](locations.png)\n"
+    return (
+        f"# Sandbox\n\n{markdown(rows)}\n{notes}\n\n{gains(entries, metrics)}![](balance.png)\n\n![](locations.png)\n"
+    )
 
 
 def gains(entries: Sequence[Entry], metrics: dict[str, dict]) -> str:
@@ -230,6 +233,8 @@ def main() -> None:
     text = report(entries, metrics, told_runs(len(arguments.runs), arguments.seeds))
     (output / "report.md").write_text(text)
     draw(entries, data, categories, output / "locations.png")
+    margins = {entry.title: [margins_of(one.test, categories) for one in measured[entry.key]] for entry in entries}
+    balance_chart(output / "balance.png", {title: [*map(balance_curve, runs)] for title, runs in margins.items()})
     in_order = sorted(entries, key=lambda entry: entry.key != BASELINE)
     page.write_report(
         [page.Entry(entry.title, [one.test for one in measured[entry.key]]) for entry in in_order],
@@ -237,7 +242,7 @@ def main() -> None:
         "Foreground bias in a small world",
         page.Pictures(data / "test" / "panoptic.json", data / "test" / "images"),
     )
-    print(f"{text}\nWritten to {output}: metrics.json, report.md, report.html, locations.png, scores")
+    print(f"{text}\nWritten to {output}: metrics.json, report.md, report.html, locations.png, balance.png, scores")
 
 
 def entries_of(runs: Sequence[Path], shipped: Path, seeds: Sequence[int]) -> list[Entry]:
