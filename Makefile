@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SEEDS ?= 0
-PRETRAINING_SEEDS ?= 1 2
+PRETRAINING_SEEDS ?= 0 1 2
 
 .PHONY: sandbox sandbox-pretraining test test-fast test-core style benchmark clean
 
@@ -18,23 +18,29 @@ sandbox: $(VENV)/figures.stamp
 	done
 	$(BIN)/python -m evaluation.sandbox --runs runs/sandbox --seeds $(SEEDS)
 
-# The same with other pre-trainings beside the shipped one, from captions on: hours. What is done is kept.
+# The same over other pre-trainings, from captions on: hours. Number 0 has the shipped models. What is done is kept.
 #   nohup make sandbox-pretraining > pretraining.log &
-sandbox-pretraining: sandbox $(PRETRAINING_SEEDS:%=runs/pretraining-%/densevlm-seed0/model.safetensors) \
-    $(PRETRAINING_SEEDS:%=runs/pretraining-%/all-seed0/model.safetensors)
-	$(BIN)/python -m evaluation.sandbox --runs runs/sandbox $(PRETRAINING_SEEDS:%=runs/pretraining-%) --seeds 0 \
-	  --output runs/pretraining
+PRETRAINED := $(PRETRAINING_SEEDS:%=runs/pretraining-%)
+sandbox-pretraining: $(foreach run,$(PRETRAINED),$(run)/densevlm-seed0/model.safetensors $(run)/all-seed0/model.safetensors)
+	$(BIN)/python -m evaluation.sandbox --runs $(PRETRAINED) --data runs/sandbox/data --output runs/pretraining
 
+MODELS := runs/pretraining-%/models
+CLIPSELF := training/recipes/sandbox_clipself.yaml
 # Models on the way are kept; one that needs another waits for it.
 .SECONDARY:
 .NOTPARALLEL:
-MODELS := runs/pretraining-%/models
-CLIPSELF := training/recipes/sandbox_clipself.yaml
 
-$(MODELS)/densevlm-sandbox-u/model.safetensors: | $(VENV)/figures.stamp
+runs/sandbox/data/categories.json: $(VENV)/figures.stamp
+	$(BIN)/python -m training.sandbox.scenes --output runs/sandbox/data
+
+$(foreach name,u p clipself-u,runs/pretraining-0/models/densevlm-sandbox-$(name)/model.safetensors):
+	mkdir -p runs/pretraining-0/models
+	cp -r model_cards/$(notdir $(@D)) runs/pretraining-0/models
+
+$(MODELS)/densevlm-sandbox-u/model.safetensors: | runs/sandbox/data/categories.json
 	$(BIN)/python -m training.sandbox.pretrain U --seed $* --output $(@D)
 
-$(MODELS)/p-of-captions/model.safetensors: | $(VENV)/figures.stamp
+$(MODELS)/p-of-captions/model.safetensors: | runs/sandbox/data/categories.json
 	$(BIN)/python -m training.sandbox.pretrain P --seed $* --output $(@D)
 
 $(MODELS)/densevlm-sandbox-clipself-u/model.safetensors: $(MODELS)/densevlm-sandbox-u/model.safetensors
@@ -43,15 +49,15 @@ $(MODELS)/densevlm-sandbox-clipself-u/model.safetensors: $(MODELS)/densevlm-sand
 $(MODELS)/densevlm-sandbox-p/model.safetensors: $(MODELS)/p-of-captions/model.safetensors
 	$(BIN)/python -m training.train $(CLIPSELF) --model $(<D) --seed $* --output_dir $(@D)
 
-runs/pretraining-%/densevlm-seed0/model.safetensors: $(MODELS)/densevlm-sandbox-u/model.safetensors \
-    $(MODELS)/densevlm-sandbox-p/model.safetensors $(MODELS)/densevlm-sandbox-clipself-u/model.safetensors
-	$(BIN)/python -m training.train training/recipes/sandbox.yaml --model $(<D) --output_dir $(@D) \
-	  --teacher runs/pretraining-$*/models/densevlm-sandbox-p
+ALIGN = $(BIN)/python -m training.train training/recipes/sandbox.yaml --seed 0 --output_dir $(@D) \
+  --model runs/pretraining-$*/models/densevlm-sandbox-u --teacher runs/pretraining-$*/models/densevlm-sandbox-p
+READY := $(foreach name,u p clipself-u,$(MODELS)/densevlm-sandbox-$(name)/model.safetensors)
 
-runs/pretraining-%/all-seed0/model.safetensors: $(MODELS)/densevlm-sandbox-u/model.safetensors \
-    $(MODELS)/densevlm-sandbox-p/model.safetensors
-	$(BIN)/python -m training.train training/recipes/sandbox.yaml --model $(<D) --output_dir $(@D) \
-	  --teacher runs/pretraining-$*/models/densevlm-sandbox-p --contrast all
+runs/pretraining-%/densevlm-seed0/model.safetensors: $(READY) | runs/sandbox/data/categories.json
+	$(ALIGN)
+
+runs/pretraining-%/all-seed0/model.safetensors: $(READY) | runs/sandbox/data/categories.json
+	$(ALIGN) --contrast all
 
 test: $(VENV)/all.stamp
 	$(BIN)/python -m pytest

@@ -14,7 +14,6 @@ it is known from each region's margin and from whether it is right *within its g
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -62,6 +61,27 @@ class Margins:
         """Some of the regions."""
         return Margins(*(getattr(self, field.name)[rows] for field in fields(self)))
 
+    def right_at(self, offsets: np.ndarray | float) -> np.ndarray:
+        """Bool, `(regions,)`: whether each region is called what it is, with a δ for each or one for all."""
+        return self.right & ((self.margin >= offsets) == self.is_thing)
+
+    @cached_property
+    def right_as_it_is(self) -> np.ndarray:
+        """[`Margins.right_at`] δ = 0."""
+        return self.right_at(0.0)
+
+    @cached_property
+    def held_out_offsets(self) -> np.ndarray:
+        """The δ that is best on the half of the images that a region is not of, `(regions,)`."""
+        first = held_out_halves(self.image_ids)
+        chosen = {half: best_offset(self.take(first == half)) for half in (True, False)}
+        return np.where(first, chosen[False], chosen[True])
+
+    @cached_property
+    def right_held_out(self) -> np.ndarray:
+        """[`Margins.right_at`] those."""
+        return self.right_at(self.held_out_offsets)
+
     @cached_property
     def classes(self) -> np.ndarray:
         """The labels that occur, numbered from 0, `(regions,)`."""
@@ -93,11 +113,13 @@ class BalanceCurve:
         offsets (`np.ndarray` of shape `(points,)`): δ, ascending.
         thing, stuff (`np.ndarray` of shape `(points,)`): accuracies as means over classes, 0..1; the first does not
             rise, the second does not fall.
+        as_it_is (`(float, float)`): the point where the model stands, δ = 0.
     """
 
     offsets: np.ndarray
     thing: np.ndarray
     stuff: np.ndarray
+    as_it_is: tuple[float, float]
 
     @property
     def harmonic_mean(self) -> np.ndarray:
@@ -129,7 +151,8 @@ def balance_curve(margins: Margins) -> BalanceCurve:
     middles = (values[1:] + values[:-1]) / 2
     offsets = np.concatenate([values[:1] - 1, middles, values[-1:] + 1]) if len(values) else np.zeros(1)
     # At a δ between the values k - 1 and k, things from k on are right, and stuff up to k - 1.
-    return BalanceCurve(offsets, np.append(np.cumsum(things[::-1])[::-1], 0.0), np.append(0.0, np.cumsum(stuff)))
+    falling, rising = np.append(np.cumsum(things[::-1])[::-1], 0.0), np.append(0.0, np.cumsum(stuff))
+    return BalanceCurve(offsets, falling, rising, accuracies_at(margins, 0.0))
 
 
 def balance_numbers(margins: Margins, counts: np.ndarray | None = None) -> dict[str, float]:
@@ -142,10 +165,12 @@ def balance_numbers(margins: Margins, counts: np.ndarray | None = None) -> dict[
         it is balanced. `best_thing`, `best_stuff`: the ends of the curve, accuracies within the own group.
         `relative_area`: `area / (best_thing · best_stuff)`, how well the two groups are told apart where the class is
         right within the group. `auroc`: the chance that a thing has the larger margin than stuff, over all regions.
-        `nan` where a group has no region.
+        `harmonic_mean`, of Masks-T and Masks-S as the model is; `held_out_harmonic_mean`, where each half of the
+        images is scored with the δ that is best on the other. `nan` where a group has no region.
     """
     counts = np.ones(len(margins.labels)) if counts is None else counts
-    area, best_thing, best_stuff = _ordered(margins, class_weights(margins, counts) * margins.right)
+    weights = class_weights(margins, counts)
+    area, best_thing, best_stuff = _ordered(margins, weights * margins.right)
     in_order, things, stuff = _ordered(margins, counts * ~np.isnan(margins.margin))
     return {
         "area": area,
@@ -153,7 +178,14 @@ def balance_numbers(margins: Margins, counts: np.ndarray | None = None) -> dict[
         "best_stuff": best_stuff,
         "relative_area": area / (best_thing * best_stuff) if best_thing * best_stuff > 0 else np.nan,
         "auroc": in_order / (things * stuff) if things * stuff > 0 else np.nan,
+        "harmonic_mean": float(harmonic_mean(*_by_group(margins, weights * margins.right_as_it_is))),
+        "held_out_harmonic_mean": float(harmonic_mean(*_by_group(margins, weights * margins.right_held_out))),
     }
+
+
+def _by_group(margins: Margins, weights: np.ndarray) -> tuple[float, float]:
+    """The sums of things and of stuff."""
+    return float(weights[margins.is_thing].sum()), float(weights[~margins.is_thing].sum())
 
 
 def _by_margin(margins: Margins, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -181,9 +213,7 @@ def best_offset(margins: Margins) -> float:
 
 def accuracies_at(margins: Margins, offsets: np.ndarray | float) -> tuple[float, float]:
     """Accuracies on things and on stuff with a δ for each region, or one for all."""
-    called_thing = margins.margin >= offsets
-    weights = class_weights(margins) * margins.right * (called_thing == margins.is_thing)
-    return float(weights[margins.is_thing].sum()), float(weights[~margins.is_thing].sum())
+    return _by_group(margins, class_weights(margins) * margins.right_at(offsets))
 
 
 def held_out_halves(image_ids: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -193,37 +223,16 @@ def held_out_halves(image_ids: np.ndarray, seed: int = 0) -> np.ndarray:
     return (order < len(images) // 2)[places]
 
 
-def held_out_balance(margins: Margins, seed: int = 0) -> dict[str, float]:
+def held_out_balance(margins: Margins) -> dict[str, float]:
     """
     The accuracies at the best δ, where each half of the images is scored with the δ that is best on the other.
 
     Returns:
-        `thing`, `stuff` and `harmonic_mean`, 0..1, and the two `offsets`' mean.
+        `thing`, `stuff` and `harmonic_mean`, 0..1, and the mean `offset` of the regions.
     """
-    first = held_out_halves(margins.image_ids, seed)
-    chosen = {half: best_offset(margins.take(first == half)) for half in (True, False)}
-    thing, stuff = accuracies_at(margins, np.where(first, chosen[False], chosen[True]))
-    mean = float(harmonic_mean(thing, stuff))
-    return {"thing": thing, "stuff": stuff, "harmonic_mean": mean, "offset": (chosen[True] + chosen[False]) / 2}
-
-
-def split_gain(before: Margins, after: Margins) -> dict[str, float]:
-    """
-    How much of what a model gains over another one is balance.
-
-    Returns:
-        `gain`, of the harmonic mean of Masks-T and Masks-S, both models as they are; `knowledge`, what of it is left
-        where each has the δ that is best for it, chosen on other images ([`held_out_balance`]); `balance`, the rest:
-        what an offset gives the first model more than the second. It is negative where the second is the worse
-        balanced of the two.
-    """
-    plain, best = [], []
-    for margins in (before, after):
-        thing, stuff = accuracies_at(margins, 0.0)
-        plain.append(float(harmonic_mean(thing, stuff)))
-        best.append(held_out_balance(margins)["harmonic_mean"])
-    gain, knowledge = plain[1] - plain[0], best[1] - best[0]
-    return {"gain": gain, "balance": gain - knowledge, "knowledge": knowledge}
+    thing, stuff = accuracies_at(margins, margins.held_out_offsets)
+    offset = float(margins.held_out_offsets.mean())
+    return {"thing": thing, "stuff": stuff, "harmonic_mean": float(harmonic_mean(thing, stuff)), "offset": offset}
 
 
 def bootstrap(
@@ -281,12 +290,19 @@ def _draw(runs: Sequence[Margins], rng: np.random.Generator) -> list[Margins]:
     return [runs[i] for i in rng.integers(len(runs), size=len(runs))]
 
 
-def difference_intervals(
+def compare(
     first: Sequence[Margins], second: Sequence[Margins], **options: int | float
-) -> dict[str, tuple[float, float]]:
-    """
-    Intervals of how much larger the numbers of the second model are, both on the same draws of images. Where both have
-    as many seeds, those of the same place are drawn together: they are runs of the same seed.
+) -> dict[str, tuple[float, float, float]]:
+    r"""
+    A model against another one, each given as the runs of its seeds.
+
+    Returns:
+        How much larger the second one's means over its seeds are, each with an interval of [`bootstrap`], as
+        `(value, lower, upper)`: `area`; `gain`, of the harmonic mean of Masks-T and Masks-S, both models as they are;
+        `knowledge`, what of it is left where each has the δ that is best for it, chosen on other images; `balance`,
+        the rest: what an offset gives the first model more than the second. It is negative where the second is the
+        worse balanced of the two. Both models are measured on the same draws of images; where both have as many seeds,
+        those of the same place are drawn together: they are runs of the same seed. The δ's are not chosen anew.
 
     Raises:
         `ValueError` where the two were not evaluated on the same regions.
@@ -295,32 +311,23 @@ def difference_intervals(
     if not (np.array_equal(one.image_ids, other.image_ids) and np.array_equal(one.labels, other.labels)):
         raise ValueError("The two models were not evaluated on the same regions.")
 
-    def differences(counts: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
+    def drawn(counts: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
         if len(first) == len(second):
             before, after = zip(*_draw(list(zip(first, second)), rng))
         else:
             before, after = _draw(first, rng), _draw(second, rng)
-        before, after = mean_numbers(before, counts), mean_numbers(after, counts)
-        return {name: after[name] - before[name] for name in before}
+        return _differences(before, after, counts)
 
-    return bootstrap(differences, one.image_ids, **options)
+    bounds = bootstrap(drawn, one.image_ids, **options)
+    return {name: (value, *bounds[name]) for name, value in _differences(first, second).items()}
 
 
-def compare(first: Sequence[Margins], second: Sequence[Margins]) -> dict[str, Any]:
-    r"""
-    A model against another one, each given as the runs of its seeds.
-
-    Returns:
-        `area` (`float`), how much larger the second one's mean area is, `area_interval`, and of [`split_gain`] the
-        lists `gain`, `balance` and `knowledge`, a number for each run of the second (against the first's run of the
-        same place; where it has fewer, they are taken in turn).
-    """
-    gains = [split_gain(first[place % len(first)], run) for place, run in enumerate(second)]
-    return {
-        "area": mean_numbers(second)["area"] - mean_numbers(first)["area"],
-        "area_interval": difference_intervals(first, second)["area"],
-        **{name: [gain[name] for gain in gains] for name in gains[0]},
-    }
+def _differences(
+    first: Sequence[Margins], second: Sequence[Margins], counts: np.ndarray | None = None
+) -> dict[str, float]:
+    before, after = mean_numbers(first, counts), mean_numbers(second, counts)
+    area, gain, knowledge = (after[n] - before[n] for n in ("area", "harmonic_mean", "held_out_harmonic_mean"))
+    return {"area": area, "gain": gain, "balance": gain - knowledge, "knowledge": knowledge}
 
 
 __all__ = [
@@ -333,10 +340,8 @@ __all__ = [
     "best_offset",
     "bootstrap",
     "compare",
-    "difference_intervals",
     "harmonic_mean",
     "held_out_balance",
     "held_out_halves",
     "mean_numbers",
-    "split_gain",
 ]

@@ -1,6 +1,7 @@
 """Models that are evaluated: their options on the command line, their texts, and what is told of them."""
 
 import argparse
+import copy
 import hashlib
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -12,12 +13,25 @@ import torch
 import transformers
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
 
-from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMImageProcessor, DenseVLMModel
+import modeling_densevlm
+from modeling_densevlm import (
+    CategoryEmbeddings,
+    CategorySet,
+    DenseVLMConfig,
+    DenseVLMImageProcessor,
+    DenseVLMModel,
+)
 from modeling_densevlm.categories import TEMPLATES, encoder_fingerprint
 from modeling_densevlm.processing_densevlm import load_processing
 
 from .comparison import write
+
+
+logger = logging.get_logger(__name__)
+
+PACKAGES = [Path(__file__).parent, Path(modeling_densevlm.__file__).parent]
 
 
 def run(
@@ -77,9 +91,9 @@ class Candidate:
     def embeddings(self, categories: CategorySet) -> CategoryEmbeddings:
         """Those of the given file, checked; else computed in float32. The model then takes the dtype asked for."""
         has_text = self.model.text_model is not None and self.tokenizer is not None
+        encoder = encoder_fingerprint(self.model, self.tokenizer) if has_text else None
         if self.arguments.embeddings:
             found = CategoryEmbeddings.load(self.arguments.embeddings)
-            encoder = encoder_fingerprint(self.model, self.tokenizer) if has_text else None
             named = f"--embeddings {self.arguments.embeddings}"
             found.check(categories, self.model.config.projection_dim, encoder, source=named)
         elif not has_text:
@@ -92,7 +106,12 @@ class Candidate:
         return found
 
     def facts(self, categories: CategorySet, embeddings: CategoryEmbeddings) -> dict[str, Any]:
-        """What is evaluated, and how: what results must have in common to be parts of one."""
+        """What is evaluated, and how: what results must have in common to be parts of one (see [`in_parts`])."""
+        if self.arguments.embeddings:
+            texts = hashlib.blake2b(embeddings.embeds.numpy().tobytes(), digest_size=8).hexdigest()
+        else:
+            # Not the numbers themselves: another number of threads changes their last digits.
+            texts = f"{self.arguments.templates} by {embeddings.encoder[:16]}"
         return {
             "model": self.source,
             "fingerprint": self.fingerprint,
@@ -100,9 +119,12 @@ class Candidate:
             "dtype": self.arguments.dtype,
             "categories": list(categories.names),
             "is_thing": categories.is_thing,
+            "image_mean": list(self.image_processor.image_mean),
+            "image_std": list(self.image_processor.image_std),
             "templates": len(embeddings.templates),
-            "embeddings": hashlib.blake2b(embeddings.embeds.numpy().tobytes(), digest_size=8).hexdigest(),
-            "code": code_version(),
+            "embeddings": texts,
+            "code": code_digest(),
+            "commit": commit(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         }
@@ -116,26 +138,50 @@ class Candidate:
 
 
 def load_candidates(arguments: argparse.Namespace) -> Iterator[Candidate]:
-    """Each model at each size, one at a time in memory."""
+    """Each model at each size, one at a time in memory. A model that is not there is told of before the first."""
     sources = arguments.models or [arguments.model]
     if len(sources) > 1 and arguments.embeddings:
         raise ValueError("--embeddings are those of one model: give --model.")
+    for source in sources:
+        try:
+            DenseVLMConfig.from_pretrained(source)
+        except OSError:
+            DenseVLMModel.from_pretrained(source)  # says what is wrong
     device = PartialState().device if arguments.device == "cuda" else arguments.device
     for number, source in enumerate(sources):
-        for side in arguments.image_size or [None]:
+        image_processor, tokenizer = load_processing(source)
+        for side in arguments.image_size or [image_processor.size["longest_edge"]]:
             model = DenseVLMModel.from_pretrained(source, dtype=torch.float32).to(device).eval()
-            image_processor, tokenizer = load_processing(source)
-            if side is not None:
-                image_processor.size = {"longest_edge": side}
+            image_processor = copy.copy(image_processor)
+            image_processor.size = {"longest_edge": whole_cells(side, model.vision_model.stride, source)}
             yield Candidate(number, source, model, image_processor, tokenizer, model.fingerprint(), arguments)
+
+
+def whole_cells(side: int, cell: int, source: str) -> int:
+    """
+    The multiple of a model's cells that is nearest to a side: else boxes, fractions of the whole square, would be
+    fractions of what the map covers of it.
+    """
+    whole = max(int(side / cell + 0.5), 1) * cell
+    if whole != side:
+        logger.warning(f"{source} sees cells of {cell} pixels: {side} pixels become {whole} for it.")
+    return whole
 
 
 def told(facts: dict[str, Any]) -> dict[str, Any]:
     """The facts that are shown beside the numbers."""
-    return {name: facts[name] for name in ("model", "fingerprint", "image_size", "dtype", "templates", "code")}
+    return {name: facts[name] for name in ("model", "fingerprint", "image_size", "dtype", "templates", "commit")}
 
 
-def code_version() -> str:
+def code_digest() -> str:
+    """A digest of the code that numbers depend on: of this package and of the model's."""
+    digest = hashlib.blake2b(digest_size=8)
+    for file in sorted(file for package in PACKAGES for file in package.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def commit() -> str:
     """The commit of this repository (`-dirty`: and changes to it), where this file is of one."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
@@ -147,4 +193,4 @@ def code_version() -> str:
         return "unknown"
 
 
-__all__ = ["Candidate", "code_version", "run", "told"]
+__all__ = ["Candidate", "code_digest", "commit", "run", "told", "whole_cells"]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .balance import BalanceCurve
-from .figures import pyplot, save_figure
+from .figures import save_figure, subplots
 
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -28,14 +28,13 @@ def confusion_chart(
         file (path): picture to write; the suffix says which kind.
         counts (`np.ndarray` of shape `(categories, categories)`): true categories are rows.
     """
-    plt = pyplot()
     flags = np.array(is_thing, dtype=bool)
     seen = (counts.sum(0) > 0) | (counts.sum(1) > 0)
     order = np.concatenate([np.flatnonzero(seen & flags), np.flatnonzero(seen & ~flags)])
     shares = counts[np.ix_(order, order)] / np.maximum(counts.sum(1)[order], 1)[:, None]
     count, things = len(order), int((seen & flags).sum())
     side = min(max(0.19 * count + 2.2, 4.5), 24)
-    figure, axis = plt.subplots(figsize=(side + 0.8, side))
+    figure, ((axis,),) = subplots(figsize=(side + 0.8, side))
     image = axis.imshow(shares, cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
     axis.set_xticks(range(count), [_short(names[i]) for i in order], rotation=90)
     axis.set_yticks(range(count), [_short(names[i]) for i in order])
@@ -70,12 +69,11 @@ def difference_chart(
         differences (`np.ndarray` of shape `(categories,)`): of accuracies, -1..1; NaN for categories left out.
         most (`int`, *optional*, defaults to 20): of gains and of losses, at most.
     """
-    plt = pyplot()
     rows = np.flatnonzero(~np.isnan(differences) & (differences != 0))
     rows = rows[np.argsort(differences[rows], kind="stable")]
     if len(rows) > 2 * most:
         rows = np.concatenate([rows[:most], rows[-most:]])
-    figure, axis = plt.subplots(figsize=(6.4, 0.24 * max(len(rows), 4) + 1.2))
+    figure, ((axis,),) = subplots(figsize=(6.4, 0.24 * max(len(rows), 4) + 1.2))
     for place, row in enumerate(rows):
         thing = bool(is_thing[row])
         axis.barh(
@@ -90,9 +88,11 @@ def difference_chart(
         label.set_style("italic" if is_thing[row] else "normal")
     axis.axvline(0, color="black", linewidth=0.8)
     axis.set_xlabel("difference of accuracy in points")
+    from matplotlib.patches import Rectangle
+
     handles = [
-        plt.Rectangle((0, 0), 1, 1, facecolor=COLOURS[1], hatch="///", edgecolor="white", label="things"),
-        plt.Rectangle((0, 0), 1, 1, facecolor=COLOURS[0], label="stuff"),
+        Rectangle((0, 0), 1, 1, facecolor=COLOURS[1], hatch="///", edgecolor="white", label="things"),
+        Rectangle((0, 0), 1, 1, facecolor=COLOURS[0], label="stuff"),
     ]
     axis.legend(handles=handles, fontsize=8, loc="lower right")
     axis.set_title(title, fontsize=11)
@@ -108,8 +108,7 @@ def balance_chart(file: str | Path, curves: Mapping[str, Sequence[BalanceCurve]]
         curves (mapping of titles to sequences of [`BalanceCurve`]): of each model one curve a seed; the further ones
             are drawn thinner.
     """
-    plt = pyplot()
-    figure, axis = plt.subplots(figsize=(6.2, 5.6))
+    figure, ((axis,),) = subplots(figsize=(6.2, 5.6))
     ends = [(curve.thing.max(), curve.stuff.max()) for of_model in curves.values() for curve in of_model]
     right, top = (100 * min(1.0, max(1.08 * max(end), 0.01)) for end in zip(*ends))
     x, y = np.meshgrid(np.linspace(0.1, right, 200), np.linspace(0.1, top, 200))
@@ -120,8 +119,7 @@ def balance_chart(file: str | Path, curves: Mapping[str, Sequence[BalanceCurve]]
         for seed, curve in enumerate(of_model):
             style = {"color": colour, "linestyle": dash, "linewidth": 1.8 if seed == 0 else 0.8}
             axis.plot(100 * curve.thing, 100 * curve.stuff, label=name if seed == 0 else None, **style)
-            here = np.searchsorted(curve.offsets, 0.0, side="right") - 1
-            point = (100 * curve.thing[max(here, 0)], 100 * curve.stuff[max(here, 0)])
+            point = (100 * accuracy for accuracy in curve.as_it_is)
             axis.plot(*point, marker=MARKERS[number % len(MARKERS)], color=colour, markersize=7 if seed == 0 else 4)
     axis.set_xlim(0, right)
     axis.set_ylim(0, top)
@@ -147,10 +145,9 @@ def accuracy_chart(
         rows (sequence of `dict`): as `evaluation.evaluate_regions` gives them; each has `model` and `over`.
         metrics (mapping of keys to titles, *optional*): a panel each; Boxes, Masks-T and Masks-S by default.
     """
-    plt = pyplot()
     metrics = metrics or {"boxes_top1": "Boxes", "masks_thing_top1": "Masks-T", "masks_stuff_top1": "Masks-S"}
     models = list(dict.fromkeys(row["model"] for row in rows))
-    figure, axes = plt.subplots(1, len(metrics), figsize=(3.4 * len(metrics), 3.2), squeeze=False)
+    figure, axes = subplots(1, len(metrics), (3.4 * len(metrics), 3.2))
     for axis, (key, name) in zip(axes[0], metrics.items()):
         for number, model in enumerate(models):
             points = sorted((row[over], 100 * row[key]) for row in rows if row["model"] == model and key in row)

@@ -1,6 +1,7 @@
 """Models side by side, as a table in Markdown or LaTeX."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,14 +72,41 @@ def write(rows: Sequence[dict[str, Any]], output: Path) -> None:
 
 
 def _note(rows: Sequence[dict[str, Any]]) -> str:
-    return PIXELS if "miou" in rows[0] else REGIONS
+    """What the columns are, what was counted, and the offset if there is one."""
+    note = PIXELS if "miou" in rows[0] else REGIONS
+    counts = {
+        "images": "images",
+        "thing_regions": "things",
+        "stuff_regions": "pieces of stuff",
+        "skipped_images": "images skipped",
+        "skipped_regions": "regions skipped",
+        "empty_masks": "masks empty on the map",
+    }
+    for key, title in counts.items():
+        # An empty mask depends on the size of the map; the rest is the same for all models of a table.
+        found = sorted({row[key] for row in rows if key in row})
+        if found and found[-1]:
+            note += f" {title.capitalize()}: {' to '.join(str(n) for n in dict.fromkeys((found[0], found[-1])))}."
+    offsets = sorted({row["thing_offset"] for row in rows if row.get("thing_offset")})
+    if offsets:
+        note += f" From the score of every thing {' or '.join(map(str, offsets))} was subtracted."
+    return note
+
+
+def _names(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The last part of each model's path; the whole of it where two models have the same."""
+    models = {str(row["model"]) for row in rows}
+    shared = Counter(Path(model).name for model in models)
+    return [
+        Path(model).name if shared[Path(model).name] == 1 else model for model in (str(row["model"]) for row in rows)
+    ]
 
 
 def _cells(rows: Sequence[dict[str, Any]], bold: str) -> list[list[str]]:
     shown = {key: title for key, title in COLUMNS.items() if any(key in row for row in rows)}
     lines = [["model", "size", *shown.values(), "weights"]]
-    for row in rows:
-        line = [Path(str(row["model"])).name, str(row["image_size"])]
+    for name, row in zip(_names(rows), rows):
+        line = [name, str(row["image_size"])]
         for key in shown:
             values = [other[key] for other in rows if key in other]
             best = min(values) if key.endswith("bias") else max(values)

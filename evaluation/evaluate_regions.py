@@ -25,7 +25,6 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMModel
-from modeling_densevlm.categories import is_thing_group
 from modeling_densevlm.region_pooling import pool_boxes, pool_masks
 
 from .balance import Margins, balance_numbers, held_out_balance
@@ -109,15 +108,12 @@ def evaluate_in_parts(
     part_size: int = 128,
     **options: int,
 ) -> RegionScores:
-    """[`evaluate_regions`] by all processes, and from where it was stopped: see [`in_parts`]."""
+    """[`evaluate_regions`] of all images by all processes, and from where it was stopped: see [`in_parts`]."""
 
     def evaluate(rows: range) -> RegionScores:
         return evaluate_regions(model, regions, embeddings, rows=rows, **options)
 
-    scores = in_parts(RegionScores, evaluate, len(regions), file, facts, part_size)
-    if scores.images == 0:
-        raise ValueError(f"None of the {len(regions)} images could be evaluated, e.g. {scores.skipped_images[0]}")
-    return scores
+    return in_parts(RegionScores, evaluate, len(regions), file, facts, part_size)
 
 
 def _nothing(categories: int) -> dict[str, np.ndarray]:
@@ -149,7 +145,7 @@ def region_metrics(scores: RegionScores, categories: CategorySet, thing_offset: 
         training and on others. Numbers of a group without regions are left out. The `empty_masks`, too small for the
         map, are misses.
     """
-    category_is_thing = np.array([is_thing_group(flag) for flag in categories.require_flags("thing / stuff metrics")])
+    category_is_thing = np.array(categories.things("thing / stuff metrics"))
     is_thing = category_is_thing[scores.labels]
     by = {
         kind: region_accuracy(
@@ -236,7 +232,11 @@ def evaluate_candidate(candidate: Candidate, arguments: argparse.Namespace) -> d
     scores = evaluate_in_parts(
         candidate.model, regions, embeddings, candidate.file, facts, arguments.part_size, **options
     )
-    return region_metrics(scores, regions.categories, arguments.thing_offset) | told(facts)
+    metrics = region_metrics(scores, regions.categories, arguments.thing_offset)
+    for group in ("thing", "stuff"):
+        if metrics[f"{group}_regions"] == 0:
+            logger.warning(f"No region is {'a thing' if group == 'thing' else 'stuff'}: its numbers are left out.")
+    return metrics | {"thing_offset": arguments.thing_offset} | told(facts)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMModel
 
-from .candidates import Candidate, run, told
+from .candidates import Candidate, run, told, whole_cells
 from .confusion import Confusion, count_pairs, segmentation_metrics
 from .index_pngs import LAYOUTS, IndexPngs, collate_pixels
 from .parts import in_parts
@@ -74,14 +74,13 @@ def evaluate_candidate(candidate: Candidate, arguments: argparse.Namespace) -> d
         arguments.images, arguments.annotations, categories, candidate.image_processor, arguments.layout
     )
     embeddings = candidate.embeddings(categories)
-    options = {"window": arguments.window, "stride": arguments.stride}
+    window, stride = windows(candidate, arguments.window, arguments.stride)
+    options = {"window": window, "stride": stride, "background": None}
     if arguments.background is not None:
         if arguments.background not in categories.names:
             raise ValueError(f"--background: {categories.name} has no category {arguments.background!r}.")
-        options |= {
-            "background": categories.names.index(arguments.background),
-            "threshold": arguments.background_threshold,
-        }
+        options["background"] = categories.names.index(arguments.background)
+        options["threshold"] = arguments.background_threshold
     facts = candidate.facts(categories, embeddings) | options
     facts |= {"annotations": dataset.fingerprint(), "layout": arguments.layout}
 
@@ -90,10 +89,22 @@ def evaluate_candidate(candidate: Candidate, arguments: argparse.Namespace) -> d
         return evaluate_segmentation(candidate.model, dataset, embeddings, rows, **sizes, **options)
 
     confusion = in_parts(Confusion, evaluate, len(dataset), candidate.file, facts, arguments.part_size)
-    if confusion.images == 0:
-        raise ValueError(f"None of the {len(dataset)} images could be evaluated, e.g. {confusion.skipped_images[0]}")
     counts = {"images": confusion.images, "skipped_images": len(confusion.skipped_images)}
     return segmentation_metrics(confusion.counts) | counts | told(facts)
+
+
+def windows(candidate: Candidate, window: int | None, stride: int | None) -> tuple[int | None, int | None]:
+    """The side of windows in whole cells of the model, and their stride; a `ValueError` where there is none."""
+    if window is None:
+        if stride is not None:
+            raise ValueError("--stride is that of windows: give --window, too.")
+        return None, None
+    whole = whole_cells(window, candidate.model.vision_model.stride, candidate.source)
+    if not 0 < (stride or window) <= window or whole > candidate.side:
+        raise ValueError(
+            f"--window {window} is at most the image's {candidate.side} pixels, and --stride at most the window."
+        )
+    return whole, min(stride or whole, whole)
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:

@@ -7,20 +7,25 @@ from typing import Any
 import numpy as np
 
 
-def pyplot() -> Any:
-    """matplotlib's, without a screen."""
-    import matplotlib
-    import matplotlib.pyplot
+def subplots(rows: int = 1, columns: int = 1, figsize: tuple[float, float] = (6, 4)) -> tuple[Any, np.ndarray]:
+    """
+    A figure of matplotlib and its axes, `(rows, columns)`: not one of pyplot's, whose state is the caller's.
 
-    matplotlib.use("Agg")
-    return matplotlib.pyplot
+    Raises:
+        `ImportError` where matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("Figures need matplotlib: install it, or this package with the extra `figures`.") from error
+    figure = Figure(figsize=figsize)
+    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def save_figure(figure: Any, file: str | Path, dpi: int = 120, bbox_inches: str | None = "tight") -> None:
-    """Writes a picture of the kind that the suffix says, and lets go of the figure."""
+    """Writes a picture of the kind that the suffix says."""
     Path(file).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=dpi, bbox_inches=bbox_inches)
-    pyplot().close(figure)
 
 
 def location_figure(
@@ -40,10 +45,9 @@ def location_figure(
         panels (mapping of titles to `(images, height, width)` arrays): indices of categories.
         names, is_thing (sequences): of the categories.
     """
-    plt = pyplot()
     colours = category_colours(is_thing)
     rows, columns = len(images), 1 + len(panels)
-    figure, axes = plt.subplots(rows, columns, figsize=(1.9 * columns, 1.9 * rows + 0.3), squeeze=False)
+    figure, axes = subplots(rows, columns, figsize=(1.9 * columns, 1.9 * rows + 0.3))
     for row, image in enumerate(images):
         axes[row, 0].imshow(image)
         for column, labels in enumerate(panels.values(), 1):
@@ -70,16 +74,11 @@ def similarity_figure(
         image (`(height, width, 3)` array): uint8.
         similarities (mapping of models to mappings of texts to `(height, width)` arrays): cosines, of the same texts.
     """
-    plt = pyplot()
     texts = list(next(iter(similarities.values())))
     height, width = image.shape[:2]
     cell = 2.3
-    figure, axes = plt.subplots(
-        len(similarities),
-        1 + len(texts),
-        figsize=(cell * (1 + len(texts)), (cell * height / width + 0.45) * len(similarities)),
-        squeeze=False,
-    )
+    size = (cell * (1 + len(texts)), (cell * height / width + 0.45) * len(similarities))
+    figure, axes = subplots(len(similarities), 1 + len(texts), size)
     for row, (model, maps) in zip(axes, similarities.items()):
         row[0].imshow(image)
         row[0].set_title(model, fontsize=9)
@@ -116,9 +115,10 @@ def grid_figure(
             probability.
         threshold (`float`, *optional*, defaults to 0.3): cells whose probability is not above it are dropped.
     """
-    plt = pyplot()
+    from matplotlib.patches import Rectangle
+
     height, width = image.shape[:2]
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 4.2 * height / width + 0.4), squeeze=False)
+    figure, axes = subplots(1, len(panels), (4.2 * len(panels), 4.2 * height / width + 0.4))
     for axis, (title, (names, probabilities)) in zip(axes[0], panels.items()):
         axis.imshow(image)
         axis.set_title(title, fontsize=10)
@@ -126,7 +126,7 @@ def grid_figure(
         for (x0, y0, x1, y1), name, probability in zip(boxes, names, probabilities):
             kept = probability > threshold
             axis.add_patch(
-                plt.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=not kept, facecolor=(0, 0, 0, 0.55), edgecolor="white")
+                Rectangle((x0, y0), x1 - x0, y1 - y0, fill=not kept, facecolor=(0, 0, 0, 0.55), edgecolor="white")
             )
             if not kept:
                 axis.plot([x0, x1], [y0, y1], color="white", linewidth=0.6)

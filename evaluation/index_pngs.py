@@ -63,11 +63,15 @@ class IndexPngs(torch.utils.data.Dataset):
         self.files = sorted(self.annotations.rglob("*.png"))
         if not self.files:
             raise ValueError(f"`annotations`: {annotations} holds no PNG.")
-        self.image_of = {
-            path.relative_to(folder).with_suffix("").as_posix(): path
-            for path in folder.rglob("*")
-            if path.suffix.lower() in IMAGE_SUFFIXES
-        }
+        annotated = set(self.files)
+        self.image_of: dict[str, Path] = {}
+        for path in sorted(folder.rglob("*")):
+            name = path.relative_to(folder).with_suffix("").as_posix()
+            if path.suffix.lower() not in IMAGE_SUFFIXES or path in annotated:
+                continue
+            if name in self.image_of:
+                raise ValueError(f"`images`: {self.image_of[name]} and {path} have the same name: which is meant?")
+            self.image_of[name] = path
         self.categories = categories
         self.image_processor = image_processor
         layout = LAYOUTS[layout] if isinstance(layout, str) else layout
@@ -101,7 +105,7 @@ class IndexPngs(torch.utils.data.Dataset):
             return {"skipped": f"{file}: {type(error).__name__}: {error}"}
         if values.shape != (image.height, image.width) or values.dtype.kind not in "ui":
             return {"skipped": f"{file}: {values.shape} {values.dtype}, no index of the image's {image.size} pixels"}
-        labels = self.label_of[values]
+        labels = self.label_of[values]  # a PNG has 16 bits at most
         if (labels == -2).any():
             unknown = np.unique(values[labels == -2])[:5].tolist()
             raise ValueError(

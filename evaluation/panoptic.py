@@ -20,6 +20,10 @@ SMALLEST_AREA, LARGEST_AREA = 8**2, 1024**2
 """Segments whose bounding box has fewer or more pixels (width x height) are skipped, as in the reference."""
 
 
+NEEDED = {"images": ("id", "file_name"), "annotations": ("image_id", "file_name"), "categories": ("id", "name")}
+"""Fields that the rows of an annotation file need; segments have theirs."""
+
+
 class PanopticRegions(torch.utils.data.Dataset):
     r"""
     One sample an annotated image: its pixels and its segments.
@@ -159,14 +163,20 @@ def read_annotations(annotations: Path) -> dict[str, Any]:
             raise ValueError(f"`annotations`: {annotations} has no list `{field}`: is it COCO's panoptic format?")
     if any("segments_info" not in record for record in content["annotations"]):
         raise ValueError(f"`annotations`: {annotations} has annotations without `segments_info`: not panoptic.")
+    for list_name, needed in NEEDED.items():
+        for place, row in enumerate(content[list_name]):
+            _require(row, needed, f"`annotations`: {annotations}, `{list_name}`, place {place}")
     for record in content["annotations"]:
         for segment in record["segments_info"]:
-            for field in ("id", "category_id", "bbox"):
-                if field not in segment:
-                    raise ValueError(
-                        f"`annotations`: {annotations}, image {record.get('image_id')}: a segment without `{field}`."
-                    )
+            where = f"`annotations`: {annotations}, image {record['image_id']}: a segment"
+            _require(segment, ("id", "category_id", "bbox"), where)
     return content
+
+
+def _require(row: dict[str, Any], fields: tuple[str, ...], where: str) -> None:
+    for field in fields:
+        if field not in row:
+            raise ValueError(f"{where} without `{field}`.")
 
 
 def _own_categories(annotations: str | Path, content: dict[str, Any]) -> CategorySet:

@@ -17,6 +17,14 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 
+INFORMATIVE = ("model", "commit")
+"""Facts that are told and not compared: where a model lies says nothing of it, nor a commit of what it changed."""
+
+
+class OtherKind(ValueError):
+    """A file that is whole, and no such part."""
+
+
 @dataclass(kw_only=True)
 class Part:
     r"""
@@ -41,6 +49,7 @@ class Part:
         """Writes a safetensors file, aside first: one that is there is complete."""
         arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in self.ARRAYS}
         rest = {f.name: json.dumps(getattr(self, f.name)) for f in fields(self) if f.name not in self.ARRAYS}
+        rest["kind"] = self.TITLE
         file = Path(file)
         file.parent.mkdir(parents=True, exist_ok=True)
         aside = file.with_name(f".{file.name}")
@@ -52,9 +61,11 @@ class Part:
         """Reads what [`Part.save`] wrote; a `ValueError` says where a file is something else."""
         try:
             with safe_open(file, framework="np") as content:
-                rest = {name: json.loads(value) for name, value in (content.metadata() or {}).items()}
-            return cls(**load_file(file), **rest)
-        except FileNotFoundError:
+                rest = content.metadata() or {}
+            if rest.pop("kind", None) != cls.TITLE:
+                raise OtherKind(f"{file} holds no {cls.TITLE}, but something else.")
+            return cls(**load_file(file), **{name: json.loads(value) for name, value in rest.items()})
+        except (FileNotFoundError, OtherKind):
             raise
         except (SafetensorError, ValueError, TypeError, OSError) as error:
             raise ValueError(f"{file} holds no {cls.TITLE}: {error}") from error
@@ -89,37 +100,58 @@ def in_parts(
     """
     Evaluates images by all processes: each takes parts of them and writes what it finds, the first one joins the parts
     in `file`. Parts that are there already are kept, so that an evaluation goes on where it was stopped; and since a
-    part is the same whoever takes it, any number of processes gives the same.
+    part is the same whoever takes it, any number of processes gives the same. Images that were skipped are told again
+    where the results are read.
 
     Args:
         kind (type): of a part.
         evaluate (callable): takes which images, gives the part.
         images (`int`): how many there are.
         file (path): what is written in the end; the parts stand in a folder beside it until then.
-        facts (`dict`): what is evaluated on what, and how.
+        facts (`dict`): what is evaluated on what, and how; results are of the same evaluation where they are the same.
         part_size (`int`, *optional*, defaults to 128): images of a part, what is lost at most where a process ends.
 
     Returns:
         The parts joined, on every process.
 
     Raises:
-        `ValueError` where what is there already is of another evaluation.
+        `ValueError` where what is there already is of another evaluation, or no image could be evaluated.
     """
+    facts = json.loads(json.dumps(facts))
     state, folder = PartialState(), file.with_suffix(".parts")
     if not _is_there(kind, file, facts):
         starts = range(0, images, part_size)
-        parts = [folder / f"part-{number:06d}.safetensors" for number in range(len(starts))]
-        for part, start in list(zip(parts, starts))[state.process_index :: state.num_processes]:
+        rows = [range(start, min(start + part_size, images)) for start in starts]
+        # Named by their images: a part of another size is another part.
+        parts = [folder / f"{part.start:08d}-{part.stop:08d}.safetensors" for part in rows]
+        for part, of_part in list(zip(parts, rows))[state.process_index :: state.num_processes]:
             if not _is_there(kind, part, facts):
-                found = evaluate(range(start, min(start + part_size, images)))
+                found = evaluate(of_part)
                 found.facts = facts
                 found.save(part)
         state.wait_for_everyone()
         if state.is_main_process:
             kind.join([kind.load(part) for part in parts]).save(file)
-            shutil.rmtree(folder)
         state.wait_for_everyone()
-    return kind.load(file)
+    found = kind.load(file)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        shutil.rmtree(folder, ignore_errors=True)
+        _tell_skipped(found, file)
+    if found.images == 0:
+        raise ValueError(f"None of the {images} images could be evaluated, e.g. {found.skipped_images[0]}")
+    return found
+
+
+def _tell_skipped(found: Part, file: Path) -> None:
+    """Where nothing could be evaluated, there is nothing to keep either."""
+    if found.images == 0:
+        file.unlink()
+    elif found.skipped_images:
+        logger.warning(
+            f"{len(found.skipped_images)} images were skipped, e.g. {found.skipped_images[0]}. To try them again, "
+            f"delete {file}."
+        )
 
 
 def _is_there(kind: type[P], file: Path, facts: dict[str, Any]) -> bool:
@@ -128,14 +160,16 @@ def _is_there(kind: type[P], file: Path, facts: dict[str, Any]) -> bool:
         return False
     try:
         before = kind.load(file).facts
+    except OtherKind as error:
+        raise ValueError(f"{error} Give another `--output`.") from error
     except ValueError as error:
         logger.warning(f"{error}. It is made anew.")
         return False
-    for name in facts:
-        if before.get(name) != facts[name]:
+    for name in [name for name in {**facts, **before} if name not in INFORMATIVE]:
+        if before.get(name) != facts.get(name):
             raise ValueError(
-                f"{file} is of an evaluation with another {name}: {before.get(name)!r}, this one has {facts[name]!r}. "
-                "Delete it, or give another `--output`."
+                f"{file} is of an evaluation with another {name}: {before.get(name)!r}, this one has "
+                f"{facts.get(name)!r}. Delete it, or give another `--output`."
             )
     return True
 

@@ -39,6 +39,7 @@ from .charts import accuracy_chart, balance_chart, confusion_chart, difference_c
 from .comparison import COLUMNS
 from .confusion import count_pairs
 from .evaluate_regions import region_metrics, top_categories
+from .figures import subplots
 from .foreground_bias.bias import foreground_bias
 from .panoptic import read_annotations
 from .scores import RegionScores
@@ -56,7 +57,7 @@ class Entry:
     line: str = ""
 
     def margins(self, categories: CategorySet) -> list[Margins]:
-        return [Margins.of(run, np.array(categories.is_thing, dtype=bool)) for run in self.runs]
+        return [Margins.of(run, np.array(categories.things())) for run in self.runs]
 
 
 @dataclass
@@ -102,6 +103,7 @@ def write_report(
         file (path): HTML to write.
         pictures ([`Pictures`], *optional*): images to page through.
     """
+    subplots()  # Nothing is reckoned where nothing can be drawn.
     categories = categories_of(entries)
     counts = entries[0].runs[0]
     body = [
@@ -140,6 +142,11 @@ def spread(values: Sequence[float]) -> str:
         return "–"
     mean = f"{100 * np.mean(values):.1f}"
     return mean if len(values) == 1 else f"{mean} ({100 * min(values):.1f}–{100 * max(values):.1f})"
+
+
+def change(value: float, lower: float, upper: float) -> str:
+    """A difference in points with its interval."""
+    return f"{100 * value:+.1f}<br>[{100 * lower:+.1f}, {100 * upper:+.1f}]"
 
 
 def picture(draw: Callable[[Path], None], alt: str) -> str:
@@ -185,8 +192,6 @@ def balance(entries: Sequence[Entry], categories: CategorySet) -> str:
     """The curves, the areas under them with intervals, and how much of a gain is balance."""
     margins = [entry.margins(categories) for entry in entries]
     curves = {entry.title: [balance_curve(m) for m in of_entry] for entry, of_entry in zip(entries, margins)}
-    several = max(map(len, margins)) > 1
-    drawn = " and of the seeds" if several else "; they do not hold what other seeds would change"
     names = {"area": "area", "relative_area": "relative area", "auroc": "AUROC"}
 
     rows, gains = [], []
@@ -198,11 +203,9 @@ def balance(entries: Sequence[Entry], categories: CategorySet) -> str:
             lower, upper = bounds[name]
             row.append(f"{spread([n[name] for n in numbers])}<br>[{100 * lower:.1f}, {100 * upper:.1f}]")
         if number:
-            found = compare(margins[0], of_entry)
-            lower, upper = found["area_interval"]
-            row.append(f"{100 * found['area']:+.1f}<br>[{100 * lower:+.1f}, {100 * upper:+.1f}]")
-            parts = (found[name] for name in ("gain", "balance", "knowledge"))
-            gains.append([html.escape(entry.title), *map(spread, parts)])
+            over = {name: change(*values) for name, values in compare(margins[0], of_entry).items()}
+            row.append(over.pop("area"))
+            gains.append([html.escape(entry.title), *over.values()])
         else:
             row.append("–")
         held_out = [held_out_balance(m) for m in of_entry]
@@ -222,7 +225,8 @@ def balance(entries: Sequence[Entry], categories: CategorySet) -> str:
         table(head, rows),
         '<p class="note">Area: under the curve, of a square whose sides are 100 %. Relative area: divided by the best '
         "Masks-T and the best Masks-S. AUROC: how well things are told from stuff. In square brackets 95 % intervals "
-        f"of 1,000 draws of images{drawn}. On the right: each half of the "
+        "of 1,000 draws of images, and of the seeds of a row that has several; few seeds tell little of what "
+        "others would change. On the right: each half of the "
         "images with the δ that is best on the other half, H the harmonic mean.</p>",
     ]
     if gains:
@@ -231,14 +235,14 @@ def balance(entries: Sequence[Entry], categories: CategorySet) -> str:
             table(["model", "gain of H, as they are", "of it balance", "of it knowledge"], gains),
             '<p class="note">Knowledge: what is left of a gain of H where each model has the δ that is best for it, '
             "chosen on the other half of the images. Balance: the rest, what an offset gives the first model more "
-            "than the other one.</p>",
+            "than the other one. Intervals as above, with the same δ in all draws.</p>",
         ]
     return "\n".join(parts)
 
 
 def mistakes(entries: Sequence[Entry], categories: CategorySet) -> str:
     """Which stuff is called which thing, and the reverse."""
-    flags = np.array(categories.is_thing, dtype=bool)
+    flags = np.array(categories.things())
     parts = ["<h2>Stuff called a thing, things called stuff</h2>"]
     for entry in entries:
         run = entry.runs[0]
@@ -275,7 +279,7 @@ def differences(entries: Sequence[Entry], categories: CategorySet) -> str:
     charts = [
         picture(
             lambda file, number=number: difference_chart(
-                file, categories.names, accuracies[number] - accuracies[0], categories.is_thing
+                file, categories.names, accuracies[number] - accuracies[0], categories.things()
             ),
             f"{entry.title} against {entries[0].title}: categories with the largest gains and losses, masks",
         )
@@ -293,7 +297,7 @@ def confusions(entries: Sequence[Entry], categories: CategorySet) -> str:
         called = top_categories(run.masks, 1)[:, 0]
         counts = count_pairs(np.where(called < 0, -1, run.labels), called, len(categories))
         chart = picture(
-            lambda file, counts=counts: confusion_chart(file, counts, categories.names, categories.is_thing),
+            lambda file, counts=counts: confusion_chart(file, counts, categories.names, categories.things()),
             f"{entry.title}: shares of the masks of a category, things first",
         )
         parts.append(f"<details><summary>{html.escape(entry.title)}</summary>{chart}</details>")
@@ -313,9 +317,15 @@ def samples(entries: Sequence[Entry], categories: CategorySet, pictures: Picture
     calls = [top_categories(entry.runs[0].masks, 1)[:, 0] for entry in entries]
     head, parts = ["region", *(html.escape(entry.title) for entry in entries)], []
     for image_id in chosen.tolist():
-        record, rows = places[image_id], np.flatnonzero(run.image_ids == image_id)
-        boxes_of = {segment["id"]: segment["bbox"] for segment in record["segments_info"]}
-        boxes = [boxes_of[int(run.segment_ids[row])] for row in rows]
+        rows = np.flatnonzero(run.image_ids == image_id)
+        try:
+            record = places[image_id]
+            boxes_of = {segment["id"]: segment["bbox"] for segment in record["segments_info"]}
+            boxes = [boxes_of[int(run.segment_ids[row])] for row in rows]
+        except KeyError as error:
+            raise ValueError(
+                f"{pictures.annotations} is not what was evaluated: image {image_id} has no {error}."
+            ) from error
         lines = []
         for number, row in enumerate(rows, 1):
             label = run.labels[row]
@@ -336,7 +346,7 @@ def samples(entries: Sequence[Entry], categories: CategorySet, pictures: Picture
 
 def _name(categories: CategorySet, index: int) -> str:
     name = html.escape(categories.names[index])
-    return f"<i>{name}</i>" if categories.is_thing[index] else name
+    return f"<i>{name}</i>" if categories.things()[index] else name
 
 
 def _call(categories: CategorySet, called: int, label: int) -> str:
@@ -377,10 +387,12 @@ def settings(entries: Sequence[Entry]) -> str:
 def read_entries(runs: Sequence[str]) -> list[Entry]:
     """`title=file` each; those of one title and one size become one entry, in the order of the titles."""
     read: dict[str, dict[int | None, list[RegionScores]]] = {}
+    if len(set(runs)) < len(runs):
+        raise ValueError("A file stands twice under the same title: seeds are runs of their own.")
     for run in runs:
-        title, separator, file = run.partition("=")
-        if not separator:
-            title, file = Path(run).stem, run
+        # A file without a title, though it may have the sign in its path, is told by its path.
+        title, _, file = ("", "", run) if Path(run).exists() else run.partition("=")
+        title, file = (title, file) if file and title else (run, run)
         scores = RegionScores.load(file)
         read.setdefault(title, {}).setdefault(scores.facts.get("image_size"), []).append(scores)
     entries = []
@@ -410,7 +422,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         pictures = Pictures(arguments.annotations, arguments.images, arguments.count)
     try:
         write_report(read_entries(arguments.runs), arguments.output, arguments.title, pictures)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         raise SystemExit(str(error)) from error
     print(f"Written: {arguments.output}")
 

@@ -8,8 +8,7 @@ reads the trained students in `runs/sandbox/{densevlm,all}-seed0`, compares them
 
     python -m evaluation.sandbox --runs runs/sandbox runs/pretraining-1 runs/pretraining-2 --output runs/pretraining
 
-takes several folders as the seeds of pre-training: the models of each, where they are not the shipped ones, lie in its
-`models`.
+takes several folders as the seeds of pre-training, the models of each in its `models`.
 """
 
 import argparse
@@ -29,7 +28,7 @@ from modeling_densevlm.image_processing_densevlm import load_image
 
 from . import report as page
 from .balance import Margins, accuracies_at, balance_curve, best_offset, compare, harmonic_mean
-from .candidates import code_version
+from .candidates import code_digest, commit
 from .charts import balance_chart
 from .evaluate_regions import evaluate_regions, map_side, region_metrics
 from .figures import location_figure
@@ -90,7 +89,8 @@ def measure(folder: Path, data: Path, categories: CategorySet) -> Measured:
             "is_thing": list(categories.is_thing),
             "templates": len(SHORT_TEMPLATES),
             "split": split,
-            "code": code_version(),
+            "code": code_digest(),
+            "commit": commit(),
         }
     return Measured(*scores)
 
@@ -106,7 +106,7 @@ def row_of(measured: Measured, categories: CategorySet, offset: float) -> dict[s
 
 
 def margins_of(scores: RegionScores, categories: CategorySet) -> Margins:
-    return Margins.of(scores, np.array(categories.is_thing))
+    return Margins.of(scores, np.array(categories.things()))
 
 
 def average(rows: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -161,15 +161,17 @@ def gains(entries: Sequence[Entry], metrics: dict[str, dict]) -> str:
     titles = {entry.key: entry.title for entry in entries}
     if BASELINE not in titles:
         return ""
-    rows = [[f"over {titles.pop(BASELINE)}", "area", "95 % interval", "gain of H", "of it balance", "of it knowledge"]]
+    rows = [[f"over {titles.pop(BASELINE)}", "area", "gain of H", "of it balance", "of it knowledge"]]
     for key, title in titles.items():
         found = metrics[key][f"over_{BASELINE}"]
-        lower, upper = found["area_interval"]
-        parts = [f"{100 * np.mean(found[name]):+.1f}" for name in ("gain", "balance", "knowledge")]
-        rows.append([title, f"{100 * found['area']:+.1f}", f"{100 * lower:+.1f} to {100 * upper:+.1f}", *parts])
+        parts = [
+            f"{100 * value:+.1f} [{100 * lower:+.1f}, {100 * upper:+.1f}]" for value, lower, upper in found.values()
+        ]
+        rows.append([title, *parts])
     return markdown(rows) + (
-        "\nIntervals are of draws of scenes, and of runs where there are several. Knowledge: what is left of a gain "
-        "of H where each half of the scenes is scored with the δ that is best on the other; balance: the rest.\n\n"
+        "\nIn brackets 95 % intervals of draws of scenes, and of runs where there are several. Knowledge: what is "
+        "left of a gain of H where each half of the scenes is scored with the δ that is best on the other; balance: "
+        "the rest.\n\n"
     )
 
 
@@ -208,33 +210,46 @@ def true_labels(split: Path, record: dict, categories: CategorySet) -> np.ndarra
     return labels
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--runs",
-        type=Path,
-        nargs="+",
-        default=[Path("runs/sandbox")],
-        help="where the students are, the scenes (of the first), and the other models if not the shipped ones",
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.sandbox", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    where = "where the students are, and the other models if they are not the shipped ones; one for each pre-training"
+    parser.add_argument("--runs", type=Path, nargs="+", default=[Path("runs/sandbox")], help=where)
     parser.add_argument("--models", type=Path, default=Path("model_cards"), help="where the shipped models are")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="alignment seeds that were trained")
+    parser.add_argument("--data", type=Path, help="where the scenes are; `data` of the first of --runs by default")
     parser.add_argument("--output", type=Path, help="folder to write to; the first of --runs by default")
-    arguments = parser.parse_args()
-    output, data = arguments.output or arguments.runs[0], arguments.runs[0] / "data"
+    arguments = parser.parse_args(argv)
+    if len(arguments.runs) > 1 and len(arguments.seeds) > 1:
+        parser.error("several pre-trainings are compared with one alignment seed each: give one of --seeds")
+    output, data = arguments.output or arguments.runs[0], arguments.data or arguments.runs[0] / "data"
     categories = CategorySet.load(data / "categories.json")
     entries = entries_of(arguments.runs, arguments.models, arguments.seeds)
     measured = {entry.key: [measure(folder, data, categories) for folder in entry.folders] for entry in entries}
+    told = told_runs(len(arguments.runs), arguments.seeds)
+    write(output, entries, measured, data, categories, told)
+
+
+def write(
+    output: Path,
+    entries: Sequence[Entry],
+    measured: dict[str, list[Measured]],
+    data: Path,
+    categories: CategorySet,
+    runs: str,
+) -> None:
+    """Everything that is made of what was measured."""
     for key, of_entry in measured.items():
         for number, one in enumerate(of_entry):
             one.test.save(output / "scores" / f"{key}-{number}.safetensors")
     metrics = collect(entries, measured, categories)
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    text = report(entries, metrics, told_runs(len(arguments.runs), arguments.seeds))
+    text = report(entries, metrics, runs)
     (output / "report.md").write_text(text)
     draw(entries, data, categories, output / "locations.png")
     margins = {entry.title: [margins_of(one.test, categories) for one in measured[entry.key]] for entry in entries}
-    balance_chart(output / "balance.png", {title: [*map(balance_curve, runs)] for title, runs in margins.items()})
+    balance_chart(output / "balance.png", {title: [*map(balance_curve, of_one)] for title, of_one in margins.items()})
     in_order = sorted(entries, key=lambda entry: entry.key != BASELINE)
     page.write_report(
         [page.Entry(entry.title, [one.test for one in measured[entry.key]]) for entry in in_order],

@@ -46,7 +46,7 @@ def dense_cosines(
             cosines = dense_cosines(model, pixel_values[place], text_embeds)
             total[place] += interpolate(cosines, size=(window, window), mode="bilinear", align_corners=False)
             seen[place] += 1
-    return total / seen
+    return total.div_(seen)
 
 
 def label_pixels(
@@ -97,7 +97,11 @@ def segment(
     **options: int | float | None,
 ) -> list[Tensor]:
     """[`label_pixels`] of each image of a batch of padded squares, whose images have these `sizes` in pixels."""
-    cosines = dense_cosines(model, pixel_values, text_embeds, window, stride)
+    if window is not None:
+        # At the resolution of the image: one at a time, or a batch of them would fill the memory.
+        one_each = (dense_cosines(model, one[None], text_embeds, window, stride)[0] for one in pixel_values)
+        return [label_pixels(cosines, size, **options) for cosines, size in zip(one_each, sizes)]
+    cosines = dense_cosines(model, pixel_values, text_embeds)
     return [label_pixels(one, size, **options) for one, size in zip(cosines, sizes)]
 
 

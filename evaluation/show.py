@@ -9,6 +9,7 @@ called, how surely, and which cells training would drop (Fig. 11).
 """
 
 import argparse
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     try:
         draw(arguments)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         raise SystemExit(str(error)) from error
     print(f"Written: {arguments.output}")
 
@@ -83,7 +84,7 @@ def draw(arguments: argparse.Namespace) -> None:
     image = load_image(arguments.image)
     texts = arguments.texts
     categories = CategorySet("texts", texts) if texts else CategorySet.load(arguments.categories)
-    panels = {}
+    names, panels = Counter(Path(source).name for source in arguments.models), {}
     for source in arguments.models:
         model = DenseVLMModel.from_pretrained(source, dtype=torch.float32).eval()
         image_processor, tokenizer = load_processing(source)
@@ -92,7 +93,7 @@ def draw(arguments: argparse.Namespace) -> None:
         if arguments.image_size:
             image_processor.size = {"longest_edge": arguments.image_size}
         embeds = CategoryEmbeddings.compute(categories, model, tokenizer, TEMPLATES[arguments.templates]).embeds
-        title = Path(source).name
+        title = Path(source).name if names[Path(source).name] == 1 else source
         if texts:
             panels[title] = dict(zip(texts, similarities(model, image_processor, image, embeds)))
         else:

@@ -54,8 +54,8 @@ class RegionEvaluation(TrainerCallback):
         self.trainer, self.steps = trainer, steps
         self.options = {"batch_size": batch_size, "num_workers": num_workers}
         model, processor = trainer.model, trainer.processing_class
-        if trainer.is_fsdp_enabled:
-            raise ValueError("Evaluation while training is not for FSDP: evaluate the checkpoints.")
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            raise ValueError("Evaluation while training is not for FSDP and DeepSpeed: evaluate the checkpoints.")
         if model.text_model is None or getattr(processor, "tokenizer", None) is None:
             raise ValueError("Evaluation while training needs a student with its text tower and tokenizer.")
         image_processor = processor.image_processor

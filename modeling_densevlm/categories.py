@@ -191,6 +191,10 @@ class CategorySet:
             raise ValueError(f"The category set {self.name} does not say what is a thing; {purpose} needs `is_thing`.")
         return self.is_thing
 
+    def things(self, purpose: str = "telling things from stuff") -> list[bool]:
+        """Whether each category is a thing, where the flags may be groups; a `ValueError` where there are none."""
+        return [is_thing_group(flag) for flag in self.require_flags(purpose)]
+
 
 def is_thing_group(flag: bool | int) -> bool:
     """Flags may be bools (`True` = thing) or integer groups, of which 0 is thing."""

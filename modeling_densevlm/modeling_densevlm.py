@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,19 @@ VISION_TOWERS = {
     "timm_vit_vision_model": TimmViTVisionModel,
 }
 """By the `model_type` of `config.vision_config`. A tower says itself how it gives dense features."""
+
+UNTOLD_BY_FINGERPRINT = {
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "initializer_factor",
+    "initializer_range",
+    "out_features",
+    "out_indices",
+    "projection_dim",
+    "transformers_version",
+}
+"""Of a tower's configuration: what changes no feature, or is seen in the weights."""
 
 TEXT_TOWERS = {
     "clip_text_model": CLIPTextTower,
@@ -176,8 +190,14 @@ class DenseVLMModel(BackboneMixin, DenseVLMPreTrainedModel):
         return model.to(clip.device, clip.dtype).train(clip.training)
 
     def fingerprint(self) -> str:
-        """A digest of all weights and their names: models that share it give the same features."""
+        """
+        A digest of all weights, their names, and what no tensor tells of the towers (the activation, the number of
+        heads ...): models that share it give the same features.
+        """
         digest = hashlib.blake2b(digest_size=16)
+        for part in (self.config.vision_config, self.config.text_config):
+            told = {} if part is None else {k: v for k, v in part.to_dict().items() if k not in UNTOLD_BY_FINGERPRINT}
+            digest.update(json.dumps(told, sort_keys=True, default=str).encode())
         for name, tensor in sorted(self.state_dict().items()):
             # As bytes: bfloat16 has no counterpart in numpy.
             digest.update(

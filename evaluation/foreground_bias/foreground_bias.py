@@ -69,5 +69,7 @@ class ForegroundBias(evaluate.Metric):
         results = foreground_bias(predictions, references, flags, pairs)
         for group, name in (("stuff", "foreground"), ("a thing", "background")):
             if f"{name}_bias" not in results:
-                evaluate.logging.get_logger(__name__).warning(f"No region is {group}: {name} bias is left out.")
+                evaluate.logging.get_logger(__name__).warning(
+                    f"No region that is {group} has a prediction: {name} bias is left out."
+                )
         return results

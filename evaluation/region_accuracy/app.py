@@ -1,6 +1,51 @@
+"""The page of the Space: regions as JSON go in, the numbers come out."""
+
+import json
+from pathlib import Path
+
 import evaluate
-from evaluate.utils import launch_gradio_widget
 
 
-module = evaluate.load("region_accuracy.py")
-launch_gradio_widget(module)
+NAME = "region_accuracy"
+EXAMPLE = """{
+  "predictions": [[0, 1, 2, 3, 4], [0, 2, 1, 3, 4]],
+  "references": [0, 2],
+  "is_thing": [true, false],
+  "category_is_thing": [true, true, false, false, false]
+}
+"""
+
+
+def compute(text: str) -> dict:
+    """What `metric.compute` says of its arguments, given as a JSON object; a `ValueError` says what is wrong."""
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"This is no JSON: {error}") from error
+    if not isinstance(values, dict) or not {"predictions", "references"} <= set(values):
+        raise ValueError("A JSON object with `predictions` and `references` is needed.")
+    return evaluate.load(str(Path(__file__).with_name(f"{NAME}.py"))).compute(**values)
+
+
+def main() -> None:
+    import gradio
+
+    def shown(text: str) -> dict:
+        try:
+            return compute(text)
+        except (ValueError, TypeError) as error:
+            raise gradio.Error(str(error)) from error
+
+    readme = Path(__file__).with_name("README.md").read_text(encoding="utf-8")
+    gradio.Interface(
+        fn=shown,
+        inputs=gradio.Code(EXAMPLE, language="json", label="Arguments of compute"),
+        outputs=gradio.JSON(label="Result"),
+        title=f"Metric: {NAME}",
+        article=readme.split("---", 2)[2],
+        flagging_mode="never",
+    ).launch()
+
+
+if __name__ == "__main__":
+    main()

@@ -4,7 +4,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from .accuracy import region_accuracy
+from .accuracy import NO_CATEGORY, region_accuracy
 
 
 _DESCRIPTION = """
@@ -43,6 +43,21 @@ _CITATION = """
 """
 
 
+def check_ids(predictions: np.ndarray, references: np.ndarray, is_thing: np.ndarray, flags: np.ndarray | None) -> None:
+    """Raises a `ValueError` that names the field whose ids are of no category, or contradict the flags."""
+    most = np.iinfo(np.int64).max if flags is None else len(flags) - 1
+    for name, ids, least in (("predictions", predictions, NO_CATEGORY), ("references", references, 0)):
+        if ids.size and not least <= ids.min() <= ids.max() <= most:
+            told = f" to {most}, as `category_is_thing` has {len(flags)} flags" if flags is not None else " or more"
+            raise ValueError(f"`{name}`: ids are {least}{told}; got {ids.min()} to {ids.max()}.")
+    if flags is not None and (flags[references] != is_thing).any():
+        row = int(np.flatnonzero(flags[references] != is_thing)[0])
+        raise ValueError(
+            f"`is_thing`: region {row} is {is_thing[row]}, but `category_is_thing` of its reference {references[row]} "
+            "is not."
+        )
+
+
 class RegionAccuracy(evaluate.Metric):
     """The `region_accuracy` metric."""
 
@@ -63,10 +78,11 @@ class RegionAccuracy(evaluate.Metric):
     def _compute(self, predictions, references, is_thing, category_is_thing=None):
         if len({len(row) for row in predictions}) > 1:
             raise ValueError("`predictions`: every region needs the same number of ids.")
+        predictions, references = np.asarray(predictions), np.asarray(references)
+        is_thing = np.asarray(is_thing, dtype=bool)
         flags = None if category_is_thing is None else np.asarray(category_is_thing, dtype=bool)
-        results = region_accuracy(
-            np.asarray(predictions), np.asarray(references), np.asarray(is_thing, dtype=bool), flags
-        )
+        check_ids(predictions, references, is_thing, flags)
+        results = region_accuracy(predictions, references, is_thing, flags)
         for group in ("thing", "stuff"):
             if f"{group}_top1" not in results:
                 evaluate.logging.get_logger(__name__).warning(

@@ -42,7 +42,9 @@ def test_differences_show_the_largest_gains_and_losses_in_order(tmp_path):
 
 
 def test_balance_curves_are_named_and_marked_where_the_model_stands(tmp_path):
-    curve = BalanceCurve(np.array([-1, -0.1, 0.2, 1]), np.array([0.6, 0.5, 0.3, 0]), np.array([0, 0.2, 0.4, 0.5]))
+    curve = BalanceCurve(
+        np.array([-1, -0.1, 0.2, 1]), np.array([0.6, 0.5, 0.3, 0]), np.array([0, 0.2, 0.4, 0.5]), (0.3, 0.4)
+    )
     balance_chart(tmp_path / "b.svg", {"U": [curve], "DenseVLM": [curve, curve]})
     assert {"U", "DenseVLM", "Masks-T, top-1 in %", "Masks-S, top-1 in %"} <= set(texts_of(tmp_path / "b.svg"))
 

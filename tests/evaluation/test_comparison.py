@@ -21,6 +21,18 @@ def test_of_a_bias_the_smallest_is_the_best():
     assert "30.0 | 01234567" in as_markdown(rows) and "**20.0** | 01234567" in as_markdown(rows)
 
 
+def test_models_of_the_same_name_are_told_by_their_whole_path():
+    rows = [{**ROWS[0], "model": "a/final"}, {**ROWS[0], "model": "b/final"}, ROWS[1]]
+    assert [line.split(" | ")[0] for line in as_markdown(rows).splitlines()[2:5]] == ["| a/final", "| b/final", "| p"]
+
+
+def test_the_note_says_what_was_counted_and_the_offset():
+    counted = {"images": 9, "skipped_images": 1, "empty_masks": 3, "thing_offset": 0.1}
+    note = as_markdown([{**ROWS[0], **counted}, {**ROWS[1], **counted, "empty_masks": 0}]).splitlines()[-1]
+    assert "Images: 9." in note and "Images skipped: 1." in note and "Masks empty on the map: 0 to 3." in note
+    assert "From the score of every thing 0.1 was subtracted." in note
+
+
 def test_latex_is_a_tabular_whose_signs_are_escaped():
     text = as_latex(ROWS)
     assert r"u\_vlm & 224 & \textbf{50.0} & -- & \textbf{10.0} & 01234567 \\" in text

@@ -6,6 +6,7 @@ import torch
 from torch.nn.functional import normalize
 
 from evaluation import evaluate_regions as program
+from evaluation.confusion import Confusion
 from evaluation.evaluate_regions import (
     evaluate_in_parts,
     evaluate_regions,
@@ -205,11 +206,68 @@ def test_an_evaluation_that_was_stopped_goes_on_with_what_is_left(evaluated, tmp
     assert sum(seen) == 3 + 4  # the damaged part, and those that were not done
 
 
-def test_scores_of_another_evaluation_are_not_mixed_in(evaluated, tmp_path):
+def test_parts_of_another_size_are_not_taken_for_those_that_are_left(evaluated, tmp_path, monkeypatch):
+    """Stopped after a part of four images, gone on with in parts of two: each image still counts once."""
+    _, regions, _ = evaluated
+    file, images_of = tmp_path / "scores.safetensors", type(regions).__getitem__
+
+    def power_cut(self, index):
+        if index == 4:
+            raise KeyboardInterrupt
+        return images_of(self, index)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(regions), "__getitem__", power_cut)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_in_parts(*evaluated, file, {}, part_size=4, num_workers=0)
+    scores = evaluate_in_parts(*evaluated, file, {}, part_size=2, num_workers=0)
+    assert scores.images == len(np.unique(scores.image_ids)) == 10
+    assert sorted(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(("first", "second"), [("float32", "bfloat16"), ("float32", None), (None, "float32")])
+def test_scores_of_another_evaluation_are_not_mixed_in(evaluated, tmp_path, first, second):
+    """A fact that only one of the two has is a difference, too."""
     file = tmp_path / "scores.safetensors"
-    evaluate_in_parts(*evaluated, file, {"model": "u", "dtype": "float32"}, num_workers=0)
-    with pytest.raises(ValueError, match="evaluation with another dtype: 'float32', this one has 'bfloat16'. Delete"):
-        evaluate_in_parts(*evaluated, file, {"model": "u", "dtype": "bfloat16"}, num_workers=0)
+    evaluate_in_parts(*evaluated, file, {"dtype": first} if first else {}, num_workers=0)
+    message = f"evaluation with another dtype: {first!r}, this one has {second!r}. Delete"
+    with pytest.raises(ValueError, match=message):
+        evaluate_in_parts(*evaluated, file, {"dtype": second} if second else {}, num_workers=0)
+
+
+def test_where_the_model_lies_and_the_commit_make_no_other_evaluation(evaluated, tmp_path):
+    file = tmp_path / "scores.safetensors"
+    evaluate_in_parts(*evaluated, file, {"model": "runs/u", "commit": "a"}, num_workers=0)
+    scores = evaluate_in_parts(*evaluated, file, {"model": "./runs/u", "commit": "b"}, num_workers=0)
+    assert scores.facts == {"model": "runs/u", "commit": "a"}
+
+
+def test_results_of_another_kind_are_not_written_over(evaluated, tmp_path):
+    file = tmp_path / "scores.safetensors"
+    Confusion(counts=np.zeros((2, 2)), images=1, skipped_images=[]).save(file)
+    with pytest.raises(ValueError, match="no scores of regions, but something else. Give another `--output`"):
+        evaluate_in_parts(*evaluated, file, {}, num_workers=0)
+    assert Confusion.load(file).images == 1
+
+
+def test_where_nothing_could_be_evaluated_nothing_is_kept(evaluated, tmp_path):
+    _, regions, _ = evaluated
+    file, folder = tmp_path / "out" / "scores.safetensors", regions.images
+    regions.images = tmp_path
+    with pytest.raises(ValueError, match="None of the 10 images could be evaluated, e.g. "):
+        evaluate_in_parts(*evaluated, file, {}, num_workers=0)
+    regions.images = folder  # put right: it is evaluated
+    assert evaluate_in_parts(*evaluated, file, {}, num_workers=0).images == 10
+
+
+def test_images_that_were_skipped_are_told_again_with_what_to_do(evaluated, tmp_path, caplog):
+    _, regions, _ = evaluated
+    regions.records[3]["image_file"] = "gone.jpg"
+    file = tmp_path / "scores.safetensors"
+    for _ in range(2):
+        caplog.clear()
+        assert evaluate_in_parts(*evaluated, file, {}, num_workers=0).images == 9
+        assert "1 images were skipped" in caplog.text and f"delete {file}" in caplog.text
 
 
 @pytest.fixture
@@ -243,16 +301,33 @@ def test_two_and_four_processes_give_what_one_gives_with_every_image_once(comman
 
 
 def test_models_and_sizes_are_compared_in_one_go(command, student, teacher, tmp_path, capsys):
-    rows = main(command(models=[student, teacher], image_size=[64, 96]))
+    rows = main(command(models=[student, teacher], image_size=[60, 98]))
+    # Cells of 12 and of 14 pixels: the nearest multiples.
     assert [(row["model"], row["image_size"]) for row in rows] == [
-        (str(model), side) for model in (student, teacher) for side in (64, 96)
-    ]
+        (str(student), 60), (str(student), 96), (str(teacher), 56), (str(teacher), 98)
+    ]  # fmt: skip
     assert json.loads((tmp_path / "out" / "m.json").read_text()) == rows
-    assert len({row["fingerprint"] for row in rows}) == 2 and all(len(row["code"]) >= 7 for row in rows)
+    assert len({row["fingerprint"] for row in rows}) == 2 and all(len(row["commit"]) >= 7 for row in rows)
     assert len(list((tmp_path / "out" / "m").iterdir())) == 4  # the scores
     table = (tmp_path / "out" / "m.md").read_text()
     assert table in capsys.readouterr().out and table.count("\n") == 2 + 4 + 2
     assert "tabular" in (tmp_path / "out" / "m.tex").read_text()
+
+
+def test_a_side_that_is_no_multiple_of_the_cells_becomes_the_nearest_one_that_is(command, student, caplog):
+    cell = DenseVLMModel.from_pretrained(student).vision_model.stride
+    assert main(command(image_size=4 * cell + 1))[0]["image_size"] == 4 * cell
+    assert f"sees cells of {cell} pixels: {4 * cell + 1} pixels become {4 * cell} for it" in caplog.text
+
+
+def test_a_model_that_is_not_there_is_told_of_before_the_first_is_evaluated(command, student, tmp_path):
+    with pytest.raises(SystemExit, match="nowhere"):
+        main(command(models=[student, "nowhere"]))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_offset_is_told_with_the_numbers(command):
+    assert main(command(thing_offset=0.1))[0]["thing_offset"] == 0.1
 
 
 def test_what_is_measured_already_is_not_measured_again(command, monkeypatch):

@@ -155,6 +155,15 @@ def test_a_segment_without_a_field_is_refused_by_image_and_field(split, field):
 
 
 @pytest.mark.parametrize(
+    ("rows", "field"), [("images", "file_name"), ("annotations", "image_id"), ("categories", "name")]
+)
+def test_a_row_without_a_field_is_refused_by_its_place_and_the_field(split, rows, field):
+    edit(split, lambda c: c[rows][2].pop(field))
+    with pytest.raises(ValueError, match=f"`{rows}`, place 2 without `{field}`"):
+        regions_of(split)
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         ("{", "is no JSON"),

@@ -42,9 +42,21 @@ def test_an_absent_group_is_left_out(metric):
     assert set(results) == {"thing_top1", "thing_top5"}
 
 
-def test_the_folder_is_laid_out_as_a_space():
-    for name in ("README.md", "app.py", "requirements.txt", "region_accuracy.py", "tests.py"):
-        assert (FOLDER / name).is_file(), name
-    head = (FOLDER / "README.md").read_text().split("---")[1]
-    for line in ("title:", "- evaluate", "- metric", "sdk: gradio", "app_file: app.py"):
-        assert line in head
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"predictions": [[5]]}, "`predictions`: ids are -1 to 4, as `category_is_thing` has 5 flags; got 5 to 5"),
+        ({"predictions": [[-2]]}, "`predictions`: ids are -1 to 4"),
+        ({"references": [-1]}, "`references`: ids are 0 to 4"),
+        ({"is_thing": [False]}, "`is_thing`: region 0 is False, but `category_is_thing` of its reference 0 is not"),
+    ],
+)
+def test_ids_without_a_category_and_flags_that_contradict_are_refused(metric, change, message):
+    values = {"predictions": [[0]], "references": [0], "is_thing": [True]} | change
+    with pytest.raises(ValueError, match=message):
+        metric.compute(**values, category_is_thing=CATEGORY_IS_THING)
+
+
+def test_ids_are_looked_at_without_flags_too(metric):
+    with pytest.raises(ValueError, match="`references`: ids are 0 or more; got -1 to -1"):
+        metric.compute(predictions=[[-1]], references=[-1], is_thing=[True])

@@ -1,6 +1,7 @@
 """The page: complete in itself, with what was measured, for any number of models and seeds."""
 
 import html
+import json
 import re
 import shutil
 import subprocess
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 
 from evaluation.evaluate_regions import main as evaluate
-from evaluation.report import Entry, main, read_entries, write_report
+from evaluation.evaluate_regions import region_metrics
+from evaluation.report import Entry, categories_of, main, read_entries, write_report
 from evaluation.scores import RegionScores
 
 
@@ -29,13 +31,17 @@ def evaluated(request, tmp_path_factory):
     words = ["--models", student, teacher, "--annotations", split / "panoptic.json", "--images", split / "images"]
     words += ["--panoptic", split / "panoptic", "--templates", "short", "--num_workers", 0, "--device", "cpu"]
     evaluate([str(word) for word in [*words, "--output", folder / "m.json"]])
-    return split, sorted((folder / "m").iterdir())
+    first, second = sorted((folder / "m").iterdir())
+    other_seed = RegionScores.load(second)
+    other_seed.masks[:, 0] += 1  # calls everything the first category
+    other_seed.save(folder / "other.safetensors")
+    return split, [first, second, folder / "other.safetensors"]
 
 
 @pytest.fixture
 def page(evaluated, tmp_path):
-    split, (first, second) = evaluated
-    runs = [f"U={first}", f"Dense <VLM>={second}", f"Dense <VLM>={second}"]
+    split, (first, second, other) = evaluated
+    runs = [f"U={first}", f"Dense <VLM>={second}", f"Dense <VLM>={other}"]
     pictures = ["--annotations", str(split / "panoptic.json"), "--images", str(split / "images"), "--count", "4"]
     main([*runs, "--output", str(tmp_path / "report.html"), *pictures])
     return tmp_path / "report.html"
@@ -94,10 +100,44 @@ def test_the_page_holds_tables_charts_images_and_settings_of_every_model(page):
     assert len(re.findall('class="sample"', page.read_text())) == 4
 
 
-def test_seeds_of_a_model_are_one_row_with_their_range(page):
-    rows = re.findall(r"<tr><td>(.*?)</td><td[^>]*>(.*?)</td>", page.read_text())
-    first = next(value for title, value in rows if title == html.escape("Dense <VLM>"))
-    assert re.fullmatch(r"[\d.]+ \([\d.]+–[\d.]+\)", first)
+def test_seeds_of_a_model_are_one_row_with_their_mean_and_range(page, evaluated):
+    text = page.read_text()
+    (row,) = re.findall(rf"<tr><td>{html.escape('Dense <VLM>')}</td>(.*?)</tr>", text[: text.index("How much of it")])
+    shown = re.sub("<.*?>", " ", row).split("  ")
+    metrics = [
+        region_metrics(run := RegionScores.load(file), categories_of([Entry("", [run])])) for file in evaluated[1]
+    ]
+    first, other = sorted(100 * one["foreground_bias"] for one in metrics[1:])
+    assert f"{(first + other) / 2:.1f} ({first:.1f}–{other:.1f})" in " ".join(shown) and first < other
+
+
+def test_a_file_given_twice_is_no_second_seed(evaluated, tmp_path):
+    with pytest.raises(SystemExit, match="stands twice"):
+        main([f"U={evaluated[1][0]}"] * 2 + ["--output", str(tmp_path / "r.html")])
+
+
+def test_groups_by_number_are_things_and_stuff_all_over_the_page(evaluated, tmp_path):
+    """0 is a thing, 1 and 2 are stuff: what a conversion to bools would turn round."""
+    texts = []
+    for numbers in (False, True):
+        scores = RegionScores.load(evaluated[1][0])
+        if numbers:
+            flags = scores.facts["is_thing"]
+            scores.facts["is_thing"] = [0 if flag else 1 + place % 2 for place, flag in enumerate(flags)]
+        write_report([Entry("U", [scores])], tmp_path / "groups.html")
+        text = (tmp_path / "groups.html").read_text()
+        texts.append(re.sub("<img.*?>", "", text[: text.index("Settings and versions")]))
+    assert texts[0] == texts[1]
+
+
+def test_annotations_of_another_split_are_refused(evaluated, tmp_path):
+    split, (first, *_) = evaluated
+    content = json.loads((split / "panoptic.json").read_text())
+    content["annotations"] = content["annotations"][:3]
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    pictures = ["--annotations", str(tmp_path / "other.json"), "--images", str(split / "images")]
+    with pytest.raises(SystemExit, match=r"other.json is not what was evaluated: image \d+ has no"):
+        main([str(first), "--output", str(tmp_path / "r.html"), *pictures])
 
 
 def test_sizes_of_a_model_are_rows_of_their_own_and_joined_in_a_chart(evaluated, tmp_path):
@@ -114,7 +154,7 @@ def test_sizes_of_a_model_are_rows_of_their_own_and_joined_in_a_chart(evaluated,
 
 
 def test_one_model_is_a_page_too(evaluated, tmp_path):
-    _, (first, _) = evaluated
+    _, (first, *_) = evaluated
     write_report(read_entries([str(first)]), tmp_path / "one.html")
     text = (tmp_path / "one.html").read_text()
     assert "gain of H" not in text and "What is called what" in text

@@ -1,32 +1,53 @@
 """The report of the sandbox: its offset, its rows, its files."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 
-from evaluation.sandbox import COLUMNS, Entry, collect, draw, entries_of, measure, report, told_runs
-from modeling_densevlm import CategorySet
+from evaluation.sandbox import COLUMNS, entries_of, main, told_runs
 
 
-def test_the_report_has_a_row_a_model_with_and_without_offset_and_the_picture(student, scenes, tmp_path):
+MODELS = Path(__file__).parents[2] / "model_cards"
+
+
+@pytest.fixture
+def folders(scenes, tmp_path):
+    """Models where the program looks for them: CLIPSelf(U) stands for the baseline, P for DenseVLM."""
     pytest.importorskip("matplotlib")
-    shutil.copytree(scenes, tmp_path / "data")
-    categories = CategorySet.load(tmp_path / "data" / "categories.json")
-    entries = [Entry("A", "all_against_all", [Path(student)]), Entry("D", "after", [Path(student)] * 2)]
-    measured = measure(Path(student), tmp_path / "data", categories)
-    metrics = collect(entries, {"all_against_all": [measured], "after": [measured] * 2}, categories)
-    assert set(metrics) == {"all_against_all", "all_against_all_offset", "after", "after_offset"}
+    shutil.copytree(scenes, tmp_path / "sandbox" / "data")
+    for name, source in (("all", "clipself-u"), ("densevlm", "p")):
+        for seed in (0, 1):
+            shutil.copytree(MODELS / f"densevlm-sandbox-{source}", tmp_path / "sandbox" / f"{name}-seed{seed}")
+    return tmp_path
+
+
+def test_the_program_writes_numbers_tables_pictures_and_a_page(folders):
+    runs = folders / "sandbox"
+    main(["--runs", str(runs), "--models", str(MODELS), "--seeds", "0", "1"])
+    metrics = json.loads((runs / "metrics.json").read_text())
+    assert {f"{key}{suffix}" for key in ("before", "clipself", "teacher", "all_against_all", "after")
+            for suffix in ("", "_offset")} == set(metrics)  # fmt: skip
     for key in (*COLUMNS, "boxes_top1", "masks_thing_top1", "masks_stuff_top1", "foreground_bias", "background_bias"):
         assert 0 <= metrics["after"][key] <= 1
-    assert len(metrics["after"]["seeds"]) == 2 and "seeds" not in metrics["all_against_all"]
+    assert len(metrics["after"]["seeds"]) == 2 and "seeds" not in metrics["before"]
     over = metrics["after"]["over_all_against_all"]
-    assert over["area"] == 0 and over["area_interval"] == (0, 0) and over["gain"] == over["knowledge"] == [0, 0]
-    text = report(entries, metrics, told_runs(1, [0, 1]))
-    assert text.count("| A |") == 2 and text.count("| D |") == 3
+    for name, number in (("area", "balance_area"), ("gain", "harmonic_mean"), ("knowledge", "held_out_harmonic_mean")):
+        assert over[name][0] == pytest.approx(metrics["after"][number] - metrics["all_against_all"][number])
+    assert over["gain"][0] != 0
+    text = (runs / "report.md").read_text()
+    assert text.count("| DenseVLM |") == 3 and text.count("| U (a CLIP) |") == 3
     assert "One pre-training seed; means over 2 alignment seeds (0, 1)." in text
-    draw(entries, tmp_path / "data", categories, tmp_path / "locations.png", count=2)
-    assert (tmp_path / "locations.png").stat().st_size > 10_000
+    assert f"| DenseVLM | {100 * over['area'][0]:+.1f} [" in text
+    assert all((runs / name).stat().st_size > 10_000 for name in ("locations.png", "balance.png", "report.html"))
+    assert len(list((runs / "scores").iterdir())) == 7
+
+
+def test_several_pretrainings_take_one_alignment_seed_each(folders, capsys):
+    with pytest.raises(SystemExit):
+        main(["--runs", "a", "b", "--seeds", "0", "1"])
+    assert "one alignment seed each" in capsys.readouterr().err
 
 
 def test_other_pretrainings_bring_their_own_models(tmp_path):

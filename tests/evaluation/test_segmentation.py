@@ -212,6 +212,33 @@ def test_models_and_sizes_are_compared(command, student, teacher, tmp_path):
     assert "mIoU" in (tmp_path / "m.md").read_text()
 
 
+def test_windows_that_cannot_be_are_refused(command):
+    for options, message in (
+        ({"stride": 24}, "give --window, too"),
+        ({"window": 200}, "at most the image's 96 pixels"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            main(command(**options))
+
+
+def test_numbers_with_a_background_are_not_taken_for_those_without(command):
+    main(command(background="sky", background_threshold=1.1))
+    with pytest.raises(SystemExit, match="evaluation with another background"):
+        main(command())
+
+
+def test_two_images_of_one_name_are_refused_and_the_annotations_are_no_images(scenes, tmp_path):
+    categories = CategorySet.load(scenes / "categories.json")
+    for name in ("a.png", "b.png"):
+        Image.new("L", (8, 8)).save(tmp_path / name)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")
+    dataset = IndexPngs(tmp_path, tmp_path, categories, DenseVLMImageProcessor(96))
+    assert dataset.image_of == {"a": tmp_path / "a.jpg"}
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpeg")
+    with pytest.raises(ValueError, match=r"a.jpeg and .*a.jpg have the same name"):
+        IndexPngs(tmp_path, tmp_path, categories, DenseVLMImageProcessor(96))
+
+
 def test_the_background_of_the_command_line_is_a_category(command):
     with pytest.raises(SystemExit, match="has no category 'background'"):
         main(command(background="background"))

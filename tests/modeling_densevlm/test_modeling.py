@@ -281,3 +281,16 @@ def test_fresh_weights_are_drawn_with_a_width_dependent_spread(model):
     fresh = DenseVLMModel(model.config)
     assert fresh.visual_projection.weight.std().item() == pytest.approx(32**-0.5, rel=0.15)
     assert fresh.logit_scale.item() == pytest.approx(2.6592)
+
+
+def test_the_fingerprint_is_of_the_weights_and_of_what_no_tensor_tells(clip_folder, tmp_path):
+    model = DenseVLMModel.from_pretrained(clip_folder)
+    model.save_pretrained(tmp_path)
+    assert DenseVLMModel.from_pretrained(tmp_path).fingerprint() == model.fingerprint()
+    assert DenseVLMModel.from_pretrained(clip_folder, out_indices=[0]).fingerprint() == model.fingerprint()
+    config = DenseVLMConfig.from_pretrained(clip_folder)
+    config.vision_config.hidden_act = "gelu" if config.vision_config.hidden_act != "gelu" else "quick_gelu"
+    assert DenseVLMModel.from_pretrained(clip_folder, config=config).fingerprint() != model.fingerprint()
+    with torch.no_grad():
+        next(model.parameters()).add_(1e-3)
+    assert DenseVLMModel.from_pretrained(clip_folder).fingerprint() != model.fingerprint()
