@@ -12,7 +12,7 @@ from .figures import save_figure, subplots
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Told apart by people who see colours differently (Okabe and Ito); lines differ in dashes and markers as well."""
-DASHES = ("-", "--", "-.", ":")
+DASHES = ("-", "--", "-.", ":", (0, (6, 2, 1, 2, 1, 2)), (0, (1, 3)), (0, (8, 3)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
@@ -125,7 +125,7 @@ def balance_chart(file: str | Path, curves: Mapping[str, Sequence[BalanceCurve]]
     axis.set_ylim(0, top)
     axis.set_xlabel("Masks-T, top-1 in %")
     axis.set_ylabel("Masks-S, top-1 in %")
-    axis.legend(fontsize=8, loc="lower left")
+    axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncol=2, frameon=False)
     axis.set_title(title, fontsize=11)
     save_figure(figure, file)
 

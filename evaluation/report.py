@@ -110,7 +110,7 @@ def write_report(
         f"<h1>{html.escape(title)}</h1>",
         f'<p class="note">{datetime.date.today()}. {counts.images} images, {len(counts.labels)} regions, '
         f"{len(categories)} categories. Numbers are means over classes in %, where nothing else is said; of several "
-        "seeds their mean, and in brackets the least and the largest.</p>",
+        "seeds their mean, and beneath it the least and the largest.</p>",
         summary(entries, categories),
         over_size(entries, categories),
         balance(entries, categories),
@@ -128,7 +128,8 @@ def write_report(
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], best: Sequence[Sequence[bool]] | None = None) -> str:
     """A table that scrolls where it is wider than the page; cells are HTML."""
-    lines = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"]
+    # Heads are wrapped, but not at their hyphens.
+    lines = ["<tr>" + "".join(f"<th>{cell.replace('-', '&#8209;')}</th>" for cell in head) + "</tr>"]
     for number, row in enumerate(rows):
         marks = best[number] if best else [False] * len(row)
         cells = (f"<td{' class=best' if mark else ''}>{cell}</td>" for cell, mark in zip(row, marks))
@@ -137,11 +138,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], best: Sequence[Seq
 
 
 def spread(values: Sequence[float]) -> str:
-    """The mean in %, and the range where there are several."""
+    """The mean in %, and beneath it the range where there are several."""
     if np.isnan(values).any():
         return "–"
     mean = f"{100 * np.mean(values):.1f}"
-    return mean if len(values) == 1 else f"{mean} ({100 * min(values):.1f}–{100 * max(values):.1f})"
+    return mean if len(values) == 1 else f"{mean}<br><small>{100 * min(values):.1f}–{100 * max(values):.1f}</small>"
 
 
 def change(value: float, lower: float, upper: float) -> str:
@@ -163,7 +164,9 @@ def picture(draw: Callable[[Path], None], alt: str) -> str:
 def summary(entries: Sequence[Entry], categories: CategorySet) -> str:
     """The numbers of each model as it is."""
     metrics = [[region_metrics(run, categories) for run in entry.runs] for entry in entries]
-    shown = {key: name for key, name in COLUMNS.items() if all(key in row for rows in metrics for row in rows)}
+    # What is measured of the balance follows, with intervals.
+    columns = {key: name for key, name in COLUMNS.items() if not key.startswith(("balance_", "held_out_"))}
+    shown = {key: name for key, name in columns.items() if all(key in row for rows in metrics for row in rows)}
     means = np.array([[np.mean([row[key] for row in rows]) for key in shown] for rows in metrics])
     least = np.array([key.endswith("bias") for key in shown])
     best = np.where(least, means == means.min(0), means == means.max(0)) if len(entries) > 1 else means != means
@@ -225,9 +228,9 @@ def balance(entries: Sequence[Entry], categories: CategorySet) -> str:
         table(head, rows),
         '<p class="note">Area: under the curve, of a square whose sides are 100 %. Relative area: divided by the best '
         "Masks-T and the best Masks-S. AUROC: how well things are told from stuff. In square brackets 95 % intervals "
-        "of 1,000 draws of images, and of the seeds of a row that has several; few seeds tell little of what "
-        "others would change. On the right: each half of the "
-        "images with the δ that is best on the other half, H the harmonic mean.</p>",
+        "of 1,000 draws of images, and of the seeds of a row that has several; few seeds tell little of what others "
+        "would change. On the right: each half of the images with the δ that is best on the other half, H the "
+        "harmonic mean.</p>",
     ]
     if gains:
         parts += [
