@@ -25,7 +25,9 @@ sandbox-pretraining: $(foreach run,$(PRETRAINED),$(run)/densevlm-seed0/model.saf
 	$(BIN)/python -m evaluation.sandbox --runs $(PRETRAINED) --data runs/sandbox/data --output runs/pretraining
 
 MODELS := runs/pretraining-%/models
-CLIPSELF := training/recipes/sandbox_clipself.yaml
+PRETRAIN := $(BIN)/python -m training.sandbox.pretrain
+CLIPSELF := $(BIN)/python -m training.train training/recipes/sandbox_clipself.yaml
+DENSEVLM := $(BIN)/python -m training.train training/recipes/sandbox.yaml
 # Models on the way are kept; one that needs another waits for it.
 .SECONDARY:
 .NOTPARALLEL:
@@ -38,18 +40,18 @@ $(foreach name,u p clipself-u,runs/pretraining-0/models/densevlm-sandbox-$(name)
 	cp -r model_cards/$(notdir $(@D)) runs/pretraining-0/models
 
 $(MODELS)/densevlm-sandbox-u/model.safetensors: | runs/sandbox/data/categories.json
-	$(BIN)/python -m training.sandbox.pretrain U --seed $* --output $(@D)
+	$(PRETRAIN) U --seed $* --output $(@D)
 
 $(MODELS)/p-of-captions/model.safetensors: | runs/sandbox/data/categories.json
-	$(BIN)/python -m training.sandbox.pretrain P --seed $* --output $(@D)
+	$(PRETRAIN) P --seed $* --output $(@D)
 
 $(MODELS)/densevlm-sandbox-clipself-u/model.safetensors: $(MODELS)/densevlm-sandbox-u/model.safetensors
-	$(BIN)/python -m training.train $(CLIPSELF) --model $(<D) --seed $* --output_dir $(@D)
+	$(CLIPSELF) --model $(<D) --seed $* --output_dir $(@D)
 
 $(MODELS)/densevlm-sandbox-p/model.safetensors: $(MODELS)/p-of-captions/model.safetensors
-	$(BIN)/python -m training.train $(CLIPSELF) --model $(<D) --seed $* --output_dir $(@D)
+	$(CLIPSELF) --model $(<D) --seed $* --output_dir $(@D)
 
-ALIGN = $(BIN)/python -m training.train training/recipes/sandbox.yaml --seed 0 --output_dir $(@D) \
+ALIGN = $(DENSEVLM) --seed 0 --output_dir $(@D) \
   --model runs/pretraining-$*/models/densevlm-sandbox-u --teacher runs/pretraining-$*/models/densevlm-sandbox-p
 READY := $(foreach name,u p clipself-u,$(MODELS)/densevlm-sandbox-$(name)/model.safetensors)
 

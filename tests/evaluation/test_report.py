@@ -179,26 +179,26 @@ def test_what_cannot_be_read_is_named(page, tmp_path, words, message):
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_browser_shows_it_without_an_error_and_no_wider_than_the_screen(page, tmp_path, width):
-    probe = page.with_name("probe.html")
+    """In a frame, since a window has its least width; the page is paged through, and all of it is opened."""
+    probe, frame = page.with_name("probe.html"), page.with_name("frame.html")
     probe.write_text(
         page.read_text().replace(
             "show(0);\n});",
             "show(0); show(1); show(0);\n});\n"
-            "document.title = `${document.documentElement.scrollWidth} ${innerWidth} "
-            "${[...document.images].every((image) => image.naturalWidth > 0)}`;",
+            "document.querySelectorAll('details').forEach((box) => { box.open = true; });\n"
+            "addEventListener('load', () => parent.postMessage(`${document.documentElement.scrollWidth} ${innerWidth} "
+            "${[...document.images].every((image) => image.naturalWidth > 0)} "
+            "${document.querySelector('.place').textContent}`, '*'));",
         )
     )
-    command = [
-        CHROMIUM,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--enable-logging=stderr",
-    ]
-    command += [f"--window-size={width},900", "--virtual-time-budget=5000", f"--user-data-dir={tmp_path / 'profile'}"]
-    done = subprocess.run([*command, "--dump-dom", f"file://{probe}"], capture_output=True, text=True, timeout=120)
+    frame.write_text(
+        "<script>addEventListener('message', (event) => { document.title = event.data; });</script>"
+        f'<iframe src="probe.html" style="width: {width}px; height: 900px; border: 0"></iframe>'
+    )
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    command += ["--enable-logging=stderr", "--window-size=1400,1000", "--virtual-time-budget=5000"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", f"file://{frame}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert "CONSOLE" not in done.stderr
-    scroll, inner, loaded = re.search(r"<title>(\d+) (\d+) (\w+)</title>", done.stdout).groups()
-    assert int(scroll) <= int(inner) and loaded == "true"
-    assert "1 of 4" in done.stdout
+    scroll, inner, loaded, place = re.search(r"<title>(\d+) (\d+) (\w+) (.*?)</title>", done.stdout).groups()
+    assert int(scroll) <= int(inner) == width and loaded == "true" and place == "1 of 4"
