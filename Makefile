@@ -32,7 +32,7 @@ DENSEVLM := $(BIN)/python -m training.train training/recipes/sandbox.yaml
 .SECONDARY:
 .NOTPARALLEL:
 
-runs/sandbox/data/categories.json: $(VENV)/figures.stamp
+runs/sandbox/data/categories.json: | $(VENV)/figures.stamp
 	$(BIN)/python -m training.sandbox.scenes --output runs/sandbox/data
 
 $(foreach name,u p clipself-u,runs/pretraining-0/models/densevlm-sandbox-$(name)/model.safetensors):

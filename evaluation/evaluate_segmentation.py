@@ -47,6 +47,9 @@ def evaluate_segmentation(
 
     Returns:
         [`Confusion`] of all their pixels, at the resolution of the annotations.
+
+    Raises:
+        `ValueError` where a PNG has values of no category.
     """
     embeddings.check(dataset.categories, model.config.projection_dim)
     text_embeds = embeddings.embeds.to(model.device, torch.float32)
@@ -54,6 +57,8 @@ def evaluate_segmentation(
     counts, images, skipped = np.zeros((categories, categories), dtype=np.int64), 0, []
     loader = DataLoader(Subset(dataset, rows), batch_size, num_workers=num_workers, collate_fn=collate_pixels)
     for batch in tqdm(loader, desc="segmentation", disable=None, leave=False):
+        if batch["refused"]:
+            raise ValueError(batch["refused"][0])
         skipped += batch["skipped"]
         if "pixel_values" not in batch:
             continue

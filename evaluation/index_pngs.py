@@ -92,7 +92,10 @@ class IndexPngs(torch.utils.data.Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """`pixel_values` `(3, side, side)`, `labels` `(height, width)` int64; or `{"skipped": "file: reason"}`."""
+        """
+        `pixel_values` `(3, side, side)`, `labels` `(height, width)` int64; or `{"skipped": "file: reason"}`, or
+        `{"refused": message}` where the annotations are not of these categories: nothing is to be reckoned of them.
+        """
         file = self.files[index]
         name = file.relative_to(self.annotations).with_suffix("").as_posix()
         if name not in self.image_of:
@@ -108,17 +111,19 @@ class IndexPngs(torch.utils.data.Dataset):
         labels = self.label_of[values]  # a PNG has 16 bits at most
         if (labels == -2).any():
             unknown = np.unique(values[labels == -2])[:5].tolist()
-            raise ValueError(
-                f"{file}: values {unknown} are of no category of {self.categories.name} and not among those to be "
-                f"ignored. Is another `--layout` meant ({', '.join(LAYOUTS)})?"
-            )
+            return {
+                "refused": f"{file}: values {unknown} are of no category of {self.categories.name} and not among "
+                f"those to be ignored. Is another `--layout` meant ({', '.join(LAYOUTS)})?"
+            }
         return {"pixel_values": self.image_processor(image)["pixel_values"][0], "labels": labels}
 
 
 def collate_pixels(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """Stacks the images, keeps the labels as a list."""
-    good = [sample for sample in samples if "skipped" not in sample]
-    batch: dict[str, Any] = {"skipped": [sample["skipped"] for sample in samples if "skipped" in sample]}
+    good = [sample for sample in samples if "pixel_values" in sample]
+    batch: dict[str, Any] = {
+        name: [sample[name] for sample in samples if name in sample] for name in ("skipped", "refused")
+    }
     if good:
         batch["pixel_values"] = torch.stack([sample["pixel_values"] for sample in good])
         batch["labels"] = [sample["labels"] for sample in good]

@@ -1,6 +1,7 @@
 """Semantic segmentation without training: labels of pixels, what the PNGs mean, and the means of IoU."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -129,8 +130,8 @@ def test_layouts_move_the_values(folders):
 
 
 def test_a_value_of_no_category_is_named_with_the_file_and_the_remedy(folders):
-    with pytest.raises(ValueError, match=r"a\.png: values \[3, 7\] are of no category of two .* `--layout` meant"):
-        pngs_of(folders, layout="ade20k")[0]
+    refused = pngs_of(folders, layout="ade20k")[0]["refused"]
+    assert re.search(r"a\.png: values \[3, 7\] are of no category of two .* `--layout` meant", refused)
 
 
 def no_image(folders):
@@ -210,6 +211,14 @@ def test_models_and_sizes_are_compared(command, student, teacher, tmp_path):
     rows = main(command(models=[student, teacher], image_size=[64, 96], window=64, stride=32))
     assert len(rows) == 4 and all(0 <= row["miou_called"] <= row["miou"] <= 1 for row in rows)
     assert "mIoU" in (tmp_path / "m.md").read_text()
+
+
+def test_values_of_no_category_end_the_program_with_a_message_and_no_traceback(command, scenes, tmp_path):
+    whole = CategorySet.load(scenes / "categories.json")
+    CategorySet("two", whole.names[:2], whole.is_thing[:2], whole.ids[:2]).save(tmp_path / "two.json")
+    with pytest.raises(SystemExit, match="are of no category of two") as ended:
+        main(command(categories=tmp_path / "two.json", num_workers=1))
+    assert "Traceback" not in str(ended.value)
 
 
 def test_windows_that_cannot_be_are_refused(command):
