@@ -156,6 +156,12 @@ class MethodArguments(TrainingArguments):
         default=True,
         metadata={"help": "Leave out images of an epoch that make no whole step; else the last step has fewer."},
     )
+    dataloader_persistent_workers: bool = field(
+        default=True,
+        # Not for speed alone: a process that has run threads for hours is seldom, but not never, copied into a child
+        # that waits for one of their locks for ever.
+        metadata={"help": "Keep the workers of an epoch for the next; else each epoch starts its own."},
+    )
     retrieval_picture_steps: int = field(
         default=0, metadata={"help": "Every so many steps, a picture of an image and what was retrieved for it."}
     )
