@@ -59,6 +59,7 @@ def sigterm_held_back() -> Iterator[None]:
 @atexit.register
 def _end_workers() -> None:
     """Python ends its child processes by SIGTERM, and waits for them: those that do not see it would never end."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would take them for workers that have failed
     for child in multiprocessing.active_children():
         child.kill()
 
