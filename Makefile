@@ -21,16 +21,18 @@ sandbox: $(VENV)/figures.stamp
 # The same over other pre-trainings, from captions on: hours. Number 0 has the shipped models. What is done is kept.
 #   nohup make sandbox-pretraining > pretraining.log &
 PRETRAINED := $(PRETRAINING_SEEDS:%=runs/pretraining-%)
-sandbox-pretraining: $(foreach run,$(PRETRAINED),$(run)/densevlm-seed0/model.safetensors $(run)/all-seed0/model.safetensors)
+ALIGNED := $(foreach run,$(PRETRAINED),$(run)/densevlm-seed0 $(run)/all-seed0)
+sandbox-pretraining: $(ALIGNED:%=%/model.safetensors)
 	$(BIN)/python -m evaluation.sandbox --runs $(PRETRAINED) --data runs/sandbox/data --output runs/pretraining
 
 MODELS := runs/pretraining-%/models
 PRETRAIN := $(BIN)/python -m training.sandbox.pretrain
 CLIPSELF := $(BIN)/python -m training.train training/recipes/sandbox_clipself.yaml
 DENSEVLM := $(BIN)/python -m training.train training/recipes/sandbox.yaml
-# Models on the way are kept; one that needs another waits for it.
+# Models on the way are kept, and made one at a time.
 .SECONDARY:
 .NOTPARALLEL:
+.DELETE_ON_ERROR:
 
 runs/sandbox/data/categories.json: | $(VENV)/figures.stamp
 	$(BIN)/python -m training.sandbox.scenes --output runs/sandbox/data

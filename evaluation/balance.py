@@ -14,10 +14,14 @@ it is known from each region's margin and from whether it is right *within its g
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 
 from .scores import RegionScores
+
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -155,6 +159,18 @@ def balance_curve(margins: Margins) -> BalanceCurve:
     return BalanceCurve(offsets, falling, rising, accuracies_at(margins, 0.0))
 
 
+NUMBERS = (
+    "area",
+    "best_thing",
+    "best_stuff",
+    "relative_area",
+    "auroc",
+    "harmonic_mean",
+    "held_out_harmonic_mean",
+)
+"""What [`balance_numbers`] measures."""
+
+
 def balance_numbers(margins: Margins, counts: np.ndarray | None = None) -> dict[str, float]:
     r"""
     Args:
@@ -166,9 +182,12 @@ def balance_numbers(margins: Margins, counts: np.ndarray | None = None) -> dict[
         `relative_area`: `area / (best_thing · best_stuff)`, how well the two groups are told apart where the class is
         right within the group. `auroc`: the chance that a thing has the larger margin than stuff, over all regions.
         `harmonic_mean`, of Masks-T and Masks-S as the model is; `held_out_harmonic_mean`, where each half of the
-        images is scored with the δ that is best on the other. `nan` where a group has no region.
+        images is scored with the δ that is best on the other. All are `nan` where a group has no
+        region.
     """
     counts = np.ones(len(margins.labels)) if counts is None else counts
+    if min(_by_group(margins, counts)) == 0:
+        return dict.fromkeys(NUMBERS, np.nan)
     weights = class_weights(margins, counts)
     area, best_thing, best_stuff = _ordered(margins, weights * margins.right)
     in_order, things, stuff = _ordered(margins, counts * ~np.isnan(margins.margin))
@@ -216,10 +235,10 @@ def accuracies_at(margins: Margins, offsets: np.ndarray | float) -> tuple[float,
     return _by_group(margins, class_weights(margins) * margins.right_at(offsets))
 
 
-def held_out_halves(image_ids: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Bool, `(regions,)`: whether a region's image is of the one half or of the other, drawn at random."""
+def held_out_halves(image_ids: np.ndarray) -> np.ndarray:
+    """Bool, `(regions,)`: whether a region's image is of the one half or of the other, drawn at random, always so."""
     images, places = np.unique(image_ids, return_inverse=True)
-    order = np.random.default_rng(seed).permutation(len(images))
+    order = np.random.default_rng(0).permutation(len(images))
     return (order < len(images) // 2)[places]
 
 
@@ -285,7 +304,7 @@ def balance_intervals(runs: Sequence[Margins], **options: int | float) -> dict[s
     return bootstrap(numbers, runs[0].image_ids, **options)
 
 
-def _draw(runs: Sequence[Margins], rng: np.random.Generator) -> list[Margins]:
+def _draw(runs: Sequence[T], rng: np.random.Generator) -> list[T]:
     """As many of them, with replacement."""
     return [runs[i] for i in rng.integers(len(runs), size=len(runs))]
 
@@ -307,9 +326,10 @@ def compare(
     Raises:
         `ValueError` where the two were not evaluated on the same regions.
     """
-    one, other = first[0], second[0]
-    if not (np.array_equal(one.image_ids, other.image_ids) and np.array_equal(one.labels, other.labels)):
-        raise ValueError("The two models were not evaluated on the same regions.")
+    one = first[0]
+    for other in (*first, *second):
+        if not all(np.array_equal(getattr(one, k), getattr(other, k)) for k in ("image_ids", "labels", "is_thing")):
+            raise ValueError("The two models were not evaluated on the same regions.")
 
     def drawn(counts: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
         if len(first) == len(second):

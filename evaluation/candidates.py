@@ -3,8 +3,9 @@
 import argparse
 import copy
 import hashlib
+import json
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from .comparison import write
 logger = logging.get_logger(__name__)
 
 PACKAGES = [Path(__file__).parent, Path(modeling_densevlm.__file__).parent]
+SHOWING = {"report.py", "charts.py", "figures.py", "show.py", "comparison.py", "sandbox.py", "app.py", "tests.py"}
 
 
 def run(
@@ -108,17 +110,20 @@ class Candidate:
     def facts(self, categories: CategorySet, embeddings: CategoryEmbeddings) -> dict[str, Any]:
         """What is evaluated, and how: what results must have in common to be parts of one (see [`in_parts`])."""
         if self.arguments.embeddings:
-            texts = hashlib.blake2b(embeddings.embeds.numpy().tobytes(), digest_size=8).hexdigest()
+            texts = digest(embeddings.embeds.numpy().tobytes())
         else:
             # Not the numbers themselves: another number of threads changes their last digits.
-            texts = f"{self.arguments.templates} by {embeddings.encoder[:16]}"
+            sentences = [categories.synonyms, embeddings.templates, embeddings.encoder]
+            texts = digest(json.dumps(sentences).encode())
         return {
             "model": self.source,
             "fingerprint": self.fingerprint,
             "image_size": self.side,
             "dtype": self.arguments.dtype,
+            "device": self.arguments.device,
             "categories": list(categories.names),
             "is_thing": categories.is_thing,
+            "category_ids": categories.ids,
             "image_mean": list(self.image_processor.image_mean),
             "image_std": list(self.image_processor.image_std),
             "templates": len(embeddings.templates),
@@ -138,7 +143,7 @@ class Candidate:
 
 
 def load_candidates(arguments: argparse.Namespace) -> Iterator[Candidate]:
-    """Each model at each size, one at a time in memory. A model that is not there is told of before the first."""
+    """Each model at each size, one at a time in memory. One without a configuration is told of before the first."""
     sources = arguments.models or [arguments.model]
     if len(sources) > 1 and arguments.embeddings:
         raise ValueError("--embeddings are those of one model: give --model.")
@@ -173,12 +178,21 @@ def told(facts: dict[str, Any]) -> dict[str, Any]:
     return {name: facts[name] for name in ("model", "fingerprint", "image_size", "dtype", "templates", "commit")}
 
 
+def digest(content: bytes) -> str:
+    """Sixteen digits that stand for it."""
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
+def files_digest(root: Path, names: Iterable[str | None]) -> str:
+    """A digest of files' names and sizes below a folder: enough to tell one version of a split from another."""
+    files = [(name, root / name) for name in names if name is not None]
+    return digest(json.dumps([[name, file.stat().st_size if file.exists() else -1] for name, file in files]).encode())
+
+
 def code_digest() -> str:
-    """A digest of the code that numbers depend on: of this package and of the model's."""
-    digest = hashlib.blake2b(digest_size=8)
-    for file in sorted(file for package in PACKAGES for file in package.rglob("*.py")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
+    """A digest of the code that is measured by: this package's, but for what only shows numbers, and the model's."""
+    files = (file for package in PACKAGES for file in package.rglob("*.py") if file.name not in SHOWING)
+    return digest(b"".join(file.read_bytes() for file in sorted(files)))
 
 
 def commit() -> str:
@@ -193,4 +207,4 @@ def commit() -> str:
         return "unknown"
 
 
-__all__ = ["Candidate", "code_digest", "commit", "run", "told", "whole_cells"]
+__all__ = ["Candidate", "code_digest", "commit", "digest", "files_digest", "run", "told", "whole_cells"]

@@ -153,7 +153,7 @@ def accuracy_chart(
             points = sorted((row[over], 100 * row[key]) for row in rows if row["model"] == model and key in row)
             style = {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number % len(DASHES)]}
             marker = MARKERS[number % len(MARKERS)]
-            axis.plot(*zip(*points), marker=marker, markersize=5, label=Path(str(model)).name, **style)
+            axis.plot(*zip(*points), marker=marker, markersize=5, label=str(model), **style)
         axis.set_title(name, fontsize=10)
         axis.set_xlabel(xlabel, fontsize=9)
         axis.grid(color="0.9")

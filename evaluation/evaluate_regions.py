@@ -11,7 +11,6 @@ goes on where it was stopped.
 """
 
 import argparse
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMModel
 from modeling_densevlm.region_pooling import pool_boxes, pool_masks
 
 from .balance import Margins, balance_numbers, held_out_balance
-from .candidates import Candidate, run, told
+from .candidates import Candidate, digest, files_digest, run, told
 from .panoptic import PanopticRegions, collate_regions
 from .parts import in_parts
 from .region_accuracy.accuracy import NO_CATEGORY, class_mean, region_accuracy
@@ -227,7 +226,9 @@ def evaluate_candidate(candidate: Candidate, arguments: argparse.Namespace) -> d
     regions.categories.require_flags("thing / stuff metrics")
     embeddings = candidate.embeddings(regions.categories)
     facts = candidate.facts(regions.categories, embeddings)
-    facts["annotations"] = hashlib.blake2b(arguments.annotations.read_bytes(), digest_size=8).hexdigest()
+    facts["annotations"] = digest(arguments.annotations.read_bytes())
+    facts["images"] = files_digest(regions.images, [record["image_file"] for record in regions.records])
+    facts["panoptic"] = files_digest(regions.panoptic, [record["file_name"] for record in regions.records])
     options = {"batch_size": arguments.batch_size, "num_workers": arguments.num_workers}
     scores = evaluate_in_parts(
         candidate.model, regions, embeddings, candidate.file, facts, arguments.part_size, **options

@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMModel
 
-from .candidates import Candidate, run, told, whole_cells
+from .candidates import Candidate, files_digest, run, told, whole_cells
 from .confusion import Confusion, count_pairs, segmentation_metrics
 from .index_pngs import LAYOUTS, IndexPngs, collate_pixels
 from .parts import in_parts
@@ -87,7 +87,9 @@ def evaluate_candidate(candidate: Candidate, arguments: argparse.Namespace) -> d
         options["background"] = categories.names.index(arguments.background)
         options["threshold"] = arguments.background_threshold
     facts = candidate.facts(categories, embeddings) | options
-    facts |= {"annotations": dataset.fingerprint(), "layout": arguments.layout}
+    facts |= {"layout": arguments.layout}
+    facts["annotations"] = files_digest(dataset.annotations, dataset.names(dataset.files, dataset.annotations))
+    facts["images"] = files_digest(dataset.images, dataset.names(dataset.image_of.values(), dataset.images))
 
     def evaluate(rows: range) -> Confusion:
         sizes = {"batch_size": arguments.batch_size, "num_workers": arguments.num_workers}
@@ -105,11 +107,11 @@ def windows(candidate: Candidate, window: int | None, stride: int | None) -> tup
             raise ValueError("--stride is that of windows: give --window, too.")
         return None, None
     whole = whole_cells(window, candidate.model.vision_model.stride, candidate.source)
-    if not 0 < (stride or window) <= window or whole > candidate.side:
+    if not 0 < (window if stride is None else stride) <= window or whole > candidate.side:
         raise ValueError(
             f"--window {window} is at most the image's {candidate.side} pixels, and --stride at most the window."
         )
-    return whole, min(stride or whole, whole)
+    return whole, whole if stride is None else min(stride, whole)
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:

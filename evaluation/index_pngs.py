@@ -1,7 +1,6 @@
 """Folders of images and of PNGs that hold each pixel's category, as COCO-Stuff, ADE20K and PASCAL have them."""
 
-import hashlib
-import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,8 +55,8 @@ class IndexPngs(torch.utils.data.Dataset):
         image_processor: DenseVLMImageProcessor,
         layout: Layout | str = "ids",
     ):
-        self.annotations, folder = Path(annotations), Path(images)
-        for field, path in (("images", folder), ("annotations", self.annotations)):
+        self.images, self.annotations = Path(images), Path(annotations)
+        for field, path in (("images", self.images), ("annotations", self.annotations)):
             if not path.is_dir():
                 raise FileNotFoundError(f"`{field}`: {path} is no folder.")
         self.files = sorted(self.annotations.rglob("*.png"))
@@ -65,8 +64,8 @@ class IndexPngs(torch.utils.data.Dataset):
             raise ValueError(f"`annotations`: {annotations} holds no PNG.")
         annotated = set(self.files)
         self.image_of: dict[str, Path] = {}
-        for path in sorted(folder.rglob("*")):
-            name = path.relative_to(folder).with_suffix("").as_posix()
+        for path in sorted(self.images.rglob("*")):
+            name = path.relative_to(self.images).with_suffix("").as_posix()
             if path.suffix.lower() not in IMAGE_SUFFIXES or path in annotated:
                 continue
             if name in self.image_of:
@@ -83,10 +82,10 @@ class IndexPngs(torch.utils.data.Dataset):
                 self.label_of[number - layout.offset] = index
         self.label_of[list(layout.ignored)] = -1
 
-    def fingerprint(self) -> str:
-        """A digest of the annotations' names and sizes: enough to tell one split or version from another."""
-        listed = [[file.relative_to(self.annotations).as_posix(), file.stat().st_size] for file in self.files]
-        return hashlib.blake2b(json.dumps(listed).encode(), digest_size=8).hexdigest()
+    @staticmethod
+    def names(files: Iterable[Path], root: Path) -> list[str]:
+        """Their paths below a folder."""
+        return [file.relative_to(root).as_posix() for file in files]
 
     def __len__(self) -> int:
         return len(self.files)

@@ -99,7 +99,8 @@ class PanopticRegions(torch.utils.data.Dataset):
             return {"skipped": f"{file}: its panoptic PNG has the ids {unknown[:5]}, of no segment of the annotations"}
         labels = torch.tensor([self.label_of[s["category_id"]] for s in segments], dtype=torch.long)
         segment_ids = torch.tensor([s["id"] for s in segments], dtype=torch.long)
-        at_home = torch.tensor([int(s.get("at_home", -1)) for s in segments], dtype=torch.long)
+        told = [segment.get("at_home") for segment in segments]
+        at_home = torch.tensor([-1 if flag is None else int(flag) for flag in told], dtype=torch.long)
         boxes = pixel_boxes([s["bbox"] for s in segments], self.is_stuff[labels])
         areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
         seen = torch.tensor([segment["id"] in present for segment in segments], dtype=torch.bool)

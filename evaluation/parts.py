@@ -124,11 +124,13 @@ def in_parts(
         rows = [range(start, min(start + part_size, images)) for start in starts]
         # Named by their images: a part of another size is another part.
         parts = [folder / f"{part.start:08d}-{part.stop:08d}.safetensors" for part in rows]
-        for part, of_part in list(zip(parts, rows))[state.process_index :: state.num_processes]:
-            if not _is_there(kind, part, facts):
-                found = evaluate(of_part)
-                found.facts = facts
-                found.save(part)
+        # Before anything is evaluated: parts of another evaluation are told at once.
+        left = [(part, of_part) for part, of_part in zip(parts, rows) if not _is_there(kind, part, facts, folder)]
+        state.wait_for_everyone()  # and what is left is the same for all
+        for part, of_part in left[state.process_index :: state.num_processes]:
+            found = evaluate(of_part)
+            found.facts = facts
+            found.save(part)
         state.wait_for_everyone()
         if state.is_main_process:
             kind.join([kind.load(part) for part in parts]).save(file)
@@ -154,8 +156,8 @@ def _tell_skipped(found: Part, file: Path) -> None:
         )
 
 
-def _is_there(kind: type[P], file: Path, facts: dict[str, Any]) -> bool:
-    """Whether a file of the same evaluation is there; one that is damaged is made anew."""
+def _is_there(kind: type[P], file: Path, facts: dict[str, Any], folder: Path | None = None) -> bool:
+    """Whether a file (of a folder of parts) of the same evaluation is there; one that is damaged is made anew."""
     if not file.exists():
         return False
     try:
@@ -169,7 +171,7 @@ def _is_there(kind: type[P], file: Path, facts: dict[str, Any]) -> bool:
         if before.get(name) != facts.get(name):
             raise ValueError(
                 f"{file} is of an evaluation with another {name}: {before.get(name)!r}, this one has "
-                f"{facts.get(name)!r}. Delete it, or give another `--output`."
+                f"{facts.get(name)!r}. Delete {folder or 'it'}, or give another `--output`."
             )
     return True
 

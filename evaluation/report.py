@@ -82,7 +82,7 @@ def categories_of(entries: Sequence[Entry]) -> CategorySet:
         for name in ("image_ids", "segment_ids", "labels"):
             if not np.array_equal(getattr(run, name), getattr(first, name)):
                 raise ValueError(f"{title} and {other} were not evaluated on the same regions (`{name}` differ).")
-        if run.facts.get("categories") != first.facts.get("categories"):
+        if any(run.facts.get(name) != first.facts.get(name) for name in ("categories", "is_thing")):
             raise ValueError(f"{title} and {other} were evaluated with other categories.")
     if not first.facts.get("categories"):
         raise ValueError(f"The scores of {title} do not say their categories: evaluate it again.")
@@ -238,7 +238,8 @@ def balance(entries: Sequence[Entry], categories: CategorySet) -> str:
             table(["model", "gain of H, as they are", "of it balance", "of it knowledge"], gains),
             '<p class="note">Knowledge: what is left of a gain of H where each model has the δ that is best for it, '
             "chosen on the other half of the images. Balance: the rest, what an offset gives the first model more "
-            "than the other one. Intervals as above, with the same δ in all draws.</p>",
+            "than the other one. Intervals as above, with the same δ in all draws; where both models have as many "
+            "seeds, those of the same place are drawn together.</p>",
         ]
     return "\n".join(parts)
 
@@ -325,16 +326,17 @@ def samples(entries: Sequence[Entry], categories: CategorySet, pictures: Picture
             record = places[image_id]
             boxes_of = {segment["id"]: segment["bbox"] for segment in record["segments_info"]}
             boxes = [boxes_of[int(run.segment_ids[row])] for row in rows]
+            file = pictures.images / files[record["image_id"]]
         except KeyError as error:
             raise ValueError(
-                f"{pictures.annotations} is not what was evaluated: image {image_id} has no {error}."
+                f"{pictures.annotations} is not what was evaluated: it lacks {error}, of image {image_id}."
             ) from error
         lines = []
         for number, row in enumerate(rows, 1):
             label = run.labels[row]
             cells = (_call(categories, called[row], label) for called in calls)
             lines.append([f"{number} {_name(categories, label)}", *cells])
-        image = _numbered(load_image(pictures.images / files[record["image_id"]]), boxes)
+        image = _numbered(load_image(file), boxes)
         alt = html.escape(f"{record['image_id']}: " + ", ".join(categories.names[run.labels[row]] for row in rows))
         image = f'<img src="data:image/jpeg;base64,{image}" alt="{alt}">'
         parts.append(f'<div class="sample">{image}{table(head, lines)}</div>')
@@ -379,7 +381,7 @@ def _numbered(image: Image.Image, boxes: Sequence[Sequence[float]], side: int = 
 def settings(entries: Sequence[Entry]) -> str:
     """What was evaluated on what, and how."""
     runs = [(entry.title, run.facts) for entry in entries for run in entry.runs]
-    keys = [key for key in runs[0][1] if key not in ("categories", "is_thing")]
+    keys = [key for key in runs[0][1] if key not in ("categories", "is_thing", "category_ids")]
     rows = [[html.escape(title), *(html.escape(str(facts.get(key, "–"))) for key in keys)] for title, facts in runs]
     skipped = [message for entry in entries[:1] for message in entry.runs[0].skipped_images]
     told = "".join(f"<li>{html.escape(message)}</li>" for message in skipped[:20])
@@ -390,12 +392,14 @@ def settings(entries: Sequence[Entry]) -> str:
 def read_entries(runs: Sequence[str]) -> list[Entry]:
     """`title=file` each; those of one title and one size become one entry, in the order of the titles."""
     read: dict[str, dict[int | None, list[RegionScores]]] = {}
-    if len(set(runs)) < len(runs):
-        raise ValueError("A file stands twice under the same title: seeds are runs of their own.")
+    seen = set()
     for run in runs:
         # A file without a title, though it may have the sign in its path, is told by its path.
         title, _, file = ("", "", run) if Path(run).exists() else run.partition("=")
         title, file = (title, file) if file and title else (run, run)
+        if (title, Path(file).resolve()) in seen:
+            raise ValueError(f"{file} stands twice under the same title: seeds are runs of their own.")
+        seen.add((title, Path(file).resolve()))
         scores = RegionScores.load(file)
         read.setdefault(title, {}).setdefault(scores.facts.get("image_size"), []).append(scores)
     entries = []

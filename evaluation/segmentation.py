@@ -33,11 +33,12 @@ def dense_cosines(
     if window is None:
         return torch.einsum("bdhw,cd->bchw", model.get_dense_features(pixel_values).float(), text_embeds)
     side = pixel_values.shape[-1]
-    if not 0 < (stride or window) <= window <= side:
+    stride = window if stride is None else stride
+    if not 0 < stride <= window <= side:
         raise ValueError(
             f"`stride` {stride} is at most `window` {window}, and that at most the image's {side} pixels."
         )
-    starts = [*range(0, side - window, stride or window), side - window]
+    starts = [*range(0, side - window, stride), side - window]
     total = pixel_values.new_zeros(len(pixel_values), len(text_embeds), side, side, dtype=torch.float32)
     seen = total.new_zeros(side, side)
     for y in starts:

@@ -58,15 +58,12 @@ VISION_TOWERS = {
 """By the `model_type` of `config.vision_config`. A tower says itself how it gives dense features."""
 
 UNTOLD_BY_FINGERPRINT = {
-    "_name_or_path",
-    "architectures",
-    "dtype",
+    "attention_dropout",
     "initializer_factor",
     "initializer_range",
     "out_features",
     "out_indices",
     "projection_dim",
-    "transformers_version",
 }
 """Of a tower's configuration: what changes no feature, or is seen in the weights."""
 
@@ -195,8 +192,10 @@ class DenseVLMModel(BackboneMixin, DenseVLMPreTrainedModel):
         heads ...): models that share it give the same features.
         """
         digest = hashlib.blake2b(digest_size=16)
+        # Those that every configuration has say nothing of a tower.
+        untold = UNTOLD_BY_FINGERPRINT | PreTrainedConfig().to_dict().keys() - {"model_type"}
         for part in (self.config.vision_config, self.config.text_config):
-            told = {} if part is None else {k: v for k, v in part.to_dict().items() if k not in UNTOLD_BY_FINGERPRINT}
+            told = {} if part is None else {key: v for key, v in part.to_dict().items() if key not in untold}
             digest.update(json.dumps(told, sort_keys=True, default=str).encode())
         for name, tensor in sorted(self.state_dict().items()):
             # As bytes: bfloat16 has no counterpart in numpy.

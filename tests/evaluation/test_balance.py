@@ -233,6 +233,22 @@ def test_models_on_other_regions_are_not_compared(drawn):
         compare([margins], [margins.take(np.arange(100))])
 
 
+def test_draws_without_a_region_of_a_group_count_for_nothing():
+    """One image of six has the only thing: in a third of the draws there is none, and no number."""
+    margins = margins_of([1, -1, -1, -1, -1, -1], [1, 0, 0, 0, 0, 0], [1] * 6)
+    assert balance_numbers(margins)["area"] == 1
+    nothing = balance_numbers(margins, np.array([0.0, 1, 1, 1, 1, 1]))
+    assert set(nothing) == set(balance_numbers(margins)) and all(np.isnan(value) for value in nothing.values())
+    assert balance_intervals([margins], samples=100)["area"] == (1, 1)
+
+
+def test_every_run_is_of_the_same_regions(drawn):
+    margins = Margins.of(drawn, FLAGS)
+    other = Margins.of(scores_of(drawn.masks, np.roll(drawn.labels, 1), image_ids=drawn.image_ids), FLAGS)
+    with pytest.raises(ValueError, match="not evaluated on the same regions"):
+        compare([margins, margins], [margins, other])
+
+
 def test_without_categories_of_both_groups_there_is_no_balance(drawn):
     with pytest.raises(ValueError, match="needs categories of both"):
         Margins.of(drawn, np.ones(6, dtype=bool))

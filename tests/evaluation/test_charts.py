@@ -52,16 +52,16 @@ def test_balance_curves_are_named_and_marked_where_the_model_stands(tmp_path):
 def test_accuracies_have_a_panel_a_metric_and_a_line_a_model(tmp_path):
     rows = [
         {
-            "model": f"runs/{model}",
+            "model": model,
             "image_size": side,
             "boxes_top1": 0.1,
             "masks_thing_top1": 0.2,
             "masks_stuff_top1": 0.3,
         }
-        for model in ("u", "p")
+        for model in ("ViT-B/16", "ViT-L/16")
         for side in (512, 224)
     ]
     accuracy_chart(tmp_path / "a.svg", rows)
     texts = texts_of(tmp_path / "a.svg")
-    assert {"Boxes", "Masks-T", "Masks-S", "u", "p"} <= set(texts)
+    assert {"Boxes", "Masks-T", "Masks-S", "ViT-B/16", "ViT-L/16"} <= set(texts)
     assert texts.count("side of the image in pixels") == 3

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -338,6 +339,25 @@ def test_what_is_measured_already_is_not_measured_again(command, monkeypatch):
 
     monkeypatch.setattr(program, "evaluate_regions", measured_again)
     assert main(command()) == first
+
+
+@pytest.mark.parametrize("change", ["synonyms", "images"])
+def test_other_texts_and_other_images_of_the_same_names_are_another_evaluation(command, scenes, tmp_path, change):
+    content = json.loads((scenes / "categories.json").read_text())
+    file, images = tmp_path / "set.json", tmp_path / "images"
+    file.write_text(json.dumps(content))
+    shutil.copytree(scenes / "test" / "images", images)
+    main(command(categories=file, images=images))
+    if change == "synonyms":
+        content["categories"][0]["synonyms"] = ["bird"]
+        file.write_text(json.dumps(content))
+    else:
+        first, second = sorted(images.iterdir())[:2]
+        first.write_bytes(second.read_bytes())
+    with pytest.raises(
+        SystemExit, match=f"evaluation with another {'embeddings' if change == 'synonyms' else 'images'}"
+    ):
+        main(command(categories=file, images=images))
 
 
 def test_an_output_that_would_be_the_folder_of_its_own_results_is_refused_before_anything_is_done(command, capsys):

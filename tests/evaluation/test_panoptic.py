@@ -99,8 +99,9 @@ def test_pixels_of_id_0_belong_to_no_segment_and_are_no_mistake(split):
 
 def test_whether_things_are_at_home_is_read_where_the_annotations_tell(split):
     edit(split, lambda c: [s.pop("at_home") for s in c["annotations"][3]["segments_info"]])
+    edit(split, lambda c: [s.update(at_home=None) for s in c["annotations"][5]["segments_info"]])
     content, regions = json.loads((split / "panoptic.json").read_text())["annotations"], regions_of(split)
-    assert set(regions[3]["at_home"].tolist()) == {-1}
+    assert set(regions[3]["at_home"].tolist()) == set(regions[5]["at_home"].tolist()) == {-1}
     assert regions[4]["at_home"].tolist() == [int(s["at_home"]) for s in content[4]["segments_info"]]
 
 

@@ -135,7 +135,7 @@ def test_annotations_of_another_split_are_refused(evaluated, tmp_path):
     content["annotations"] = content["annotations"][:3]
     (tmp_path / "other.json").write_text(json.dumps(content))
     pictures = ["--annotations", str(tmp_path / "other.json"), "--images", str(split / "images")]
-    with pytest.raises(SystemExit, match=r"other.json is not what was evaluated: image \d+ has no"):
+    with pytest.raises(SystemExit, match=r"other.json is not what was evaluated: it lacks \d+, of image \d+"):
         main([str(first), "--output", str(tmp_path / "r.html"), *pictures])
 
 

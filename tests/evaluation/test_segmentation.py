@@ -221,13 +221,17 @@ def test_values_of_no_category_end_the_program_with_a_message_and_no_traceback(c
     assert "Traceback" not in str(ended.value)
 
 
-def test_windows_that_cannot_be_are_refused(command):
-    for options, message in (
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
         ({"stride": 24}, "give --window, too"),
         ({"window": 200}, "at most the image's 96 pixels"),
-    ):
-        with pytest.raises(SystemExit, match=message):
-            main(command(**options))
+        ({"window": 48, "stride": 0}, "--stride at most the window"),
+    ],
+)
+def test_windows_that_cannot_be_are_refused(command, options, message):
+    with pytest.raises(SystemExit, match=message):
+        main(command(**options))
 
 
 def test_numbers_with_a_background_are_not_taken_for_those_without(command):

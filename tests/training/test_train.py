@@ -150,8 +150,11 @@ def test_sides_that_are_no_multiples_of_the_patch_are_said_by_their_keys(recipe,
     assert "`teacher_image_size` 110 is no multiple of 14 pixels" in caplog.text
 
 
-def test_no_worker_is_none_to_keep(recipe):
-    run(recipe(dataloader_num_workers=0, dataloader_persistent_workers=True, max_steps=1))
+def test_workers_are_kept_from_epoch_to_epoch_and_no_worker_is_none_to_keep(recipe):
+    trainer = run(recipe(dataloader_num_workers=1, max_steps=1))
+    assert trainer.get_train_dataloader().persistent_workers
+    trainer = run(recipe(dataloader_num_workers=0, max_steps=1))
+    assert not trainer.get_train_dataloader().persistent_workers
 
 
 def test_nothing_kept_changes_nothing_and_is_in_the_log(recipe, tmp_path, student, caplog):

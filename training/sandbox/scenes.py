@@ -395,11 +395,11 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=1_200, help="test images (nothing is chosen on them)")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    CATEGORIES.save(arguments.output / "categories.json")
     for split in ("train", "val", "test"):
         count = getattr(arguments, split)
         write_scenes(arguments.output, arguments.seed, split, count)
         print(f"{count} {split} scenes in {arguments.output / split}")
+    CATEGORIES.save(arguments.output / "categories.json")  # last: where it is, all is
 
 
 if __name__ == "__main__":
