@@ -29,7 +29,7 @@ from modeling_densevlm.region_pooling import pool_boxes, pool_masks
 from .balance import Margins, balance_numbers, held_out_balance
 from .candidates import Candidate, digest, files_digest, run, told
 from .panoptic import PanopticRegions, collate_regions
-from .parts import in_parts
+from .parts import in_parts, warn_of
 from .region_accuracy.accuracy import NO_CATEGORY, class_mean, region_accuracy
 from .scores import RegionScores
 
@@ -87,8 +87,7 @@ def evaluate_regions(
         columns["image_ids"].append(np.repeat(batch["image_id"], [len(labels) for labels in batch["labels"]]))
         images += len(batch["image_id"])
         skipped_regions += sum(batch["skipped_regions"])
-    for message in skipped_images:
-        logger.warning(f"Skipped: {message}")
+    warn_of(skipped_images)
     if images == 0:
         if rows is None:
             raise ValueError(f"None of the {len(regions)} images could be evaluated, e.g. {skipped_images[0]}")

@@ -16,18 +16,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
-from transformers.utils import logging
 
 from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMModel
 
 from .candidates import Candidate, files_digest, run, told, whole_cells
 from .confusion import Confusion, count_pairs, segmentation_metrics
 from .index_pngs import LAYOUTS, IndexPngs, collate_pixels
-from .parts import in_parts
+from .parts import in_parts, warn_of
 from .segmentation import segment
-
-
-logger = logging.get_logger(__name__)
 
 
 @torch.inference_mode()
@@ -67,8 +63,7 @@ def evaluate_segmentation(
         for labels, called in zip(batch["labels"], segment(model, pixel_values, text_embeds, sizes, **options)):
             counts += count_pairs(labels, called.cpu().numpy(), categories)
         images += len(sizes)
-    for message in skipped:
-        logger.warning(f"Skipped: {message}")
+    warn_of(skipped)
     return Confusion(counts=counts, images=images, skipped_images=skipped)
 
 

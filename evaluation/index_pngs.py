@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from transformers.utils import logging
 
 from modeling_densevlm import CategorySet, DenseVLMImageProcessor
 from modeling_densevlm.image_processing_densevlm import load_image
 
+
+logger = logging.get_logger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -71,6 +74,10 @@ class IndexPngs(torch.utils.data.Dataset):
             if name in self.image_of:
                 raise ValueError(f"`images`: {self.image_of[name]} and {path} have the same name: which is meant?")
             self.image_of[name] = path
+        named = {file.relative_to(self.annotations).with_suffix("").as_posix() for file in self.files}
+        unannotated = sorted(self.image_of.keys() - named)
+        if unannotated:
+            logger.warning(f"{len(unannotated)} images have no PNG and are left out, e.g. {unannotated[0]}.")
         self.categories = categories
         self.image_processor = image_processor
         layout = LAYOUTS[layout] if isinstance(layout, str) else layout

@@ -1,5 +1,6 @@
 """Evaluations in parts: by any number of processes, and from where they were stopped."""
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -145,10 +146,20 @@ def in_parts(
     return found
 
 
+def warn_of(skipped: Sequence[str], most: int = 10) -> None:
+    """Names images that were skipped, the first of them: a wrong folder has thousands."""
+    for message in skipped[:most]:
+        logger.warning(f"Skipped: {message}")
+    if len(skipped) > most:
+        logger.warning(f"Skipped: {len(skipped) - most} more; the results name them all.")
+
+
 def _tell_skipped(found: Part, file: Path) -> None:
     """Where nothing could be evaluated, there is nothing to keep either."""
     if found.images == 0:
         file.unlink()
+        with contextlib.suppress(OSError):
+            file.parent.rmdir()  # unless others' results are there
     elif found.skipped_images:
         logger.warning(
             f"{len(found.skipped_images)} images were skipped, e.g. {found.skipped_images[0]}. To try them again, "
@@ -176,4 +187,4 @@ def _is_there(kind: type[P], file: Path, facts: dict[str, Any], folder: Path | N
     return True
 
 
-__all__ = ["Part", "in_parts"]
+__all__ = ["Part", "in_parts", "warn_of"]

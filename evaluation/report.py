@@ -386,7 +386,7 @@ def settings(entries: Sequence[Entry]) -> str:
     skipped = [message for entry in entries[:1] for message in entry.runs[0].skipped_images]
     told = "".join(f"<li>{html.escape(message)}</li>" for message in skipped[:20])
     more = f"<p>{len(skipped)} images were skipped:</p><ul>{told}</ul>" if skipped else "<p>No image was skipped.</p>"
-    return f"<h2>Settings and versions</h2>{table(['model', *keys], rows)}{more}"
+    return f"<h2>Settings and versions</h2>{table(['title', *keys], rows)}{more}"
 
 
 def read_entries(runs: Sequence[str]) -> list[Entry]:
@@ -400,6 +400,8 @@ def read_entries(runs: Sequence[str]) -> list[Entry]:
         if (title, Path(file).resolve()) in seen:
             raise ValueError(f"{file} stands twice under the same title: seeds are runs of their own.")
         seen.add((title, Path(file).resolve()))
+        if Path(file).suffix == ".json":
+            raise ValueError(f"{file} holds numbers; the scores are the .safetensors in the folder of its name.")
         scores = RegionScores.load(file)
         read.setdefault(title, {}).setdefault(scores.facts.get("image_size"), []).append(scores)
     entries = []

@@ -57,7 +57,9 @@ class ForegroundBias(evaluate.Metric):
             ),
         )
 
-    def _compute(self, predictions, references, category_is_thing, pairs=10):
+    def _compute(self, predictions, references, category_is_thing=None, pairs=10):
+        if category_is_thing is None:
+            raise ValueError("`category_is_thing`: `compute` needs to know of each category id whether it is a thing.")
         predictions, references = np.asarray(predictions), np.asarray(references)
         flags = np.asarray(category_is_thing, dtype=bool)
         for name, ids, least in (("predictions", predictions, NO_CATEGORY), ("references", references, 0)):

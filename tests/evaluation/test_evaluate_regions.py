@@ -17,6 +17,7 @@ from evaluation.evaluate_regions import (
     top_categories,
 )
 from evaluation.panoptic import PanopticRegions
+from evaluation.parts import warn_of
 from evaluation.scores import RegionScores
 from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMModel, DenseVLMProcessor
 from tests.evaluation.regions import scores_of
@@ -259,6 +260,11 @@ def test_where_nothing_could_be_evaluated_nothing_is_kept(evaluated, tmp_path):
         evaluate_in_parts(*evaluated, file, {}, num_workers=0)
     regions.images = folder  # put right: it is evaluated
     assert evaluate_in_parts(*evaluated, file, {}, num_workers=0).images == 10
+
+
+def test_of_many_skipped_images_the_first_are_named_and_the_rest_counted(caplog):
+    warn_of([f"{number}.jpg: broken" for number in range(25)])
+    assert caplog.text.count("broken") == 10 and "Skipped: 15 more" in caplog.text
 
 
 def test_images_that_were_skipped_are_told_again_with_what_to_do(evaluated, tmp_path, caplog):

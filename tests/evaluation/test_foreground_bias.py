@@ -53,6 +53,11 @@ def test_without_a_prediction_no_share_is_known_and_that_is_said(metric, caplog)
     assert "No region that is stuff has a prediction" in caplog.text
 
 
+def test_flags_of_the_categories_are_needed(metric):
+    with pytest.raises(ValueError, match="`category_is_thing`: `compute` needs"):
+        metric.compute(predictions=[0], references=[0])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -110,6 +110,12 @@ def test_seeds_of_a_model_are_one_row_with_their_mean_and_range(page, evaluated)
     assert f"{(first + other) / 2:.1f}<br><small>{first:.1f}–{other:.1f}</small>" in row and first < other
 
 
+def test_the_numbers_in_place_of_the_scores_are_refused_with_the_place_of_these(evaluated, tmp_path):
+    numbers = evaluated[1][0].parents[1] / "m.json"
+    with pytest.raises(SystemExit, match="the scores are the .safetensors in the folder of its name"):
+        main([f"U={numbers}", "--output", str(tmp_path / "r.html")])
+
+
 def test_a_file_given_twice_is_no_second_seed(evaluated, tmp_path):
     with pytest.raises(SystemExit, match="stands twice"):
         main([f"U={evaluated[1][0]}"] * 2 + ["--output", str(tmp_path / "r.html")])

@@ -234,6 +234,12 @@ def test_windows_that_cannot_be_are_refused(command, options, message):
         main(command(**options))
 
 
+def test_images_without_a_png_are_left_out_and_that_is_said(command, tmp_path, caplog):
+    (tmp_path / "labels" / "000003.png").unlink()
+    assert main(command())[0]["images"] == 9
+    assert "1 images have no PNG and are left out, e.g. 000003." in caplog.text
+
+
 def test_numbers_with_a_background_are_not_taken_for_those_without(command):
     main(command(background="sky", background_threshold=1.1))
     with pytest.raises(SystemExit, match="evaluation with another background"):
