@@ -182,8 +182,7 @@ def balance_numbers(margins: Margins, counts: np.ndarray | None = None) -> dict[
         `relative_area`: `area / (best_thing · best_stuff)`, how well the two groups are told apart where the class is
         right within the group. `auroc`: the chance that a thing has the larger margin than stuff, over all regions.
         `harmonic_mean`, of Masks-T and Masks-S as the model is; `held_out_harmonic_mean`, where each half of the
-        images is scored with the δ that is best on the other. All are `nan` where a group has no
-        region.
+        images is scored with the δ that is best on the other. All are `nan` where a group has no region.
     """
     counts = np.ones(len(margins.labels)) if counts is None else counts
     if min(_by_group(margins, counts)) == 0:

@@ -151,7 +151,7 @@ def warn_of(skipped: Sequence[str], most: int = 10) -> None:
     for message in skipped[:most]:
         logger.warning(f"Skipped: {message}")
     if len(skipped) > most:
-        logger.warning(f"Skipped: {len(skipped) - most} more; the results name them all.")
+        logger.warning(f"Skipped: {len(skipped) - most} more.")
 
 
 def _tell_skipped(found: Part, file: Path) -> None:

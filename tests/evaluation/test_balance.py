@@ -125,6 +125,11 @@ def test_the_best_offset_has_the_best_harmonic_mean(drawn):
     assert best >= max(harmonic_mean(offset) for offset in np.linspace(-0.5, 0.5, 201)) - 1e-12
 
 
+def test_where_a_model_stands_is_seen_at_no_offset_and_not_at_the_nearest_point():
+    """Both are right as they are, though the middle of their margins is above 0."""
+    assert balance_curve(margins_of([1, -0.1], [1, 0], [1, 1])).as_it_is == (1, 1)
+
+
 def differences_of(first, second):
     """What [`compare`] says without the intervals."""
     return {name: value for name, (value, _, _) in compare([first], [second], samples=1).items()}
