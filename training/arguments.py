@@ -15,6 +15,7 @@ from transformers.utils import logging
 from modeling_densevlm.categories import TEMPLATES
 
 from .alignment import CONTRASTS, Contrast
+from .settings import FIXED, adopt_mixed_precision, check_launcher, check_settings, read_accelerator_config
 from .sources import Source
 
 
@@ -167,7 +168,15 @@ class MethodArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        check_settings(self)
+        check_launcher()
+        adopt_mixed_precision(self)
+        self.accelerator_config = read_accelerator_config(self.accelerator_config)
         super().__post_init__()
+        for name, (value, _) in FIXED.items():
+            setattr(self, name, value)
+        if self.fp16 and self.device.type == "cpu":
+            raise ValueError("`fp16` is for GPUs, and this runs on a CPU: give `bf16`, or leave it out.")
         if self.method not in METHODS:
             raise ValueError(f"`method` is {' or '.join(METHODS)}, got {self.method!r}.")
         if self.reduction not in ("group_mean", "region_mean"):
@@ -179,14 +188,10 @@ class MethodArguments(TrainingArguments):
         if self.temperature <= 0:
             raise ValueError(f"`temperature` is above 0, got {self.temperature}.")
         self.contrast_matrix  # noqa: B018 - a wrong one shall stop here
-        if self.ignore_data_skip:
-            raise ValueError("`ignore_data_skip`: a resumed run never sees again what it has seen; leave it out.")
         if self.method == "clipself" and self.retrieval_picture_steps:
             raise ValueError("`retrieval_picture_steps`: CLIPSelf retrieves nothing; leave it out.")
-        self.logging_nan_inf_filter = False  # a loss that is not finite shall be seen
         if self.dataloader_num_workers == 0:
             self.dataloader_persistent_workers = False  # there are none to keep
-        self.remove_unused_columns = False  # the collator's keys are no arguments of `forward`
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # exactly the parameters that get gradients are trainable
         if self.n_gpu > 1:  # Trainer would split batches by DataParallel, and the regions' lists with them
@@ -252,7 +257,7 @@ def parse_arguments(argv: Sequence[str], program: str = "training.train") -> Arg
                 action.required = False
     try:
         *arguments, remaining = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OSError) as error:
         parser.error(str(error))
     if remaining:
         parser.error(f"unknown: {' '.join(remaining)}{_nearest(remaining[0].lstrip('-'), parser)}")
@@ -298,9 +303,10 @@ def resolved_recipe(arguments: Arguments) -> dict[str, Any]:
         if isinstance(part, TrainingArguments):
             own = MethodArguments.__annotations__
             values = {name: v for name, v in values.items() if name in own or v != _default(part, name)}
-            for name in ("resume_from_checkpoint", "hub_token", "accelerator_config"):
-                values.pop(name, None)
-        recipe.update({name: value.value if isinstance(value, Enum) else value for name, value in values.items()})
+            values.pop("resume_from_checkpoint", None)
+            if values.pop("accelerator_config", None) and part.accelerator_config.non_blocking:
+                values["accelerator_config"] = {"non_blocking": True}
+        recipe.update({name: _as_written(value) for name, value in values.items()})
     if recipe.get("global_batch_size") is not None:
         recipe.pop("gradient_accumulation_steps", None)  # follows from it, on any number of processes
     return {key: value for key, value in recipe.items() if _plain(value)}
@@ -315,6 +321,13 @@ def save_recipe(arguments: Arguments, file: Path) -> None:
 def _default(part: TrainingArguments, name: str) -> Any:
     found = next(f for f in fields(part) if f.name == name)
     return found.default_factory() if found.default_factory is not MISSING else found.default
+
+
+def _as_written(value: Any) -> Any:
+    """An enum as its text, and a list of them as one, as they stand in a recipe."""
+    if isinstance(value, list) and value and all(isinstance(part, Enum) for part in value):
+        return " ".join(part.value for part in value)
+    return value.value if isinstance(value, Enum) else value
 
 
 def _plain(value: Any) -> bool:

@@ -34,15 +34,12 @@ def find_checkpoint(wanted: str | bool | None, output_dir: str | Path) -> str | 
     if wanted in ("last", "auto", "True", "true", True):
         last = last_checkpoint(Path(output_dir))
         if last is None and wanted != "auto":
-            raise SystemExit(f"`--resume_from_checkpoint {wanted}`: there is no checkpoint in {output_dir}.")
+            raise SystemExit(f"`--resume_from_checkpoint {wanted}`: there is no complete checkpoint in {output_dir}.")
+        if last is None:
+            _refuse_to_begin_over(Path(output_dir), "none of them is complete")
         return last
     if wanted in (None, "False", "false", False):
-        last = last_checkpoint(Path(output_dir))
-        if last is not None:
-            raise SystemExit(
-                f"{output_dir} holds the checkpoints of a run. Go on with `--resume_from_checkpoint last`, or give "
-                "another `--output_dir`."
-            )
+        _refuse_to_begin_over(Path(output_dir), "go on with `--resume_from_checkpoint last`")
         return None
     if not Path(wanted).is_dir():
         raise SystemExit(f"`--resume_from_checkpoint`: there is no folder {wanted}.")
@@ -50,6 +47,16 @@ def find_checkpoint(wanted: str | bool | None, output_dir: str | Path) -> str | 
     if damage is not None:
         raise SystemExit(f"`--resume_from_checkpoint`: {wanted} is not complete: {damage}.")
     return wanted
+
+
+def _refuse_to_begin_over(folder: Path, remark: str) -> None:
+    """Stops a run that would begin anew over checkpoints, whatever program has written them and whatever they lack."""
+    found = sorted(path.name for path in folder.glob("checkpoint-*") if path.is_dir())
+    if found:
+        raise SystemExit(
+            f"`output_dir`: {folder} holds the checkpoints of a run ({', '.join(found[:3])}): {remark}, or give another "
+            "`--output_dir`."
+        )
 
 
 def last_checkpoint(folder: Path) -> str | None:

@@ -13,6 +13,7 @@ from torch.nn.functional import interpolate
 
 from modeling_densevlm import DenseVLMImageProcessor
 from modeling_densevlm.image_processing_densevlm import content_extent, load_image, load_reduced
+from modeling_densevlm.worker_batches import to_shared_memory
 
 from .regions import content_grid, grid_shape, sample_rng
 from .retrieval_cache import RetrievalCache
@@ -175,7 +176,7 @@ class RegionCollator:
                 batch[key] = torch.cat(values)
             else:
                 batch[key] = torch.stack(values) if "pixel_values" in key else values
-        return batch
+        return to_shared_memory(batch)
 
     def _blank(self) -> dict[str, Any]:
         def black(side: int) -> Tensor:

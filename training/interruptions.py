@@ -1,6 +1,7 @@
-"""What may end a run or a step before its time, and what is done then."""
+"""What may end a run or a step before its time, what is done then, and how processes end."""
 
 import atexit
+import gc
 import multiprocessing
 import os
 import signal
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 import torch
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import TrainerCallback
 from transformers.utils import logging
 
@@ -62,6 +64,22 @@ def _end_workers() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would take them for workers that have failed
     for child in multiprocessing.active_children():
         child.kill()
+
+
+def close_process_group() -> None:
+    """
+    Ends the threads of the process group, to be called when nothing else refers to what was trained.
+
+    A thread of gloo that lets go of its last tensor needs Python; when Python has ended by then, the thread is
+    unwound, and the process aborts although its run has ended well ("terminate called without an active exception").
+    The threads end with the group, and the group when the last reference to it goes. A model under DDP has one, and
+    is itself in cycles with its trainer; so has the mesh of a sharded model, which torch keeps in caches.
+    """
+    gc.collect()
+    if torch.distributed.is_initialized():
+        for mesh in (thing for thing in gc.get_objects() if type(thing) is DeviceMesh):
+            getattr(mesh, "_pg_registry", {}).clear()
+        torch.distributed.destroy_process_group()
 
 
 class LeaveOutNonFinite(TrainerCallback):

@@ -24,10 +24,12 @@ from transformers.utils import logging
 
 from modeling_densevlm import CategoryEmbeddings, DenseVLMImageProcessor, DenseVLMModel
 from modeling_densevlm.image_processing_densevlm import content_extent
+from modeling_densevlm.worker_batches import SharedMemoryFull, to_shared_memory
 
 from .alignment import Retrieval, region_logits, retrieve
 from .arguments import MethodArguments, parse_arguments
 from .data import read_image, to_bytes
+from .interruptions import close_process_group
 from .retrieval_cache import (
     ARRAYS,
     SCHEMA,
@@ -74,7 +76,11 @@ def main(argv: Sequence[str] | None = None) -> RetrievalCache:
         if not file.exists():
             began = time.perf_counter()
             rows = range(number * SHARD, min((number + 1) * SHARD, len(index)))
-            skipped = _write(file, answers(index, rows, teacher, embeddings, image_processor, arguments))
+            found = answers(index, rows, teacher, embeddings, image_processor, arguments)
+            try:
+                skipped = _write(file, found)
+            except SharedMemoryFull as error:
+                raise SystemExit(str(error)) from error
             rate = len(rows) / (time.perf_counter() - began)
             print(f"{file.name}: {len(rows)} images, {skipped} skipped, {rate:.1f} images a second", flush=True)
     if args.world_size > 1:
@@ -119,7 +125,7 @@ def answers(
         batch_size=args.per_device_train_batch_size,
         sampler=rows,
         num_workers=args.dataloader_num_workers,
-        collate_fn=list,
+        collate_fn=to_shared_memory,
     )
     text_embeds = embeddings.embeds.to(args.device)
     for samples in loader:
@@ -164,5 +170,4 @@ def _write(file: Path, rows: Iterator[dict[str, Any]]) -> int:
 
 if __name__ == "__main__":
     main()
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    close_process_group()

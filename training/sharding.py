@@ -6,8 +6,28 @@ from contextlib import contextmanager
 import torch
 from accelerate import Accelerator
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from transformers import PreTrainedModel
+
+
+FSDP_REFUSED = {
+    "activation_checkpointing": "give the recipe's `activation_checkpointing`, which is the same with and without FSDP",
+    "activation_checkpointing_offload": "activations stay on their GPU",
+    "cpu_offload": "weights stay on their GPUs",
+    "ignored_modules": "all of the student is sharded",
+    "param_init_fn": "weights are read from a folder",
+    "min_num_params": "blocks are sharded one by one, whatever their size",
+    "transformer_cls_names_to_wrap": "the model knows which classes are its blocks",
+}
+"""Settings of FSDP 2 that end a run, and why. `fsdp_version` 2, `reshard_after_forward`, `auto_wrap_policy` by blocks,
+`state_dict_type` FULL_STATE_DICT and `cpu_ram_efficient_loading` false are tested; accelerate itself refuses or drops
+those that FSDP 1 alone had."""
 
 
 def prepare_student(model: PreTrainedModel, accelerator: Accelerator) -> None:
@@ -26,6 +46,10 @@ def prepare_student(model: PreTrainedModel, accelerator: Accelerator) -> None:
         )
     if "FULL" not in str(plugin.state_dict_type):
         raise SystemExit("`state_dict_type` must be FULL_STATE_DICT: what a run saves is a whole model.")
+    for name, reason in FSDP_REFUSED.items():
+        value = getattr(plugin, name)
+        if value and not (name == "cpu_offload" and type(value) is OffloadPolicy):  # that class offloads nothing
+            raise SystemExit(f"`fsdp_config`: `{name}` is not for this program: {reason}. Leave it out.")
     _make_shardable(model)
     # No casts by FSDP: they would round the boxes, too. Autocast chooses operation by operation, as it does for DDP;
     # weights and gradients travel in float32.

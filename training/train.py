@@ -33,13 +33,14 @@ from modeling_densevlm import (
 )
 from modeling_densevlm.categories import TEMPLATES, encoder_fingerprint
 from modeling_densevlm.processing_densevlm import load_processing
+from modeling_densevlm.worker_batches import SharedMemoryFull
 
 from .alignment import as_groups
 from .arguments import Arguments, DataArguments, MethodArguments, parse_arguments, resolved_recipe, save_recipe
 from .checkpoints import ASIDE, check_run, find_checkpoint, set_aside_later
 from .clipself import CLIPSelfTrainer
 from .data import RegionCollator, RegionDataset
-from .interruptions import StopSignal
+from .interruptions import StopSignal, close_process_group
 from .retrieval_cache import RetrievalCache
 from .sampling import EpochSampler
 from .sharding import shard_teacher
@@ -72,7 +73,10 @@ def main(argv: Sequence[str] | None = None, prepare: Callable[[DenseTrainer], No
         save_recipe(arguments, recipe)
     initial = trained_parameters(trainer.model, copied=True) if args.ensemble_alpha < 1 else {}
     with StopSignal() as trainer.stop_signal:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        try:
+            trainer.train(resume_from_checkpoint=checkpoint)
+        except SharedMemoryFull as error:
+            raise SystemExit(str(error)) from error
     if trainer.stopped_at is not None and trainer.stopped_at < trainer.state.max_steps:
         say_stopped(trainer)
     else:
@@ -387,5 +391,5 @@ def mix_weights(model: DenseVLMModel, initial: dict[str, Tensor], alpha: float) 
 
 
 if __name__ == "__main__":
-    # Without closing the process group, the threads of gloo may outlive the interpreter and abort it.
-    main().accelerator.end_training()
+    main()
+    close_process_group()

@@ -61,7 +61,8 @@ def launch(arguments, ranks: int, module: str = "training.train") -> str:
 
 def _environment() -> dict[str, str]:
     threads = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return os.environ | threads | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    path = f"{Path(__file__).parent / 'at_exit'}{os.pathsep}{ROOT}"  # every rank is checked when it ends
+    return os.environ | threads | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 
 
 def ranks_of(process: subprocess.Popen) -> list[int]:

@@ -7,6 +7,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from modeling_densevlm import DenseVLMModel
+from training.interruptions import close_process_group
 from training.sharding import shard_teacher
 
 
@@ -29,4 +30,4 @@ for folder in sys.argv[1:]:
     compare(folder)
 # A rank that closes its connections while the other still uses them would abort it: both first.
 torch.distributed.barrier()
-torch.distributed.destroy_process_group()
+close_process_group()

@@ -21,6 +21,16 @@ SGD = {
     "max_steps": 3,
 }
 
+# None of them changes a number.
+DDP = {
+    "ddp_backend": "gloo",
+    "ddp_timeout": 300,
+    "ddp_bucket_cap_mb": 1,
+    "ddp_broadcast_buffers": False,
+    "ddp_find_unused_parameters": True,
+    "ddp_static_graph": False,
+}
+
 
 @pytest.fixture(scope="module", params=["densevlm", "clipself"])
 def method(request):
@@ -68,7 +78,7 @@ def test_ranks_and_accumulation_give_the_parameters_of_one_large_batch(
     options = SGD | {"method": method}
     alone, together = tmp_path / "alone", tmp_path / "together"
     main(recipe(output_dir=alone, per_device_train_batch_size=8, **options))
-    output = launch(recipe(output_dir=together, per_device_train_batch_size=per_device, **options), ranks)
+    output = launch(recipe(output_dir=together, per_device_train_batch_size=per_device, **options | DDP), ranks)
     assert f"{ranks} processes, 8 images a step" in output
     assert compare(student, alone) > 1e-3
     assert compare(alone, together) < 1e-6

@@ -7,6 +7,7 @@ import accelerate.accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 
+from training.interruptions import close_process_group
 from training.train import main
 
 
@@ -21,4 +22,5 @@ if __name__ == "__main__":
     accelerate.accelerator.AcceleratorState = _State
     accelerator = main().accelerator
     print(f"{accelerator.distributed_type}, is_fsdp2 {accelerator.is_fsdp2}")
-    accelerator.end_training()
+    del accelerator  # as a program whose `main` returns, nothing of the run is held any more
+    close_process_group()

@@ -62,6 +62,17 @@ def test_names_that_are_no_checkpoints_are_passed_over(saved):
     assert last_checkpoint(saved).endswith("checkpoint-3")
 
 
+@pytest.mark.parametrize("asked", [None, "auto", "last"])
+def test_a_folder_with_checkpoints_none_of_which_is_complete_is_not_written_over(saved, recipe, asked):
+    """Those that lack an optimizer, say: of another program, or of a run that kept the models alone."""
+    for checkpoint in saved.glob("checkpoint-*"):
+        (checkpoint / "optimizer.pt").unlink()
+    before = sorted(saved.rglob("*"))
+    with pytest.raises(SystemExit, match="checkpoint"):
+        main(recipe(**STEPS, **({} if asked is None else {"resume_from_checkpoint": asked})))
+    assert sorted(saved.rglob("*")) == before
+
+
 def test_auto_begins_anew_or_goes_on(recipe, tmp_path):
     first = main(recipe(**STEPS | {"max_steps": 2}, resume_from_checkpoint="auto"))
     second = main(recipe(**STEPS, resume_from_checkpoint="auto"))

@@ -1,0 +1,48 @@
+"""Worker processes that cannot hand over their batches: no program waits for them for ever."""
+
+import resource
+
+import pytest
+import torch
+
+from modeling_densevlm.worker_batches import SharedMemoryFull, to_shared_memory
+from training import retrieve, train
+
+
+@pytest.fixture
+def small_shared_memory():
+    """No more than a few KiB for each tensor that a worker shares: as where /dev/shm is too small."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+class Tensors(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return {"pixels": torch.full((100, 100), float(index)), "boxes": [torch.zeros(index, 4)]}
+
+
+def test_batches_arrive_as_they_are(tmp_path):
+    loader = torch.utils.data.DataLoader(Tensors(), batch_size=2, num_workers=1, collate_fn=to_shared_memory)
+    first, second = loader
+    assert [int(sample["pixels"][0, 0]) for sample in first + second] == [0, 1, 2, 3]
+    assert second[1]["boxes"][0].shape == (3, 4)
+
+
+@pytest.mark.usefixtures("small_shared_memory")
+def test_one_that_cannot_be_handed_over_ends_the_loop_with_the_remedies():
+    loader = torch.utils.data.DataLoader(Tensors(), batch_size=2, num_workers=1, collate_fn=to_shared_memory)
+    with pytest.raises(SharedMemoryFull, match=r"^/dev/shm is too small .*`--ipc=host`"):
+        list(loader)
+
+
+@pytest.mark.usefixtures("small_shared_memory")
+@pytest.mark.parametrize("program", [train.main, retrieve.main], ids=["train", "retrieve"])
+def test_programs_of_training_end_with_that_line(recipe, tmp_path, program):
+    options = {"retrieval": tmp_path / "retrieval"} if program is retrieve.main else {}
+    with pytest.raises(SystemExit, match="/dev/shm is too small"):
+        program(recipe(dataloader_num_workers=1, **options))

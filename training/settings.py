@@ -1,0 +1,201 @@
+"""
+Every key of transformers' `TrainingArguments`, and of the `accelerator_config` in it, in one of three classes: it works
+and is tested, it is fixed here, or it is refused. No setting is silently without effect, and none changes which images
+a step has. A test goes through the fields of the installed version, so that a new one has to be classed.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+from transformers.trainer_pt_utils import AcceleratorConfig
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+WORKS = {
+    # The optimizer and its schedule.
+    *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "num_train_epochs", "max_steps"),
+    *("optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
+    # Batches and how they are read.
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "dataloader_drop_last"),
+    *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
+    *("dataloader_prefetch_factor", "dataloader_multiprocessing_context"),
+    # Precision, memory and speed.
+    *("bf16", "fp16", "tf32", "activation_checkpointing", "activation_checkpointing_kwargs"),
+    *("gradient_checkpointing", "gradient_checkpointing_kwargs", "torch_compile", "torch_compile_backend"),
+    *("torch_compile_mode", "torch_empty_cache_steps"),
+    # The log.
+    *("logging_strategy", "logging_steps", "logging_first_step", "log_on_each_node", "log_level", "log_level_replica"),
+    *("disable_tqdm", "report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id"),
+    *("trackio_static_space_id", "hub_private_repo", "skip_memory_metrics", "debug"),
+    # Checkpoints and repeatability.
+    *("output_dir", "save_strategy", "save_steps", "save_total_limit", "resume_from_checkpoint"),
+    *("seed", "full_determinism"),
+    # Processes.
+    *("use_cpu", "accelerator_config", "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers"),
+    *("ddp_static_graph", "ddp_backend", "ddp_timeout", "fsdp", "fsdp_config", "local_rank"),
+}
+
+FIXED: dict[str, tuple[Any, str]] = {
+    "logging_nan_inf_filter": (False, "a loss that is not finite is seen"),
+    "remove_unused_columns": (False, "the collator's keys are no arguments of `forward`"),
+}
+"""Key → the value it always has, and why."""
+
+_NO_EVALUATION = (
+    "a run does not evaluate; `evaluation.while_training` adds an evaluation to it, `evaluation.evaluate_regions` "
+    "compares its checkpoints"
+)
+_NO_HUB = "the folder that a run leaves is complete: push it when the run is over"
+_NO_TEXT = "it is for language models"
+_ORDER = "the order of the images follows from `seed` alone, the same on any number of processes"
+
+REFUSED: dict[str, str] = {
+    **dict.fromkeys(("do_eval", "do_predict", "eval_strategy", "eval_steps", "eval_delay"), _NO_EVALUATION),
+    **dict.fromkeys(("per_device_eval_batch_size", "prediction_loss_only", "eval_on_start"), _NO_EVALUATION),
+    **dict.fromkeys(("eval_do_concat_batches", "eval_use_gather_object", "eval_accumulation_steps"), _NO_EVALUATION),
+    **dict.fromkeys(("include_for_metrics", "batch_eval_metrics", "bf16_full_eval", "fp16_full_eval"), _NO_EVALUATION),
+    **dict.fromkeys(("load_best_model_at_end", "metric_for_best_model", "greater_is_better"), _NO_EVALUATION),
+    **dict.fromkeys(("push_to_hub", "hub_token", "hub_model_id", "hub_strategy"), _NO_HUB),
+    **dict.fromkeys(("hub_always_push", "hub_revision"), _NO_HUB),
+    **dict.fromkeys(("use_cache", "use_liger_kernel", "liger_kernel_config", "neftune_noise_alpha"), _NO_TEXT),
+    **dict.fromkeys(("include_num_input_tokens_seen", "length_column_name"), _NO_TEXT),
+    **dict.fromkeys(("train_sampling_strategy", "data_seed", "dataloader_in_order"), _ORDER),
+    "do_train": "training is what the program does",
+    "label_names": "images have no labels here",
+    "label_smoothing_factor": "the targets are the teacher's distributions",
+    "average_tokens_across_devices": "a loss is always divided by the numbers of the whole global batch",
+    "auto_find_batch_size": "it would change the images per step; give a smaller `per_device_train_batch_size`, from "
+    "which `global_batch_size` sets the accumulation",
+    "optim_target_modules": "optimizers that treat layers differently (GaLore, APOLLO) are not supported",
+    "save_only_model": "a run cannot be resumed from such checkpoints; the folder it leaves holds the model alone",
+    "save_on_each_node": "`output_dir` is on a disk that all nodes share",
+    "enable_jit_checkpoint": "SIGTERM saves a checkpoint anyway",
+    "ignore_data_skip": "a resumed run never sees again what it has seen",
+    "restore_callback_states_from_checkpoint": "no callback of a run has a state",
+    "deepspeed": "for models that fit on no single GPU there is FSDP 2",
+    "parallelism_config": "processes share the images (DDP) or the weights (FSDP 2) and nothing else",
+}
+"""Key → why a value other than its default ends the program."""
+
+ACCELERATOR_WORKS = {"non_blocking"}
+ACCELERATOR_REFUSED: dict[str, str] = {
+    "split_batches": "it would change the images per step; `global_batch_size` is their number on any machine",
+    "dispatch_batches": "each process reads its own images",
+    "even_batches": "batches are equal on all processes already",
+    "use_seedable_sampler": _ORDER,
+    "gradient_accumulation_kwargs": "give `gradient_accumulation_steps` or `global_batch_size`",
+    "use_configured_state": "a run makes accelerate's state itself",
+}
+
+REFUSED_VALUES: dict[str, tuple[tuple[str, ...], str]] = {
+    "optim": (("galore", "apollo", "lomo", "adalomo"), "it would update weights in the middle of a backward pass"),
+    "save_strategy": (("best",), _NO_EVALUATION),
+    "lr_scheduler_type": (("reduce_lr_on_plateau", "greedy"), _NO_EVALUATION),
+    "debug": (("tpu_metrics_debug",), "it is for TPUs"),
+}
+"""Key → beginnings of values that end the program, and why."""
+
+SGD_ARGS = {"momentum", "dampening", "nesterov"}
+
+MIXED_PRECISION = "ACCELERATE_MIXED_PRECISION"
+LAUNCHER_REFUSED = {
+    "ACCELERATE_USE_DEEPSPEED": "deepspeed_config",
+    "ACCELERATE_USE_MEGATRON_LM": "megatron_lm_config",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "parallelism_config",
+}
+"""What `accelerate launch` hands over from its configuration file: variable of the environment → key of the file."""
+
+
+def check_settings(args: TrainingArguments) -> None:
+    """
+    To be called before transformers looks at the settings, which may turn one into another.
+
+    Raises:
+        `SystemExit` that names a key which cannot do here what it is for, and why.
+    """
+    for field in fields(TrainingArguments):
+        default = field.default_factory() if field.default_factory is not MISSING else field.default
+        value = getattr(args, field.name)
+        if field.name in REFUSED and not _same(value, default):
+            _refuse(f"`{field.name}`", value, REFUSED[field.name])
+    for name, (beginnings, reason) in REFUSED_VALUES.items():
+        if _plain(getattr(args, name)).startswith(beginnings):
+            _refuse(f"`{name}`", getattr(args, name), reason)
+    if args.optim_args:
+        names = {part.partition("=")[0].strip() for part in args.optim_args.split(",")}
+        if _plain(args.optim) != "sgd" or not names <= SGD_ARGS:
+            _refuse("`optim_args`", args.optim_args, f"they are those of sgd ({', '.join(sorted(SGD_ARGS))})")
+
+
+def read_accelerator_config(given: AcceleratorConfig | dict[str, Any] | str | None) -> AcceleratorConfig:
+    """
+    `accelerator_config` as an object, of a recipe's values, a JSON text or the path of a JSON file.
+
+    Raises:
+        `SystemExit` that names a key in it which cannot do here what it is for, and why.
+    """
+    if isinstance(given, str):
+        given = json.loads(given if given.startswith("{") else Path(given).read_text(encoding="utf-8"))
+    config = given if isinstance(given, AcceleratorConfig) else AcceleratorConfig(**(given or {}))
+    for field in fields(AcceleratorConfig):
+        value = getattr(config, field.name)
+        if field.name in ACCELERATOR_REFUSED and value != field.default:
+            _refuse(f"`accelerator_config`: `{field.name}`", value, ACCELERATOR_REFUSED[field.name])
+    return config
+
+
+def check_launcher(environment: Mapping[str, str] = os.environ) -> None:
+    """Raises a `SystemExit` for what a configuration file of `accelerate launch` asks for and is not supported."""
+    for variable, key in LAUNCHER_REFUSED.items():
+        if environment.get(variable, "false").lower() in ("true", "1", "yes"):
+            _refuse(f"accelerate's configuration: `{key}`", True, REFUSED["parallelism_config"])
+    precision = environment.get(MIXED_PRECISION, "no")
+    if precision not in ("no", "bf16", "fp16"):
+        _refuse("accelerate's configuration: `mixed_precision`", precision, "there are bf16 and fp16")
+
+
+def adopt_mixed_precision(args: TrainingArguments, environment: Mapping[str, str] = os.environ) -> None:
+    """
+    Where a recipe has neither `bf16` nor `fp16`, `mixed_precision` of accelerate's configuration counts, and the
+    recipe that is saved says so.
+    """
+    precision = environment.get(MIXED_PRECISION, "no")
+    if precision != "no" and not (args.bf16 or args.fp16):
+        logger.warning(f"accelerate's configuration has `mixed_precision: {precision}`: `{precision}` is true.")
+        setattr(args, precision, True)
+
+
+def _same(value: Any, default: Any) -> bool:
+    return _plain(value) == _plain(default) or (value is False and default == "no")  # YAML reads a bare no as false
+
+
+def _plain(value: Any) -> str:
+    """A value of a recipe, of the command line or of the class, an enum or its text, as one text."""
+    if isinstance(value, list | tuple):
+        return " ".join(map(_plain, value))
+    return str(getattr(value, "value", value))
+
+
+def _refuse(setting: str, value: Any, reason: str) -> None:
+    raise SystemExit(f"{setting} is not for this program, got {_plain(value)!r}: {reason}. Leave it out.")
+
+
+__all__ = [
+    "ACCELERATOR_REFUSED",
+    "ACCELERATOR_WORKS",
+    "FIXED",
+    "REFUSED",
+    "REFUSED_VALUES",
+    "WORKS",
+    "adopt_mixed_precision",
+    "check_launcher",
+    "check_settings",
+    "read_accelerator_config",
+]
