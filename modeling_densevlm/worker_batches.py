@@ -14,9 +14,9 @@ class SharedMemoryFull(OSError):
 
     def __init__(self, *_: object):  # the loader raises it again, with the worker's traceback for a message
         super().__init__(
-            "/dev/shm is too small for the batches of the worker processes: give it more (`--ipc=host` or `--shm-size` "
-            "of Docker), or use fewer of them (`--dataloader_num_workers` in training, `--num_workers` in evaluation; "
-            "0 for none)."
+            "/dev/shm is too small for the batches of the worker processes: give it more (`--ipc=host` or "
+            "`--shm-size` of Docker), or use fewer of them (`--dataloader_num_workers` in training, `--num_workers` "
+            "in evaluation; 0 for none)."
         )
 
 

@@ -54,8 +54,8 @@ def _refuse_to_begin_over(folder: Path, remark: str) -> None:
     found = sorted(path.name for path in folder.glob("checkpoint-*") if path.is_dir())
     if found:
         raise SystemExit(
-            f"`output_dir`: {folder} holds the checkpoints of a run ({', '.join(found[:3])}): {remark}, or give another "
-            "`--output_dir`."
+            f"`output_dir`: {folder} holds the checkpoints of a run ({', '.join(found[:3])}): {remark}, or give "
+            "another `--output_dir`."
         )
 
 

@@ -1,7 +1,7 @@
 """
-Every key of transformers' `TrainingArguments`, and of the `accelerator_config` in it, in one of three classes: it works
-and is tested, it is fixed here, or it is refused. No setting is silently without effect, and none changes which images
-a step has. A test goes through the fields of the installed version, so that a new one has to be classed.
+Every key of transformers' `TrainingArguments`, and of the `accelerator_config` in it, in one of three classes: it
+works and is tested, it is fixed here, or it is refused. No setting is silently without effect, and none changes which
+images a step has. A test goes through the fields of the installed version, so that a new one has to be classed.
 """
 
 import json

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 
 FSDP_REFUSED = {
-    "activation_checkpointing": "give the recipe's `activation_checkpointing`, which is the same with and without FSDP",
+    "activation_checkpointing": "give `activation_checkpointing` of the recipe, the same with and without FSDP",
     "activation_checkpointing_offload": "activations stay on their GPU",
     "cpu_offload": "weights stay on their GPUs",
     "ignored_modules": "all of the student is sharded",
