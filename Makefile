@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SEEDS ?= 0
 PRETRAINING_SEEDS ?= 0 1 2
 
-.PHONY: sandbox sandbox-pretraining test test-fast test-core style benchmark clean
+.PHONY: sandbox sandbox-pretraining test test-slow test-core style benchmark clean
 
 # See the method work: scenes, two students, a table and a picture in runs/sandbox. No download.
 sandbox: $(VENV)/figures.stamp
@@ -64,14 +64,17 @@ runs/pretraining-%/all-seed0/model.safetensors: $(READY) | runs/sandbox/data/cat
 	$(ALIGN) --contrast all
 
 test: $(VENV)/all.stamp
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not slow"
 
-test-fast: $(VENV)/all.stamp
-	$(BIN)/python -m pytest -m "not slow"
+# Kills at ten random moments, the fuzz in full, a browser, models of many sizes.
+test-slow: $(VENV)/all.stamp
+	$(PYTEST) -m slow
+
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
 
 # Without any extra: neither timm nor torchvision nor matplotlib. What needs them is skipped and says so.
 test-core: $(VENV)-core/test.stamp
-	$(VENV)-core/bin/python -m pytest -m "not slow" tests/modeling_densevlm tests/golden tests/evaluation \
+	$(VENV)-core/bin/python -m pytest --numprocesses auto -m "not slow" tests/modeling_densevlm tests/golden tests/evaluation \
 	  tests/test_house.py tests/test_pairs.py
 
 style: $(VENV)/all.stamp

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from transformers import CLIPConfig, CLIPModel
 
 from modeling_densevlm import DenseVLMConfig, DenseVLMImageProcessor, DenseVLMModel, DenseVLMProcessor
+from tests import fork_server
 from training.sandbox.scenes import CATEGORIES, write_scenes
 from training.sandbox.tokenizer import category_sentences, word_tokenizer
 
@@ -322,16 +323,17 @@ def recipe(scenes, student, teacher, tmp_path):
 
 @pytest.fixture(scope="session")
 def run_module():
-    """Runs `python -m module arguments` in the repository and returns the finished process."""
+    """Runs `python -m module arguments`, on ranks, or by a launcher, and returns the finished process."""
 
-    def run(module: str, arguments, launcher=("-m",), check=True, **options) -> subprocess.CompletedProcess:
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, *launcher, module, *map(str, arguments)]
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, **options
-        )
+    def run(module: str, arguments, ranks=None, launcher=None, check=True) -> subprocess.CompletedProcess:
+        if launcher is None:
+            done = fork_server.run(module, arguments, ranks)
+        else:
+            environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+            command = [sys.executable, *launcher, module, *map(str, arguments)]
+            done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
         if check and done.returncode:
-            raise AssertionError(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+            raise AssertionError(f"{module} {arguments}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
         return done
 
     return run

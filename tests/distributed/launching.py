@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -11,6 +10,8 @@ import time
 from pathlib import Path
 
 from safetensors.torch import load_file
+
+from tests import fork_server
 
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +23,7 @@ def start(arguments, ranks: int, module: str = "training.train") -> subprocess.P
     return subprocess.Popen(
         [sys.executable, *launcher, "-m", module, *arguments],
         cwd=ROOT,
-        env=_environment(),
+        env=fork_server.rank_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -31,38 +32,25 @@ def start(arguments, ranks: int, module: str = "training.train") -> subprocess.P
 
 
 def launch(arguments, ranks: int, module: str = "training.train") -> str:
-    """
-    Runs it to its end and returns what it printed. Ranks are started with what torchrun tells them, but without it:
-    it takes seconds before it starts any.
-    """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    command = [sys.executable, "-m", module, *arguments]
-    with tempfile.TemporaryFile("w+") as output:
-        processes = []
-        for rank in range(ranks):
-            told = {name: str(value) for name, value in (shared | {"RANK": rank, "LOCAL_RANK": rank}).items()}
-            options = {"stdout": output, "stderr": subprocess.STDOUT, "cwd": ROOT, "env": _environment() | told}
-            processes.append(subprocess.Popen(command, **options))
-        deadline = time.time() + 300
-        while any(p.poll() is None for p in processes) and not any(p.poll() for p in processes):
-            assert time.time() < deadline
-            time.sleep(0.02)
-        for process in processes:  # those that wait for one that has failed
-            process.kill()
-            process.wait(timeout=60)
-        output.seek(0)
-        text = output.read()
-    assert all(process.returncode == 0 for process in processes), text[-4000:]
+    """Runs it to its end and returns what it printed."""
+    done = fork_server.run(module, arguments, ranks)
+    text = done.stdout + done.stderr
+    assert done.returncode == 0, text[-4000:]
     return text
 
 
-def _environment() -> dict[str, str]:
-    threads = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    path = f"{Path(__file__).parent / 'at_exit'}{os.pathsep}{ROOT}"  # every rank is checked when it ends
-    return os.environ | threads | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+def run_until(condition, arguments, ranks: int) -> None:
+    """Starts ranks and kills them and their workers, all at once, as when a machine goes, once a condition holds."""
+    with tempfile.TemporaryFile("w+") as output:
+        programs = fork_server.start("training.train", arguments, ranks, output, output)
+        deadline = time.time() + 120
+        while not condition():
+            assert all(program.poll() is None for program in programs) and time.time() < deadline
+            time.sleep(0.01)
+        for pid in [pid for program in programs for pid in (program.pid, *_descendants(program.pid))]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        assert [program.wait(timeout=60) for program in programs] == [-signal.SIGKILL] * ranks
 
 
 def ranks_of(process: subprocess.Popen) -> list[int]:

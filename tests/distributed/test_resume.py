@@ -9,8 +9,11 @@ import time
 
 import pytest
 
-from tests.distributed.launching import compare, kill, launch, ranks_of, start, wait_for
+from tests.distributed.launching import compare, kill, launch, ranks_of, run_until, start, wait_for
 from tests.shards import damage_shards, write_shards
+
+
+pytestmark = pytest.mark.xdist_group("resume")  # they share a run that nothing has stopped
 
 
 def log_of(folder):
@@ -32,9 +35,7 @@ def test_killed_and_resumed_equals_uninterrupted_with_workers_and_accumulation(r
     output = launch(recipe(output_dir=whole, **options), ranks=1)
     assert "Traceback" not in output  # of workers, either, which are ended with the program
     # In the second epoch, in its middle.
-    process = start(recipe(output_dir=killed, **options), ranks=1)
-    wait_for((killed / "checkpoint-8").exists, process)
-    kill(process)
+    run_until((killed / "checkpoint-8").exists, recipe(output_dir=killed, **options), ranks=1)
     assert not (killed / "model.safetensors").exists()
     launch(recipe(output_dir=killed, resume_from_checkpoint="last", **options), ranks=1)
     assert compare(whole, killed) == 0
@@ -172,9 +173,7 @@ def test_a_run_goes_on_exactly_on_another_number_of_ranks(recipe, damaged_shards
     options = SHARDS | sgd | {"images": folder, "global_batch_size": 4, "max_steps": 20}
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     launch(recipe(output_dir=whole, **options), ranks=2)
-    process = start(recipe(output_dir=moved, **options), ranks=2)
-    wait_for((moved / "checkpoint-9").exists, process)
-    kill(process)
+    run_until((moved / "checkpoint-9").exists, recipe(output_dir=moved, **options), ranks=2)
     launch(recipe(output_dir=moved, resume_from_checkpoint="last", **options), ranks=1)
     assert compare(whole, moved) < 1e-6
     assert [entry[2:] for entry in log_of(whole)] == [entry[2:] for entry in log_of(moved)]

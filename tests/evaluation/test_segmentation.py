@@ -197,9 +197,7 @@ def command(student, scenes, tmp_path):
 def test_two_processes_give_what_one_gives_with_every_pixel_once(command, tmp_path, run_module):
     found = []
     for ranks in (1, 2):
-        launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), "-m")
-        options = {"launcher": launcher} if ranks > 1 else {}
-        run_module("evaluation.evaluate_segmentation", command(f"{ranks}.json", part_size=3), **options)
+        run_module("evaluation.evaluate_segmentation", command(f"{ranks}.json", part_size=3), ranks=ranks)
         (file,) = (tmp_path / str(ranks)).iterdir()
         found.append((Confusion.load(file), (tmp_path / f"{ranks}.json").read_text()))
     assert found[0][0].counts.tolist() == found[1][0].counts.tolist() and found[0][1] == found[1][1]
