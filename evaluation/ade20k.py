@@ -11,7 +11,7 @@ writes `ade20k_panoptic_val.json` and the folder of PNGs `ade20k_panoptic_val`, 
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,18 @@ from PIL import Image
 from tqdm import tqdm
 
 from modeling_densevlm import CategorySet
+from modeling_densevlm.image_processing_densevlm import load_image
+
+from .command_line import check_output
+from .folders import by_name, find_files, tell_passed_over
+from .index_pngs import read_index
 
 
 CATEGORIES = CategorySet.load("ade20k_panoptic_150")
 THINGS = np.flatnonzero(CATEGORIES.is_thing)
 """The things in the order of their ids; the instance files number them so, from 1."""
+
+JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
 
 
 def panoptic_segments(semantic: np.ndarray, instances: np.ndarray) -> tuple[np.ndarray, list[dict[str, Any]]]:
@@ -80,38 +87,59 @@ def panoptic_segments(semantic: np.ndarray, instances: np.ndarray) -> tuple[np.n
 
 def convert(images: Path, semantic: Path, instances: Path, output: Path) -> dict[str, Any]:
     """
-    Writes the annotations of all images in a folder; returns the JSON.
+    Writes the annotations of all images in a folder, those of its subfolders as well; returns the JSON.
 
     Raises:
         `ValueError` or `FileNotFoundError` that names the image or the folder and what is wrong with it. Nothing is
-        left out: annotations that lack images would give other numbers without a word.
+        left out, neither an image nor a PNG: annotations that lack images would give other numbers without a word.
     """
     for folder in (images, semantic, instances):
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder} is no folder.")
-    files = sorted(images.glob("*.jpg"))
+    files = _named(images, JPEG_SUFFIXES, "images")
     if not files:
         raise ValueError(f"{images} holds no .jpg.")
+    folders = {"semantic": semantic, "instances": instances}
+    annotated = {field: _named(folder, {".png"}, field) for field, folder in folders.items()}
+    for field, folder in folders.items():
+        if left_out := sorted(annotated[field].keys() - files.keys()):
+            raise ValueError(
+                f"{len(left_out)} PNGs of {folder} have no image in {images}, e.g. {left_out[0]}: they would be left "
+                "out. Put the images there, or take the PNGs away."
+            )
     output.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
     for index, name in enumerate(CATEGORIES.names):
         content["categories"].append({"id": index, "name": name, "isthing": int(CATEGORIES.is_thing[index])})
-    for file in tqdm(files, desc="panoptic", disable=None, leave=False):
-        name = f"{file.stem}.png"
+    for name, file in tqdm(files.items(), desc="panoptic", disable=None, leave=False):
+        pngs = [annotated[field].get(name, folder / f"{name}.png") for field, folder in folders.items()]
         try:
-            ids, segments = panoptic_segments(*(np.asarray(Image.open(f / name)) for f in (semantic, instances)))
-            with Image.open(file) as image:
-                width, height = image.size
+            ids, segments = panoptic_segments(read_index(pngs[0]), np.asarray(Image.open(pngs[1])))
+            width, height = load_image(file).size  # turned as its EXIF says, as it is evaluated
             if ids.shape != (height, width):
                 raise ValueError(f"{width} x {height} pixels, but {ids.shape[1]} x {ids.shape[0]} annotated")
         except (OSError, ValueError) as error:
             raise ValueError(f"{file}: {error}") from error
         channels = np.stack([ids % 256, ids // 256, np.zeros_like(ids)], axis=2)
-        Image.fromarray(channels.astype(np.uint8)).save(output / name)
-        content["images"].append({"id": file.stem, "file_name": file.name, "width": width, "height": height})
-        content["annotations"].append({"image_id": file.stem, "file_name": name, "segments_info": segments})
-    output.with_suffix(".json").write_text(json.dumps(content), encoding="utf-8")
+        png = output / f"{name}.png"
+        png.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(channels.astype(np.uint8)).save(png)
+        file_name = file.relative_to(images).as_posix()
+        content["images"].append({"id": name, "file_name": file_name, "width": width, "height": height})
+        content["annotations"].append({"image_id": name, "file_name": f"{name}.png", "segments_info": segments})
+    json_of(output).write_text(json.dumps(content), encoding="utf-8")
     return content
+
+
+def json_of(output: Path) -> Path:
+    """The JSON beside the folder of PNGs: `NAME.json` for `NAME`, whatever dots that has."""
+    return output.with_name(f"{output.name}.json")
+
+
+def _named(folder: Path, suffixes: Collection[str], field: str) -> dict[str, Path]:
+    files, passed = find_files(folder, suffixes)
+    tell_passed_over(folder, passed)
+    return by_name(files, folder, field)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -123,9 +151,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in ("images", "semantic", "instances", "output"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     arguments = parser.parse_args(argv)
+    if arguments.output.suffix.lower() == ".json":
+        parser.error(f"--output {arguments.output} is the name of both the folder and the JSON: give it without .json")
     try:
+        check_output(arguments.output, folder=True)
+        check_output(json_of(arguments.output))
         content = convert(arguments.images, arguments.semantic, arguments.instances, arguments.output)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error
     segments = [s for record in content["annotations"] for s in record["segments_info"]]
     things = sum(CATEGORIES.is_thing[segment["category_id"]] for segment in segments)

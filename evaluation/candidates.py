@@ -27,6 +27,7 @@ from modeling_densevlm import (
 from modeling_densevlm.categories import TEMPLATES, encoder_fingerprint
 from modeling_densevlm.processing_densevlm import load_processing
 
+from .command_line import check_output, whole_number
 from .comparison import write
 
 
@@ -49,6 +50,11 @@ def run(
     arguments = parser.parse_args(argv)
     if arguments.output.suffix != ".json":
         parser.error(f"--output {arguments.output} is a .json; results are kept in the folder of its name beside it")
+    try:
+        check_output(arguments.output)
+        check_output(arguments.output.with_suffix(""), folder=True)
+    except ValueError as error:
+        parser.error(str(error))
     state = PartialState(cpu=arguments.device == "cpu")
     try:
         rows = [evaluate(candidate, arguments) for candidate in load_candidates(arguments)]
@@ -66,10 +72,14 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, help="JSON to write")
     parser.add_argument("--templates", default="vild", choices=TEMPLATES, help="prompt templates")
     parser.add_argument("--embeddings", help="category embeddings (safetensors) of `--model`; computed by default")
-    parser.add_argument("--image_size", type=int, nargs="+", help="input sides in pixels; the processor's by default")
-    parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--num_workers", type=int, default=2)
-    parser.add_argument("--part_size", type=int, default=128, help="images whose results are written together")
+    parser.add_argument(
+        "--image_size", type=whole_number(), nargs="+", help="input sides in pixels; the processor's by default"
+    )
+    parser.add_argument("--batch_size", type=whole_number(), default=8)
+    parser.add_argument("--num_workers", type=whole_number(0), default=2)
+    parser.add_argument(
+        "--part_size", type=whole_number(), default=128, help="images whose results are written together"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
 

@@ -61,13 +61,13 @@ def as_latex(rows: Sequence[dict[str, Any]]) -> str:
 def write(rows: Sequence[dict[str, Any]], output: Path) -> None:
     """One row: its numbers. Several: a list of them, and the table in Markdown and LaTeX beside it. Prints it, too."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(rows[0] if len(rows) == 1 else list(rows), indent=2) + "\n")
+    output.write_text(json.dumps(rows[0] if len(rows) == 1 else list(rows), indent=2) + "\n", encoding="utf-8")
     if len(rows) == 1:
         for key, value in rows[0].items():
             print(f"{key:36} {value:.4f}" if isinstance(value, float) else f"{key:36} {value}")
         return
-    output.with_suffix(".md").write_text(as_markdown(rows))
-    output.with_suffix(".tex").write_text(as_latex(rows))
+    output.with_suffix(".md").write_text(as_markdown(rows), encoding="utf-8")
+    output.with_suffix(".tex").write_text(as_latex(rows), encoding="utf-8")
     print(as_markdown(rows))
 
 

@@ -28,6 +28,7 @@ from modeling_densevlm.region_pooling import pool_boxes, pool_masks
 
 from .balance import Margins, balance_numbers, held_out_balance
 from .candidates import Candidate, digest, files_digest, run, told
+from .command_line import finite_number
 from .panoptic import PanopticRegions, collate_regions
 from .parts import in_parts, warn_of
 from .region_accuracy.accuracy import NO_CATEGORY, class_mean, region_accuracy
@@ -143,6 +144,8 @@ def region_metrics(scores: RegionScores, categories: CategorySet, thing_offset: 
         training and on others. Numbers of a group without regions are left out. The `empty_masks`, too small for the
         map, are misses.
     """
+    if not np.isfinite(thing_offset):
+        raise ValueError(f"`thing_offset` is a finite number, got {thing_offset}.")
     category_is_thing = np.array(categories.things("thing / stuff metrics"))
     is_thing = category_is_thing[scores.labels]
     by = {
@@ -208,7 +211,9 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--images", required=True, help="root of the images")
     parser.add_argument("--panoptic", required=True, help="root of the panoptic PNGs")
     parser.add_argument("--categories", help="built-in set or JSON file; the annotation file's own by default")
-    parser.add_argument("--thing_offset", type=float, default=0.0, help="subtracted from the cosine of every thing")
+    parser.add_argument(
+        "--thing_offset", type=finite_number(), default=0.0, help="subtracted from the cosine of every thing"
+    )
     return run(parser, evaluate_candidate, argv)
 
 

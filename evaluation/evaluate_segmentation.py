@@ -20,6 +20,7 @@ from tqdm import tqdm
 from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMModel
 
 from .candidates import Candidate, files_digest, run, told, whole_cells
+from .command_line import finite_number, whole_number
 from .confusion import Confusion, count_pairs, segmentation_metrics
 from .index_pngs import LAYOUTS, IndexPngs, collate_pixels
 from .parts import in_parts, warn_of
@@ -71,7 +72,12 @@ def evaluate_candidate(candidate: Candidate, arguments: argparse.Namespace) -> d
     """The numbers of a model at a size."""
     categories = CategorySet.load(arguments.categories)
     dataset = IndexPngs(
-        arguments.images, arguments.annotations, categories, candidate.image_processor, arguments.layout
+        arguments.images,
+        arguments.annotations,
+        categories,
+        candidate.image_processor,
+        arguments.layout,
+        arguments.ignored,
     )
     embeddings = candidate.embeddings(categories)
     window, stride = windows(candidate, arguments.window, arguments.stride)
@@ -82,7 +88,7 @@ def evaluate_candidate(candidate: Candidate, arguments: argparse.Namespace) -> d
         options["background"] = categories.names.index(arguments.background)
         options["threshold"] = arguments.background_threshold
     facts = candidate.facts(categories, embeddings) | options
-    facts |= {"layout": arguments.layout}
+    facts |= {"layout": arguments.layout, "ignored": arguments.ignored}
     facts["annotations"] = files_digest(dataset.annotations, dataset.names(dataset.files, dataset.annotations))
     facts["images"] = files_digest(dataset.images, dataset.names(dataset.image_of.values(), dataset.images))
 
@@ -120,10 +126,15 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--annotations", required=True, help="folder of the PNGs, of the same names")
     parser.add_argument("--categories", required=True, help="built-in set or JSON file")
     parser.add_argument("--layout", default="ids", choices=LAYOUTS, help="what the values of the PNGs mean")
-    parser.add_argument("--window", type=int, help="side of sliding windows in pixels; none by default")
-    parser.add_argument("--stride", type=int, help="pixels between windows; those of a window by default")
+    parser.add_argument(
+        "--ignored", type=int, nargs="*", help="values that mean nothing; by default the layout's and the depth's last"
+    )
+    parser.add_argument("--window", type=whole_number(), help="side of sliding windows in pixels; none by default")
+    parser.add_argument("--stride", type=whole_number(0), help="pixels between windows; those of a window by default")
     parser.add_argument("--background", help="category that is what no other is sure of, instead of being looked for")
-    parser.add_argument("--background_threshold", type=float, default=0.5, help="best probability below which it is")
+    parser.add_argument(
+        "--background_threshold", type=finite_number(), default=0.5, help="best probability below which it is"
+    )
     return run(parser, evaluate_candidate, argv)
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from .command_line import check_output
+
 
 def subplots(rows: int = 1, columns: int = 1, figsize: tuple[float, float] = (6, 4)) -> tuple[Any, np.ndarray]:
     """
@@ -26,6 +28,17 @@ def save_figure(figure: Any, file: str | Path, dpi: int = 120, bbox_inches: str 
     """Writes a picture of the kind that the suffix says."""
     Path(file).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=dpi, bbox_inches=bbox_inches)
+
+
+def check_picture(file: Path, option: str = "--output") -> None:
+    """Raises a `ValueError` that names the option where no picture can be written to a file: see [`check_output`]."""
+    subplots()  # without matplotlib, nothing can
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if file.suffix[1:].lower() not in kinds:
+        raise ValueError(f"{option}: {file} is to end in the kind of picture, one of {', '.join(sorted(kinds))}.")
+    check_output(file, option=option)
 
 
 def location_figure(

@@ -13,25 +13,41 @@ from transformers.utils import logging
 from modeling_densevlm import CategorySet, DenseVLMImageProcessor
 from modeling_densevlm.image_processing_densevlm import load_image
 
+from .folders import IMAGE_SUFFIXES, by_name, find_files, name_of, tell_passed_over
+
 
 logger = logging.get_logger(__name__)
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+INDEX_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".bmp"})
+"""Suffixes of files that may hold indices: PNGs, and what else is without loss (the full ADE20K's are TIFFs)."""
+
+NOTHING, UNKNOWN = -1, -2
+"""Labels of values that mean nothing, and of values that no one knows."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What the values of a PNG mean: `id = value + offset`, and the `ignored` values nothing."""
+    r"""
+    What the values of a PNG mean: `id = value + offset`.
+
+    Args:
+        offset (`int`).
+        ignored (`tuple[int, ...]`, *optional*): values that mean nothing, even if there is a category of that id.
+        last (`bool`, *optional*, defaults to `True`):
+            The last value of the PNG's depth means nothing as well, 255 of 8 bits and 65535 of 16, unless there is a
+            category of that value. 255 of 16 bits, too, where all categories would have room in 8.
+    """
 
     offset: int
-    ignored: tuple[int, ...]
+    ignored: tuple[int, ...] = ()
+    last: bool = True
 
 
 LAYOUTS = {
-    "ids": Layout(0, (255,)),  # the categories' ids, PASCAL VOC with its background among them
-    "ade20k": Layout(-1, (0, 255)),  # 1 to 150; 0 is what was not annotated
-    "coco_stuff": Layout(1, (255,)),  # COCO's ids less 1
-    "pascal_things": Layout(0, (0, 255)),  # PASCAL VOC without its background
+    "ids": Layout(0),  # the categories' ids, PASCAL VOC with its background among them
+    "ade20k": Layout(-1, (0,)),  # 1 to 150; 0 is what was not annotated
+    "coco_stuff": Layout(1),  # COCO's ids less 1
+    "pascal_things": Layout(0, (0,)),  # PASCAL VOC without its background
 }
 
 
@@ -41,13 +57,14 @@ class IndexPngs(torch.utils.data.Dataset):
 
     Args:
         images (`str` or path): folder of the images.
-        annotations (`str` or path): folder of the PNGs, with the same names but for the suffix.
+        annotations (`str` or path): folder of the PNGs (or TIFFs), with the same names but for the suffix.
         categories ([`CategorySet`]): the categories to tell apart; their ids, or their places where the set has none.
         image_processor ([`DenseVLMImageProcessor`]): makes the padded square the model sees.
         layout ([`Layout`] or one of `LAYOUTS`, *optional*, defaults to `"ids"`).
+        ignored (sequence of `int`, *optional*): the values that mean nothing, instead of those of the layout.
 
     Raises:
-        `ValueError` or `FileNotFoundError` naming the folder and what it lacks.
+        `ValueError` or `FileNotFoundError` naming the folder and what it lacks, or two files of one name.
     """
 
     def __init__(
@@ -57,37 +74,31 @@ class IndexPngs(torch.utils.data.Dataset):
         categories: CategorySet,
         image_processor: DenseVLMImageProcessor,
         layout: Layout | str = "ids",
+        ignored: Iterable[int] | None = None,
     ):
         self.images, self.annotations = Path(images), Path(annotations)
         for field, path in (("images", self.images), ("annotations", self.annotations)):
             if not path.is_dir():
                 raise FileNotFoundError(f"`{field}`: {path} is no folder.")
-        self.files = sorted(self.annotations.rglob("*.png"))
+        self.files, passed = find_files(self.annotations, INDEX_SUFFIXES)
+        found, passed_of_images = find_files(self.images, IMAGE_SUFFIXES)
+        annotated, pictures = set(self.files), set(found)
+        # One folder may hold both: then neither is passed over for the other.
+        passed = {kind: [path for path in paths if path not in pictures] for kind, paths in passed.items()}
+        tell_passed_over(self.annotations, passed)
+        tell_passed_over(self.images, passed_of_images)
         if not self.files:
-            raise ValueError(f"`annotations`: {annotations} holds no PNG.")
-        annotated = set(self.files)
-        self.image_of: dict[str, Path] = {}
-        for path in sorted(self.images.rglob("*")):
-            name = path.relative_to(self.images).with_suffix("").as_posix()
-            if path.suffix.lower() not in IMAGE_SUFFIXES or path in annotated:
-                continue
-            if name in self.image_of:
-                raise ValueError(f"`images`: {self.image_of[name]} and {path} have the same name: which is meant?")
-            self.image_of[name] = path
-        named = {file.relative_to(self.annotations).with_suffix("").as_posix() for file in self.files}
-        unannotated = sorted(self.image_of.keys() - named)
+            raise ValueError(f"`annotations`: {annotations} holds no PNG ({', '.join(sorted(INDEX_SUFFIXES))}).")
+        named = by_name(self.files, self.annotations, "annotations")
+        self.image_of = by_name([path for path in found if path not in annotated], self.images, "images")
+        unannotated = sorted(self.image_of.keys() - named.keys())
         if unannotated:
             logger.warning(f"{len(unannotated)} images have no PNG and are left out, e.g. {unannotated[0]}.")
         self.categories = categories
         self.image_processor = image_processor
         layout = LAYOUTS[layout] if isinstance(layout, str) else layout
-        ids = list(range(len(categories))) if categories.ids is None else categories.ids
-        # The index of each value's category; -1 for values that mean nothing, -2 for those no one knows.
-        self.label_of = np.full(2**16, -2, dtype=np.int64)
-        for index, number in enumerate(ids):
-            if number - layout.offset >= 0:
-                self.label_of[number - layout.offset] = index
-        self.label_of[list(layout.ignored)] = -1
+        self.layout = layout if ignored is None else Layout(layout.offset, tuple(ignored), last=False)
+        self.label_of = {bits: label_table(categories, self.layout, bits) for bits in (8, 16)}
 
     @staticmethod
     def names(files: Iterable[Path], root: Path) -> list[str]:
@@ -98,30 +109,84 @@ class IndexPngs(torch.utils.data.Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """
-        `pixel_values` `(3, side, side)`, `labels` `(height, width)` int64; or `{"skipped": "file: reason"}`, or
-        `{"refused": message}` where the annotations are not of these categories: nothing is to be reckoned of them.
-        """
+        """`pixel_values` `(3, side, side)` and `labels` `(height, width)`, -1 for nothing; or why there are none."""
         file = self.files[index]
-        name = file.relative_to(self.annotations).with_suffix("").as_posix()
+        name = name_of(file, self.annotations)
         if name not in self.image_of:
             return {"skipped": f"{file}: there is no image of that name"}
         try:
             image = load_image(self.image_of[name])
-            with Image.open(file) as png:
-                values = np.array(png)
+            values = read_index(file)
         except Exception as error:  # a damaged file can raise anything in a decoder
             return {"skipped": f"{file}: {type(error).__name__}: {error}"}
-        if values.shape != (image.height, image.width) or values.dtype.kind not in "ui":
-            return {"skipped": f"{file}: {values.shape} {values.dtype}, no index of the image's {image.size} pixels"}
-        labels = self.label_of[values]  # a PNG has 16 bits at most
-        if (labels == -2).any():
-            unknown = np.unique(values[labels == -2])[:5].tolist()
+        if values.shape != (image.height, image.width):
+            return {"skipped": f"{file}: {values.shape[::-1]} pixels, but the image has {image.size}"}
+        labels = self._labels(values)
+        if (labels == UNKNOWN).any():
+            unknown = np.unique(values[labels == UNKNOWN])[:5].tolist()
             return {
                 "refused": f"{file}: values {unknown} are of no category of {self.categories.name} and not among "
-                f"those to be ignored. Is another `--layout` meant ({', '.join(LAYOUTS)})?"
+                f"those to be ignored. Is another `--layout` meant ({', '.join(LAYOUTS)}), or do they mean nothing "
+                "(`--ignored`)?"
             }
         return {"pixel_values": self.image_processor(image)["pixel_values"][0], "labels": labels}
+
+    def _labels(self, values: np.ndarray) -> np.ndarray:
+        label_of = self.label_of[8 if values.dtype == np.uint8 else 16]
+        if values.dtype.itemsize <= 2 and values.dtype.kind == "u":
+            return label_of[values]
+        beyond = (values < 0) | (values >= len(label_of))  # a TIFF may have 32 bits
+        labels = label_of[np.where(beyond, 0, values)]
+        labels[beyond] = np.where(np.isin(values[beyond], self.layout.ignored), NOTHING, UNKNOWN)
+        return labels
+
+
+def label_table(categories: CategorySet, layout: Layout, bits: int) -> np.ndarray:
+    """
+    The index of the category of each value of 8 or 16 bits; `NOTHING` for values that mean nothing, `UNKNOWN` for
+    others.
+    """
+    ids = list(range(len(categories))) if categories.ids is None else categories.ids
+    values = [number - layout.offset for number in ids]
+    for name, value in zip(categories.names, values):
+        if not 0 <= value < 2**16:
+            raise ValueError(
+                f"The category {name!r} of {categories.name} would be the value {value} of a PNG, which has 0 to "
+                "65535. Is another `--layout` meant, or a set with other ids?"
+            )
+        if value in layout.ignored or (layout.last and value == 255):
+            counts = "means nothing here, and is not counted" if value in layout.ignored else "counts as that"
+            logger.warning_once(
+                f"The value {value} is the category {name!r} of {categories.name}, and {counts}. Give `--ignored` "
+                "where another is meant."
+            )
+    table = np.full(2**bits, UNKNOWN, dtype=np.int64)
+    if layout.last:
+        table[-1] = NOTHING
+        if max(values) <= 255:
+            table[255] = NOTHING
+    for index, value in enumerate(values):
+        if value < len(table):
+            table[value] = index
+    table[[value for value in layout.ignored if 0 <= value < len(table)]] = NOTHING
+    return table
+
+
+def read_index(file: Path) -> np.ndarray:
+    """
+    The values of a PNG's pixels as they are in the file, `(height, width)`, uint8 where they have 8 bits or fewer.
+
+    Raises:
+        `ValueError` where a pixel is no single whole number.
+    """
+    with Image.open(file) as png:
+        # Pillow spreads 2 and 4 bits of grey over 0 to 255.
+        spread = {"L;2": 85, "L;4": 17}.get(png.tile[0].args if png.format == "PNG" and png.tile else None, 1)
+        values = np.array(png.getchannel(0) if png.mode in ("LA", "PA") else png)
+        mode = png.mode
+    if values.ndim != 2 or values.dtype.kind not in "uib":
+        raise ValueError(f"no index: of the mode {mode}, where a pixel is to be one whole number")
+    return (values.astype(np.uint8) if values.dtype == bool else values) // spread
 
 
 def collate_pixels(samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -136,4 +201,4 @@ def collate_pixels(samples: list[dict[str, Any]]) -> dict[str, Any]:
     return batch
 
 
-__all__ = ["LAYOUTS", "IndexPngs", "Layout", "collate_pixels"]
+__all__ = ["LAYOUTS", "IndexPngs", "Layout", "collate_pixels", "label_table", "read_index"]

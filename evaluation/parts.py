@@ -119,7 +119,7 @@ def in_parts(
         `ValueError` where what is there already is of another evaluation, or no image could be evaluated.
     """
     facts = json.loads(json.dumps(facts))
-    state, folder = PartialState(), file.with_suffix(".parts")
+    state, folder = PartialState(), file.with_name(f"{file.name.removesuffix('.safetensors')}.parts")
     if not _is_there(kind, file, facts):
         starts = range(0, images, part_size)
         rows = [range(start, min(start + part_size, images)) for start in starts]

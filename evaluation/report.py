@@ -36,6 +36,7 @@ from .balance import (
     held_out_balance,
 )
 from .charts import accuracy_chart, balance_chart, confusion_chart, difference_chart
+from .command_line import check_output, whole_number
 from .comparison import COLUMNS
 from .confusion import count_pairs
 from .evaluate_regions import region_metrics, top_categories
@@ -106,6 +107,7 @@ def write_report(
     subplots()  # Nothing is reckoned where nothing can be drawn.
     categories = categories_of(entries)
     counts = entries[0].runs[0]
+    shown = [] if pictures is None else [samples(entries, categories, pictures)]  # first: their files may be others
     body = [
         f"<h1>{html.escape(title)}</h1>",
         f'<p class="note">{datetime.date.today()}. {counts.images} images, {len(counts.labels)} regions, '
@@ -117,13 +119,14 @@ def write_report(
         mistakes(entries, categories),
         differences(entries, categories),
         confusions(entries, categories),
+        *shown,
+        settings(entries),
     ]
-    if pictures is not None:
-        body.append(samples(entries, categories, pictures))
-    body.append(settings(entries))
     page = Template(TEMPLATE.read_text(encoding="utf-8"))
     Path(file).parent.mkdir(parents=True, exist_ok=True)
-    Path(file).write_text(page.substitute(title=html.escape(title), body="\n".join(body)), encoding="utf-8")
+    content = page.substitute(title=html.escape(title), body="\n".join(body))
+    # Names of files may be no UTF-8.
+    Path(file).write_text(content, encoding="utf-8", errors="backslashreplace")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], best: Sequence[Sequence[bool]] | None = None) -> str:
@@ -311,6 +314,8 @@ def confusions(entries: Sequence[Entry], categories: CategorySet) -> str:
 def samples(entries: Sequence[Entry], categories: CategorySet, pictures: Pictures) -> str:
     """Some images to page through: their regions, and what each model calls them."""
     content = read_annotations(pictures.annotations)
+    if not pictures.images.is_dir():
+        raise FileNotFoundError(f"`images`: {pictures.images} is no folder.")
     files = {image["id"]: image["file_name"] for image in content["images"]}
     records = sorted(content["annotations"], key=lambda record: record["image_id"])
     # As in the scores: the place stands for an id that is no whole number.
@@ -422,7 +427,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--title", default="Dense features, evaluated")
     parser.add_argument("--annotations", type=Path, help="COCO-panoptic JSON, to show images")
     parser.add_argument("--images", type=Path, help="root of the images")
-    parser.add_argument("--count", type=int, default=12, help="images to show")
+    parser.add_argument("--count", type=whole_number(), default=12, help="images to show")
     arguments = parser.parse_args(argv)
     if (arguments.annotations is None) != (arguments.images is None):
         parser.error("--annotations and --images belong together")
@@ -430,6 +435,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.annotations is not None:
         pictures = Pictures(arguments.annotations, arguments.images, arguments.count)
     try:
+        check_output(arguments.output)
         write_report(read_entries(arguments.runs), arguments.output, arguments.title, pictures)
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(str(error)) from error

@@ -30,9 +30,10 @@ from . import report as page
 from .balance import Margins, accuracies_at, balance_curve, best_offset, compare, harmonic_mean
 from .candidates import code_digest, commit
 from .charts import balance_chart
+from .command_line import check_output, whole_number
 from .evaluate_regions import evaluate_regions, map_side, region_metrics
 from .figures import location_figure
-from .panoptic import PanopticRegions
+from .panoptic import PanopticRegions, read_annotations
 from .scores import RegionScores
 from .segmentation import segment
 
@@ -182,7 +183,7 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 def draw(entries: Sequence[Entry], data: Path, categories: CategorySet, file: Path, count: int = 4) -> None:
     """The first test scenes with a thing and at least two kinds of stuff: what each model calls each location."""
-    content = json.loads((data / "test" / "panoptic.json").read_text())
+    content = read_annotations(data / "test" / "panoptic.json")
     is_thing = dict(zip(categories.ids, categories.is_thing))
     flags = [[is_thing[s["category_id"]] for s in record["segments_info"]] for record in content["annotations"]]
     chosen = [i for i, row in enumerate(flags) if any(row) and row.count(False) >= 2][:count]
@@ -217,16 +218,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     where = "where the students are, and the other models if they are not the shipped ones; one for each pre-training"
     parser.add_argument("--runs", type=Path, nargs="+", default=[Path("runs/sandbox")], help=where)
     parser.add_argument("--models", type=Path, default=Path("model_cards"), help="where the shipped models are")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="alignment seeds that were trained")
+    parser.add_argument(
+        "--seeds", type=whole_number(0), nargs="+", default=[0], help="alignment seeds that were trained"
+    )
     parser.add_argument("--data", type=Path, help="where the scenes are; `data` of the first of --runs by default")
     parser.add_argument("--output", type=Path, help="folder to write to; the first of --runs by default")
     arguments = parser.parse_args(argv)
     if len(arguments.runs) > 1 and len(arguments.seeds) > 1:
         parser.error("several pre-trainings are compared with one alignment seed each: give one of --seeds")
     output, data = arguments.output or arguments.runs[0], arguments.data or arguments.runs[0] / "data"
-    categories = CategorySet.load(data / "categories.json")
-    entries = entries_of(arguments.runs, arguments.models, arguments.seeds)
-    measured = {entry.key: [measure(folder, data, categories) for folder in entry.folders] for entry in entries}
+    try:
+        check_output(output, folder=True)
+        categories = CategorySet.load(data / "categories.json")
+        entries = entries_of(arguments.runs, arguments.models, arguments.seeds)
+        measured = {entry.key: [measure(folder, data, categories) for folder in entry.folders] for entry in entries}
+    except (ValueError, OSError) as error:
+        raise SystemExit(str(error)) from error
     told = told_runs(len(arguments.runs), arguments.seeds)
     write(output, entries, measured, data, categories, told)
 
@@ -244,9 +251,9 @@ def write(
         for number, one in enumerate(of_entry):
             one.test.save(output / "scores" / f"{key}-{number}.safetensors")
     metrics = collect(entries, measured, categories)
-    (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     text = report(entries, metrics, runs)
-    (output / "report.md").write_text(text)
+    (output / "report.md").write_text(text, encoding="utf-8")
     draw(entries, data, categories, output / "locations.png")
     margins = {entry.title: [margins_of(one.test, categories) for one in measured[entry.key]] for entry in entries}
     balance_chart(output / "balance.png", {title: [*map(balance_curve, of_one)] for title, of_one in margins.items()})

@@ -24,7 +24,9 @@ from modeling_densevlm.image_processing_densevlm import content_extent, load_ima
 from modeling_densevlm.processing_densevlm import load_processing
 from modeling_densevlm.region_pooling import grid_boxes
 
-from .figures import grid_figure, similarity_figure
+from .candidates import whole_cells
+from .command_line import finite_number, whole_number
+from .figures import check_picture, grid_figure, similarity_figure
 from .segmentation import dense_cosines
 
 
@@ -67,13 +69,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--texts", nargs="+", help="texts to look for")
     what.add_argument("--categories", help="built-in set or JSON file to choose from")
-    parser.add_argument("--grid", type=int, nargs=2, default=(4, 4), metavar=("ROWS", "COLUMNS"))
-    parser.add_argument("--temperature", type=float, default=0.01)
-    parser.add_argument("--threshold", type=float, default=0.3, help="cells not above it are dropped")
+    parser.add_argument("--grid", type=whole_number(), nargs=2, default=(4, 4), metavar=("ROWS", "COLUMNS"))
+    parser.add_argument("--temperature", type=finite_number(above=0), default=0.01)
+    parser.add_argument("--threshold", type=finite_number(), default=0.3, help="cells not above it are dropped")
     parser.add_argument("--templates", default="short", choices=TEMPLATES)
-    parser.add_argument("--image_size", type=int, help="input side in pixels; the processor's by default")
+    parser.add_argument("--image_size", type=whole_number(), help="input side in pixels; the processor's by default")
     arguments = parser.parse_args(argv)
     try:
+        check_picture(arguments.output)
         draw(arguments)
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(str(error)) from error
@@ -91,7 +94,8 @@ def draw(arguments: argparse.Namespace) -> None:
         if tokenizer is None:
             raise ValueError(f"{source} has no tokenizer: texts cannot be embedded.")
         if arguments.image_size:
-            image_processor.size = {"longest_edge": arguments.image_size}
+            side = whole_cells(arguments.image_size, model.vision_model.stride, source)
+            image_processor.size = {"longest_edge": side}
         embeds = CategoryEmbeddings.compute(categories, model, tokenizer, TEMPLATES[arguments.templates]).embeds
         title = Path(source).name if names[Path(source).name] == 1 else source
         if texts:

@@ -91,7 +91,7 @@ class CategorySet:
         self.names = list(names)
         # Tensors and arrays become lists of plain bools or ints.
         self.is_thing = None if is_thing is None else list(getattr(is_thing, "tolist", lambda: is_thing)())
-        self.ids = None if ids is None else list(ids)
+        self.ids = None if ids is None else list(getattr(ids, "tolist", lambda: ids)())
         self.synonyms = [list(more) for more in synonyms] if synonyms is not None else [[] for _ in self.names]
         for field in ("is_thing", "ids", "synonyms"):
             values = getattr(self, field)
@@ -115,6 +115,9 @@ class CategorySet:
     def _check_names(self) -> None:
         if not self.names:
             raise ValueError(f"{self.name}: no categories.")
+        for name in self.names:
+            if not isinstance(name, str) or not name.strip():
+                raise ValueError(f"{self.name}: a category's name is a text, got {name!r}.")
         groups = self.is_thing if self.is_thing is not None else [None] * len(self.names)
         for (name, group), count in Counter(zip(self.names, groups)).items():
             if count > 1:
@@ -126,6 +129,9 @@ class CategorySet:
                 f"{self.name}: {', '.join(twice)} stand in several groups with the same embedding; a region that "
                 "looks like one of them belongs to the group named first."
             )
+        for name, number in zip(self.names, self.ids or []):
+            if type(number) is not int:
+                raise ValueError(f"{self.name}: the id of {name!r} is a whole number, got {number!r}.")
         if self.ids is not None and len(set(self.ids)) != len(self.ids):
             repeated = next(i for i, count in Counter(self.ids).items() if count > 1)
             raise ValueError(f"{self.name}: the id {repeated} stands twice.")
@@ -150,31 +156,39 @@ class CategorySet:
         Raises:
             `ValueError` that names the file, the category and the field that is wrong.
         """
-        builtin = CATEGORY_SETS / f"{name_or_file}.json"
-        path = builtin if builtin.is_file() else Path(name_or_file)
+        builtin = {file.stem: file for file in sorted(CATEGORY_SETS.glob("*.json"))}
+        path = builtin.get(str(name_or_file), Path(name_or_file))
         if not path.is_file():
-            known = ", ".join(sorted(p.stem for p in CATEGORY_SETS.glob("*.json")))
+            known = ", ".join(builtin)
             raise FileNotFoundError(f"{name_or_file} is neither a file nor a built-in category set ({known}).")
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_bytes())  # of any UTF, with a byte order mark or without
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is no JSON: {error}") from None
         categories = content.get("categories") if isinstance(content, dict) else None
         if not isinstance(categories, list) or not categories:
             raise ValueError(f'{path}: expected {{"categories": [{{"name": ..., "is_thing": ...}}, ...]}}.')
+        name = content.get("name", path.stem)
+        if not isinstance(name, str):
+            raise ValueError(f"{path}: the `name` of the set is a text, got {name!r}.")
         for index, category in enumerate(categories):
             _check_category(path, index, category)
         flags = [_read_flag(path, index, category) for index, category in enumerate(categories)]
         if None in flags and any(flag is not None for flag in flags):
             raise ValueError(f"{path}: {categories[flags.index(None)]['name']!r} has no `is_thing`, others have.")
         ids = [category.get("id") for category in categories]
-        return cls(
-            content.get("name", path.stem),
-            [category["name"] for category in categories],
-            None if None in flags else flags,
-            None if None in ids else ids,
-            [category.get("synonyms", []) for category in categories],
-        )
+        if None in ids and any(number is not None for number in ids):
+            raise ValueError(f"{path}: {categories[ids.index(None)]['name']!r} has no `id`, others have.")
+        try:
+            return cls(
+                name,
+                [category["name"] for category in categories],
+                None if None in flags else flags,
+                None if None in ids else ids,
+                [category.get("synonyms", []) for category in categories],
+            )
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
 
     def save(self, file: str | PathLike) -> None:
         """Writes the set as the JSON that [`CategorySet.load`] reads."""
@@ -209,7 +223,7 @@ def _check_category(path: Path, index: int, category: object) -> None:
     if unknown:
         raise ValueError(f"{where} ({category['name']!r}): unknown field {', '.join(map(repr, sorted(unknown)))}.")
     synonyms = category.get("synonyms", [])
-    if not isinstance(synonyms, list) or not all(isinstance(name, str) for name in synonyms):
+    if not isinstance(synonyms, list) or not all(isinstance(name, str) and name.strip() for name in synonyms):
         raise ValueError(f"{where} ({category['name']!r}): `synonyms` is a list of names, got {synonyms!r}.")
 
 

@@ -5,6 +5,7 @@ import evaluate
 import numpy as np
 
 from .bias import NO_CATEGORY, foreground_bias
+from .inputs import flags, whole_numbers
 
 
 _DESCRIPTION = """
@@ -57,18 +58,33 @@ class ForegroundBias(evaluate.Metric):
             ),
         )
 
+    def add(self, *, prediction=None, reference=None, **kwargs):
+        """One region; a `ValueError` names what is no id."""
+        region = {"predictions": prediction, "references": reference, **kwargs}
+        self.add_batch(**{name: [value] for name, value in region.items()})
+
+    def add_batch(self, *, predictions=None, references=None, **kwargs):
+        """Some regions; a `ValueError` names what are no ids: nothing is rounded."""
+        super().add_batch(
+            predictions=whole_numbers("predictions", predictions).tolist(),
+            references=whole_numbers("references", references).tolist(),
+            **kwargs,
+        )
+
     def _compute(self, predictions, references, category_is_thing=None, pairs=10):
         if category_is_thing is None:
             raise ValueError("`category_is_thing`: `compute` needs to know of each category id whether it is a thing.")
+        if whole_numbers("pairs", [pairs])[0] < 0:
+            raise ValueError(f"`pairs`: how many to list, 0 or more, got {pairs}.")
         predictions, references = np.asarray(predictions), np.asarray(references)
-        flags = np.asarray(category_is_thing, dtype=bool)
+        kinds = flags("category_is_thing", category_is_thing)
         for name, ids, least in (("predictions", predictions, NO_CATEGORY), ("references", references, 0)):
-            if len(ids) and not least <= ids.min() <= ids.max() < len(flags):
+            if len(ids) and not least <= ids.min() <= ids.max() < len(kinds):
                 raise ValueError(
-                    f"`{name}`: ids are {least} to {len(flags) - 1}, as `category_is_thing` has {len(flags)} flags; "
+                    f"`{name}`: ids are {least} to {len(kinds) - 1}, as `category_is_thing` has {len(kinds)} flags; "
                     f"got {ids.min()} to {ids.max()}."
                 )
-        results = foreground_bias(predictions, references, flags, pairs)
+        results = foreground_bias(predictions, references, kinds, pairs)
         for group, name in (("stuff", "foreground"), ("a thing", "background")):
             if f"{name}_bias" not in results:
                 evaluate.logging.get_logger(__name__).warning(

@@ -5,6 +5,7 @@ import evaluate
 import numpy as np
 
 from .accuracy import NO_CATEGORY, region_accuracy
+from .inputs import flags, whole_numbers
 
 
 _DESCRIPTION = """
@@ -43,15 +44,15 @@ _CITATION = """
 """
 
 
-def check_ids(predictions: np.ndarray, references: np.ndarray, is_thing: np.ndarray, flags: np.ndarray | None) -> None:
+def check_ids(predictions: np.ndarray, references: np.ndarray, is_thing: np.ndarray, kinds: np.ndarray | None) -> None:
     """Raises a `ValueError` that names the field whose ids are of no category, or contradict the flags."""
-    most = np.iinfo(np.int64).max if flags is None else len(flags) - 1
+    most = np.iinfo(np.int64).max if kinds is None else len(kinds) - 1
     for name, ids, least in (("predictions", predictions, NO_CATEGORY), ("references", references, 0)):
         if ids.size and not least <= ids.min() <= ids.max() <= most:
-            told = f" to {most}, as `category_is_thing` has {len(flags)} flags" if flags is not None else " or more"
+            told = f" to {most}, as `category_is_thing` has {len(kinds)} flags" if kinds is not None else " or more"
             raise ValueError(f"`{name}`: ids are {least}{told}; got {ids.min()} to {ids.max()}.")
-    if flags is not None and (flags[references] != is_thing).any():
-        row = int(np.flatnonzero(flags[references] != is_thing)[0])
+    if kinds is not None and (kinds[references] != is_thing).any():
+        row = int(np.flatnonzero(kinds[references] != is_thing)[0])
         raise ValueError(
             f"`is_thing`: region {row} is {is_thing[row]}, but `category_is_thing` of its reference {references[row]} "
             "is not."
@@ -75,14 +76,28 @@ class RegionAccuracy(evaluate.Metric):
             ),
         )
 
+    def add(self, *, prediction=None, reference=None, **kwargs):
+        """One region; a `ValueError` names what are no ids and no flag."""
+        region = {"predictions": prediction, "references": reference, **kwargs}
+        self.add_batch(**{name: [value] for name, value in region.items()})
+
+    def add_batch(self, *, predictions=None, references=None, is_thing=None, **kwargs):
+        """Some regions; a `ValueError` names what are no ids and no flags: nothing is rounded."""
+        super().add_batch(
+            predictions=whole_numbers("predictions", predictions, "a row of ids").tolist(),
+            references=whole_numbers("references", references).tolist(),
+            is_thing=flags("is_thing", is_thing).tolist(),
+            **kwargs,
+        )
+
     def _compute(self, predictions, references, is_thing, category_is_thing=None):
         if len({len(row) for row in predictions}) > 1:
             raise ValueError("`predictions`: every region needs the same number of ids.")
         predictions, references = np.asarray(predictions), np.asarray(references)
         is_thing = np.asarray(is_thing, dtype=bool)
-        flags = None if category_is_thing is None else np.asarray(category_is_thing, dtype=bool)
-        check_ids(predictions, references, is_thing, flags)
-        results = region_accuracy(predictions, references, is_thing, flags)
+        kinds = None if category_is_thing is None else flags("category_is_thing", category_is_thing)
+        check_ids(predictions, references, is_thing, kinds)
+        results = region_accuracy(predictions, references, is_thing, kinds)
         for group in ("thing", "stuff"):
             if f"{group}_top1" not in results:
                 evaluate.logging.get_logger(__name__).warning(

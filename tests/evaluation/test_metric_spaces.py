@@ -5,7 +5,11 @@ import json
 import multiprocessing
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+
+from evaluation.region_accuracy.inputs import flags, whole_numbers
 
 
 evaluate = pytest.importorskip("evaluate")
@@ -77,3 +81,122 @@ def test_several_processes_add_up(folder, tmp_path):
     for process in ranks:
         process.join(timeout=60)
     assert [result for result in found if result is not None] == [expected]  # the first rank's
+
+
+COLUMNS = {"predictions": [0, 2, 1, -1], "references": [0, 2, 2, 1]}
+KINDS = [True, True, False]
+
+
+@pytest.fixture
+def metric(folder):
+    return evaluate.load(str(folder))
+
+
+def columns_of(metric, **changed):
+    """Four regions as each metric takes them; `changed` columns are of one id a region."""
+    columns = COLUMNS | changed
+    if metric.name == "region_accuracy":
+        ids = columns["predictions"]
+        columns["predictions"] = [[value] for value in ids] if isinstance(ids, list) else ids[:, None]
+        columns = {"is_thing": [True, False, False, True]} | columns
+    return columns
+
+
+SCORES = np.random.default_rng(0).random(4)
+NO_IDS = [
+    ("predictions", SCORES),
+    ("predictions", SCORES.astype(np.float16)),
+    ("predictions", torch.from_numpy(SCORES).bfloat16()),
+    ("predictions", [0, 2, 0.5, 1]),
+    ("predictions", [0.0, 2.0, np.nan, 1.0]),
+    ("predictions", [0.0, 2.0, np.inf, 1.0]),
+    ("predictions", ["0", "2", "1", "1"]),
+    ("predictions", [True, False, True, True]),
+    ("predictions", [0, None, 1, 1]),
+    ("predictions", [0, 2, 1, 2**70]),
+    ("references", SCORES),
+    ("references", ["0", "2", "2", "1"]),
+    ("references", [0, 2, None, 1]),
+    ("references", [[0], [2], [2], [1]]),
+]
+
+
+def test_what_are_no_ids_is_refused_by_its_argument_and_nothing_is_rounded(metric):
+    """As scores are in the place of ids in pytorch-lightning#4840; what was refused leaves nothing behind."""
+    for name, values in NO_IDS:
+        columns, message = columns_of(metric, **{name: values}), f"`{name}`: .*(whole numbers, got|of each region)"
+        with pytest.raises(ValueError, match=message):
+            metric.compute(**columns, category_is_thing=KINDS)
+        with pytest.raises(ValueError, match=message):
+            metric.add_batch(**columns)
+        region = {key: column[2] for key, column in columns.items()}
+        if name == "references" or values is SCORES:
+            region[name] = region[name] if name == "predictions" else SCORES[0]
+            with pytest.raises(ValueError, match=message):
+                metric.add(prediction=region.pop("predictions"), reference=region.pop("references"), **region)
+    columns = columns_of(metric)
+    for row in range(4):
+        region = {key: column[row] for key, column in columns.items()}
+        metric.add(prediction=region.pop("predictions"), reference=region.pop("references"), **region)
+    assert metric.compute(category_is_thing=KINDS) == metric.compute(**columns, category_is_thing=KINDS)
+
+
+def test_flags_are_0_1_true_or_false(metric):
+    if metric.name == "region_accuracy":
+        with pytest.raises(ValueError, match="`is_thing`: flags are 0, 1, true or false, got 2"):
+            metric.add_batch(**columns_of(metric, is_thing=[True, False, 2, True]))
+    with pytest.raises(ValueError, match="`category_is_thing`: flags are 0, 1, true or false, got 'false'"):
+        metric.compute(**columns_of(metric), category_is_thing=["true", "true", "false"][::-1])
+    for values in ([1, 0.5, 0], [1.0, np.nan, 0.0], [1, 1, None], [1, "0"], np.array([0, 1, -1])):
+        with pytest.raises(ValueError, match="`f`: flags are 0, 1, true or false, got"):
+            flags("f", values)
+
+
+KINDS_OF_NUMBERS = [np.uint8, np.int16, np.uint64, np.float32, torch.int32, torch.float16, torch.bfloat16]
+
+
+def of_kind(values, kind):
+    return torch.tensor(values, dtype=kind) if isinstance(kind, torch.dtype) else np.array(values, kind)
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_NUMBERS)
+def test_whole_numbers_of_every_kind_are_ids(kind):
+    ids, row = of_kind([0, 2, 1, 1], kind), of_kind([[0, 2], [1, 3]], kind)
+    for values in (ids, list(ids)):
+        assert whole_numbers("ids", values).tolist() == [0, 2, 1, 1]
+    for values in (row, list(row)):
+        assert whole_numbers("ids", values, "a row").tolist() == [[0, 2], [1, 3]]
+    assert flags("f", of_kind([1, 0, 1], kind)).tolist() == [True, False, True]
+
+
+def test_numbers_do_not_depend_on_the_kind_of_numbers(metric):
+    plain = columns_of(metric, predictions=[0, 2, 1, 1])
+    expected = metric.compute(**plain, category_is_thing=KINDS)
+    columns = {name: of_kind(values, torch.bfloat16) for name, values in plain.items()}
+    assert metric.compute(**columns, category_is_thing=of_kind(KINDS, np.float32)) == expected
+
+
+def test_floats_that_a_region_has_twice_are_scores():
+    metric = evaluate.load(str(EVALUATION / "region_accuracy"))
+    certain = np.eye(5)[[0, 2]]
+    with pytest.raises(ValueError, match="`predictions`: .*taken for scores"):
+        metric.compute(predictions=certain, references=[0, 2], is_thing=[True, False])
+
+
+def test_how_many_pairs_is_a_whole_number():
+    metric = evaluate.load(str(EVALUATION / "foreground_bias"))
+    for pairs in (-1, 2.5):
+        with pytest.raises(ValueError, match="`pairs`"):
+            metric.compute(**COLUMNS, category_is_thing=KINDS, pairs=pairs)
+
+
+def test_rows_of_other_lengths_are_refused():
+    metric = evaluate.load(str(EVALUATION / "region_accuracy"))
+    with pytest.raises(ValueError, match="`predictions`: every region needs the same number"):
+        metric.compute(predictions=[[0, 1], [0]], references=[0, 1], is_thing=[True, True])
+
+
+def test_both_spaces_look_at_their_input_in_the_same_way():
+    """Each folder works alone, so each has the file."""
+    first, second = ((EVALUATION / name / "inputs.py").read_text() for name in ("region_accuracy", "foreground_bias"))
+    assert first == second
