@@ -50,18 +50,23 @@ def run(
     arguments = parser.parse_args(argv)
     if arguments.output.suffix != ".json":
         parser.error(f"--output {arguments.output} is a .json; results are kept in the folder of its name beside it")
+    output = arguments.output
+    tables = (
+        [output.with_suffix(".md"), output.with_suffix(".tex")] if arguments.models or arguments.image_size else []
+    )
     try:
-        check_output(arguments.output)
-        check_output(arguments.output.with_suffix(""), folder=True)
+        for file in (output, *tables):
+            check_output(file)
+        check_output(output.with_suffix(""), folder=True)
     except ValueError as error:
         parser.error(str(error))
     state = PartialState(cpu=arguments.device == "cpu")
     try:
         rows = [evaluate(candidate, arguments) for candidate in load_candidates(arguments)]
+        if state.is_main_process:
+            write(rows, output)
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error
-    if state.is_main_process:
-        write(rows, arguments.output)
     return rows
 
 
@@ -80,8 +85,19 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--part_size", type=whole_number(), default=128, help="images whose results are written together"
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", type=_device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+
+
+def _device(text: str) -> str:
+    """A type for options: a device that is there."""
+    try:
+        device = torch.device(text)
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"expected cpu, cuda or another device, got {text!r}") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise argparse.ArgumentTypeError(f"{text}: there are {torch.cuda.device_count()} such devices here")
+    return text
 
 
 @dataclass

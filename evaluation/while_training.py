@@ -51,6 +51,10 @@ class RegionEvaluation(TrainerCallback):
         batch_size: int = 8,
         num_workers: int = 0,
     ):
+        numbers = {"steps": (steps, 1), "count": (count, 1), "batch_size": (batch_size, 1)}
+        for name, (value, least) in (numbers | {"num_workers": (num_workers, 0)}).items():
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"`{name}` is a whole number, {least} or more, got {value!r}.")
         self.trainer, self.steps = trainer, steps
         self.options = {"batch_size": batch_size, "num_workers": num_workers}
         model, processor = trainer.model, trainer.processing_class

@@ -129,6 +129,59 @@ def test_images_of_another_size_and_folders_without_images_are_named(folders):
         convert(folders / "semantic", folders / "semantic", folders / "instances", folders / "out")
 
 
+def test_images_of_every_spelling_and_in_folders_are_converted(folders):
+    """As datasets of others' cameras and systems have them (detectron2#1319); dots in names are part of them."""
+    first, second = "ADE_val_00000001", "ADE_val_00000002"
+    (folders / "images" / f"{first}.jpg").rename(folders / "images" / f"{first}.JPG")
+    for folder, suffix in (("images", "jpg"), ("semantic", "png"), ("instances", "png")):
+        (folders / folder / "sub").mkdir()
+        (folders / folder / f"{second}.{suffix}").rename(folders / folder / "sub" / f"v1.{second}.{suffix}")
+        (folders / folder / f"._x.{suffix}").write_bytes(b"litter")
+    main(arguments_of(folders))
+    regions = PanopticRegions(
+        folders / "panoptic.json", folders / "images", folders / "panoptic", DenseVLMImageProcessor(32), 20
+    )
+    assert [record["image_id"] for record in regions.records] == [first, f"sub/v1.{second}"]
+    assert all("labels" in regions[index] for index in range(2))
+
+
+def test_annotations_without_an_image_are_named_and_not_left_out(folders):
+    (folders / "images" / "ADE_val_00000002.jpg").rename(folders / "images" / "ADE_val_00000002.heic")
+    with pytest.raises(SystemExit, match=r"1 PNGs of .*semantic have no image in .*images, e\.g\. ADE_val_00000002"):
+        main(arguments_of(folders))
+    assert not (folders / "panoptic.json").exists()
+
+
+def test_two_images_of_one_name_are_refused(folders):
+    Image.new("RGB", (40, 20)).save(folders / "images" / "ADE_val_00000002.jpeg")
+    with pytest.raises(SystemExit, match=r"ADE_val_00000002.jpeg and .*ADE_val_00000002.jpg have the same name"):
+        main(arguments_of(folders))
+
+
+def test_an_image_has_the_size_that_it_is_evaluated_with(folders):
+    """The file holds it turned, as cameras write it; the annotations are of what is seen."""
+    turned, exif = Image.new("RGB", (20, 40)), Image.Exif()
+    exif[0x112] = 6
+    turned.save(folders / "images" / "ADE_val_00000001.jpg", exif=exif)
+    content = convert(*(folders / name for name in ("images", "semantic", "instances", "panoptic")))
+    assert [content["images"][0][side] for side in ("width", "height")] == [40, 20]
+
+
+def test_the_json_has_the_name_of_the_folder_whatever_its_dots(folders):
+    for name in ("pan.train", "pan.val"):
+        main([*arguments_of(folders)[:-1], str(folders / name)])
+        assert (folders / f"{name}.json").is_file() and len(list((folders / name).iterdir())) == 2
+    with pytest.raises(SystemExit):
+        main([*arguments_of(folders)[:-1], str(folders / "pan.json")])
+
+
+@pytest.mark.parametrize("taken", ["panoptic", "panoptic.json"])
+def test_an_output_that_is_something_else_is_refused_before_anything_is_written(folders, taken):
+    (folders / taken).mkdir() if taken.endswith("json") else (folders / taken).write_text("x")
+    with pytest.raises(SystemExit, match=f"--output: a .* is to be written at .*{taken}"):
+        main(arguments_of(folders))
+
+
 @pytest.mark.skipif(not ADE20K.is_dir(), reason="the three images of ADE20K are not here")
 def test_the_stuff_of_three_images_of_ade20k():
     """Their instance files are not here: without any instance, what is left is their stuff."""

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 
 import numpy as np
@@ -185,6 +186,161 @@ def test_what_is_missing_is_named(split, name):
     path.unlink() if path.is_file() else shutil.rmtree(path)
     with pytest.raises(FileNotFoundError, match=name):
         regions_of(split)
+
+
+def twice(rows, **changed):
+    """A change that puts a copy of a row at the end."""
+    return lambda c: c[rows].append(c[rows][0] | changed)
+
+
+SEGMENTS = "segments_info"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (twice("images"), "`images`: the `id` 0 stands 2 times"),
+        (twice("images", id=77), "`images`: the `file_name` '000000.jpg' stands 2 times"),
+        (twice("annotations"), "`annotations`: the `image_id` 0 stands 2 times"),
+        (twice("annotations", image_id=77), "`annotations`: the `file_name` '000000.png' stands 2 times"),
+        (twice("categories", name="another"), r"`categories`: the `id` \d+ stands 2 times"),
+        (twice("categories", id=77), "`categories`: the `name` '.+' stands 2 times"),
+        (
+            lambda c: c["annotations"][4][SEGMENTS].append(c["annotations"][4][SEGMENTS][0]),
+            r"image 4: the segment `id` \d+ stands 2 times",
+        ),
+    ],
+)
+def test_what_stands_twice_is_refused_by_its_id(split, change, message):
+    """As sets that were joined have it (cocoapi#462, sahi#98): the last would be taken, or counted twice."""
+    edit(split, change)
+    with pytest.raises(ValueError, match=rf"panoptic\.json, {message}"):
+        regions_of(split)
+
+
+@pytest.mark.parametrize("row", [None, [], "segment"])
+def test_a_row_that_is_no_object_is_named(split, row):
+    for rows in ("images", "annotations", "categories"):
+        edit(split, lambda c, rows=rows: c[rows].insert(1, row))
+        with pytest.raises(
+            ValueError, match=f"`{rows}`, place 1: expected an object, got {re.escape(json.dumps(row))}"
+        ):
+            regions_of(split)
+        edit(split, lambda c, rows=rows: c[rows].pop(1))
+    edit(split, lambda c: c["annotations"][4][SEGMENTS].insert(1, row))
+    with pytest.raises(ValueError, match="image 4, segment 1: expected an object"):
+        regions_of(split)
+
+
+ODD_VALUES = {
+    "images": {"id": [None, True, 1.5, [1], {}, "", 2**70], "file_name": [None, 3, "", ["a.jpg"]]},
+    "annotations": {"image_id": [None, True, 1.5, [1]], "file_name": [None, 3], SEGMENTS: [None, {}, "all"]},
+    "categories": {"id": [None, "1", 1.5, True], "name": [None, 3, " "], "isthing": [None, 2, "1", [1]]},
+    SEGMENTS: {
+        "id": [None, "1", 1.5, -1, 256**3, True],
+        "category_id": [None, "1", 1.5, [1]],
+        "bbox": [
+            *(None, [], {"x": 1}, [1, 2, 3], ["1", "2", "3", "4"], [True] * 4, [0, 0, None, 9], [0, 0, -9, -9]),
+            *([0, 0, size, 9] for size in (float("nan"), float("inf"), 1e300)),
+        ],
+        "iscrowd": [2, "0", [0]],
+        "at_home": [2, "yes", 0.5],
+    },
+}
+
+
+@pytest.mark.parametrize(("rows", "field"), [(rows, field) for rows, fields in ODD_VALUES.items() for field in fields])
+def test_a_value_of_a_wrong_kind_is_named_by_file_place_and_field(split, rows, field):
+    """Before a worker comes upon it (cocoapi#355, coco-annotator#109): null, texts, boxes that are short."""
+    whole = (split / "panoptic.json").read_text()
+    for value in ODD_VALUES[rows][field]:
+        content = json.loads(whole)
+        row = content["annotations"][4][SEGMENTS][0] if rows == SEGMENTS else content[rows][4]
+        row[field] = value
+        (split / "panoptic.json").write_text(json.dumps(content))
+        place = "image 4" if rows == SEGMENTS or field == SEGMENTS else f"`{rows}`, place 4"
+        with pytest.raises(ValueError, match=f"panoptic.json, {place}.*`{field}` is .*") as raised:
+            regions_of(split)
+        assert "\n" not in str(raised.value)
+
+
+def test_ids_of_images_are_all_numbers_or_all_texts(split):
+    edit(split, lambda c: c["annotations"][2].update(image_id="2"))
+    with pytest.raises(ValueError, match='`annotations`, place 2: `image_id` is "2", other ids of images are numbers'):
+        regions_of(split)
+
+    def as_texts(content):
+        for row in content["images"]:
+            row["id"] = f"image {row['id']}"
+        for row in content["annotations"]:
+            row["image_id"] = f"image {row['image_id']}"
+
+    edit(split, as_texts)
+    assert regions_of(split)[3]["image_id"] == 3 and "labels" in regions_of(split)[3]
+
+
+def test_whole_numbers_may_be_written_as_floats(split):
+    def as_floats(content):
+        for row in [*content["images"], *content["categories"]]:
+            row["id"] = float(row["id"])
+        for row in content["annotations"]:
+            row["image_id"] = float(row["image_id"])
+            for segment in row[SEGMENTS]:
+                segment.update(id=float(segment["id"]), category_id=float(segment["category_id"]))
+
+    before = regions_of(split)[3]
+    edit(split, as_floats)
+    after = regions_of(split)[3]
+    assert after["image_id"] == before["image_id"] == 3
+    assert all(after[name].tolist() == before[name].tolist() for name in ("labels", "segment_ids", "boxes"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_byte_order_mark_is_read_over(split, encoding):
+    text = (split / "panoptic.json").read_text()
+    (split / "panoptic.json").write_text(text, encoding=encoding)
+    assert len(regions_of(split)) == 10
+
+
+def test_a_file_that_is_cut_off_is_said_to_be(split):
+    text = (split / "panoptic.json").read_text()
+    (split / "panoptic.json").write_text(text[:-10])
+    with pytest.raises(ValueError, match=r"panoptic\.json is no JSON: .* cut off"):
+        regions_of(split)
+
+
+def test_images_without_annotation_are_counted_and_named(split, caplog):
+    edit(split, lambda c: c["annotations"].pop(7))
+    assert len(regions_of(split)) == 9
+    assert "1 images have no annotation and are left out, e.g. 7." in caplog.text
+
+
+def test_flags_of_some_of_the_categories_are_refused(split):
+    edit(split, lambda c: c["categories"][2].pop("isthing"))
+    with pytest.raises(ValueError, match=r"`categories`, place 2 \('.+'\) without `isthing`, which others have"):
+        regions_of(split)
+
+
+def test_a_name_in_two_groups_of_a_set_is_told_by_the_flag(split):
+    own = regions_of(split)
+    name = own.categories.names[own[0]["labels"][0]]
+    groups = [own.is_stuff[own[0]["labels"][0]].item(), not own.is_stuff[own[0]["labels"][0]].item()]
+    both = CategorySet("both", [*own.categories.names, name], [*own.categories.is_thing, groups[0]])
+    assert regions_of(split, both)[0]["labels"][0] == own[0]["labels"][0]
+    edit(split, lambda c: [row.pop("isthing") for row in c["categories"]])
+    with pytest.raises(ValueError, match=f"{name}.* stands in several groups of the set both"):
+        regions_of(split, both)
+
+
+def test_segments_are_read_from_every_png_that_has_their_colours(split):
+    file = split / "panoptic" / "000002.png"
+    before, png = regions_of(split)[2], Image.open(file).convert("RGB")
+    for change in (png.quantize(256), png.convert("RGBA")):
+        change.save(file)
+        assert regions_of(split)[2]["segment_ids"].tolist() == before["segment_ids"].tolist()
+    for mode in (np.uint16, np.int32):
+        Image.fromarray(np.array(png)[..., 0].astype(mode)).save(file)
+        assert "000002" in regions_of(split)[2]["skipped"] and "of the mode I" in regions_of(split)[2]["skipped"]
 
 
 def test_two_images_of_coco_have_the_regions_that_their_annotations_list(coco_sample, monkeypatch):

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +172,136 @@ def test_folders_without_what_is_looked_for_are_named(folders, tmp_path):
         IndexPngs(folders / "images", folders / "images", CATEGORIES, DenseVLMImageProcessor(32))
 
 
+MANY = CategorySet("many", [f"category {number}" for number in range(300)])
+
+
+def values_of(folders, values, categories=MANY, **options):
+    """The labels of an image whose PNG has these values, a column each."""
+    file = folders / "labels" / "a.png"
+    Image.fromarray(np.repeat(np.array(values)[None], 30, 0).repeat(40 // len(values), 1)).save(file)
+    dataset = IndexPngs(folders / "images", folders / "labels", categories, DenseVLMImageProcessor(32), **options)
+    sample = dataset[0]
+    return sample.get("refused") or sample["labels"][0, :: 40 // len(values)].tolist()
+
+
+def test_more_than_255_categories_count_and_65535_means_nothing(folders, caplog):
+    """255 is a category of such sets (the full ADE20K has 847): mmsegmentation#2493."""
+    assert values_of(folders, np.array([0, 254, 255, 256, 65535], np.uint16)) == [0, 254, 255, 256, -1]
+    assert "The value 255 is the category 'category 255' of many, and counts as that" in caplog.text
+    assert "values [300] are of no category of many" in values_of(folders, np.array([0, 300], np.uint16))
+    sparse = CategorySet("sparse", ["kite", "sky"], ids=[3, 300])  # 255 is neither a category nor the last value
+    assert "values [255] are of no category of sparse" in values_of(folders, np.array([3, 255], np.uint16), sparse)
+
+
+def test_few_categories_in_16_bits_ignore_255_as_in_8(folders):
+    for depth in (np.uint8, np.uint16):
+        assert values_of(folders, np.array([3, 7, 255, 3], depth), CATEGORIES) == [0, 1, -1, 0]
+    assert values_of(folders, np.array([3, 65535], np.uint16), CATEGORIES) == [0, -1]
+
+
+def test_the_ignored_values_can_be_given(folders, caplog):
+    values = np.array([0, 9, 255, 256], np.uint16)
+    ten = CategorySet("ten", MANY.names[:10])
+    assert values_of(folders, values, ignored=[9, 255]) == [0, -1, -1, 256]
+    assert "category 9' of many, and means nothing here" in caplog.text
+    assert "values [255, 256] are of no category" in values_of(folders, values, ten, ignored=[])
+
+
+def test_a_category_that_no_png_could_hold_is_refused(folders):
+    for options, ids in (({}, [3, 70000]), ({"layout": "coco_stuff"}, [0, 7])):
+        with pytest.raises(ValueError, match=f"'{'sky' if ids[1] > 7 else 'kite'}' of two would be the value"):
+            values_of(folders, np.array([3], np.uint8), CategorySet("two", ["kite", "sky"], ids=ids), **options)
+
+
+def write_png(file, bits, rows):
+    """A grey PNG of 1, 2 or 4 bits, which Pillow reads and does not write."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    packed = [np.packbits(np.unpackbits(row[:, None], axis=1)[:, 8 - bits :]).tobytes() for row in rows]
+    head = struct.pack(">IIBBBBB", rows.shape[1], len(rows), bits, 0, 0, 0, 0)
+    body = zlib.compress(b"".join(b"\0" + row for row in packed))
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b""))
+
+
+def test_values_are_those_of_the_file_whatever_its_depth_and_kind(folders):
+    values = np.zeros((30, 40), np.uint8)
+    values[:, 20:] = 1
+    file, ten = folders / "labels" / "a.png", CategorySet("ten", MANY.names[:10])
+
+    def labels():
+        return IndexPngs(folders / "images", folders / "labels", ten, DenseVLMImageProcessor(32), ignored=[])[0][
+            "labels"
+        ]
+
+    for bits in (1, 2, 4):
+        values[:, 30:] = 2**bits - 1 if bits < 4 else 9
+        write_png(file, bits, values)
+        assert (labels() == values).all(), bits
+    palette = Image.fromarray(values)
+    palette.putpalette([9, 8, 7] * 10)
+    palette.save(file)
+    assert (labels() == values).all()
+    Image.merge("LA", [Image.fromarray(values), Image.new("L", (40, 30), 255)]).save(file)
+    assert (labels() == values).all()
+    file.unlink()
+    for depth in (np.uint8, np.uint16, np.int32):
+        Image.fromarray(values.astype(depth)).save(file.with_suffix(".tif"))
+        assert (labels() == values).all(), depth
+    for odd in (-1, 70000):  # what 32 bits can hold and no category is
+        Image.fromarray(np.full((30, 40), odd, np.int32)).save(file.with_suffix(".tif"))
+        assert f"values [{odd}] are of no category" in pngs_of(folders)[0]["refused"]
+        assert (pngs_of(folders, ignored=[odd])[0]["labels"] == -1).all()
+    Image.fromarray(values.astype(np.float32)).save(file.with_suffix(".tif"))
+    assert "a.tif" in pngs_of(folders)[0]["skipped"] and "of the mode F" in pngs_of(folders)[0]["skipped"]
+
+
+def test_two_annotations_of_one_name_are_refused(folders):
+    shutil.copy(folders / "labels" / "a.png", folders / "labels" / "a.PNG")
+    with pytest.raises(ValueError, match=r"`annotations`: .*a\.(PNG|png) and .*a\.(png|PNG) have the same name"):
+        pngs_of(folders)
+
+
+def test_images_are_found_by_every_suffix_with_dots_in_their_names_and_behind_links(folders):
+    kinds = {"b.v1.JPG": "JPEG", "b.v2.jfif": "JPEG", "c.BMP": "BMP", "d.tif": "TIFF", "e.ppm": "PPM"}
+    for folder in ("store", "more"):
+        (folders / folder).mkdir()
+    for name, kind in kinds.items():
+        Image.new("RGB", (40, 30)).save(folders / "store" / name, kind)
+        shutil.copy(folders / "labels" / "a.png", folders / "more" / f"{Path(name).stem}.png")
+    (folders / "images" / "sub" / "linked").symlink_to(folders / "store")
+    (folders / "labels" / "sub" / "linked").symlink_to(folders / "more")
+    dataset = pngs_of(folders)
+    assert len(dataset) == 2 + len(kinds) and all("labels" in dataset[index] for index in range(len(dataset)))
+
+
+def test_what_systems_leave_in_folders_is_no_data_and_is_counted(folders, caplog):
+    for folder, suffix in (("images", "jpg"), ("labels", "png")):
+        (folders / folder / f"._a.{suffix}").write_bytes(b"\0\5")
+        (folders / folder / f"folder.{suffix}").mkdir()
+        (folders / folder / "notes.txt").write_text("x")
+        for litter in (".ipynb_checkpoints", "@eaDir", "__MACOSX"):
+            (folders / folder / litter).mkdir()
+            shutil.copy(folders / folder / f"a.{suffix}", folders / folder / litter)
+    dataset = pngs_of(folders)
+    assert len(dataset) == len(dataset.image_of) == 2
+    for folder, suffix in (("images", "jpg"), ("labels", "png")):
+        told = (
+            f"{folders / folder}: passed over 4 hidden or a system's own (e.g. ._a.{suffix}), 1 .txt (e.g. notes.txt)."
+        )
+        assert told in caplog.text
+
+
+def test_links_that_lead_back_end_and_those_that_lead_nowhere_are_told(folders, caplog):
+    (folders / "labels" / "sub" / "back").symlink_to(folders / "labels")
+    (folders / "labels" / "gone.png").symlink_to(folders / "nowhere.png")
+    dataset = pngs_of(folders)
+    assert len(dataset) == 3 and "1 links to a folder above (e.g. sub/back)" in caplog.text
+    Image.new("RGB", (40, 30)).save(folders / "images" / "gone.jpg")
+    assert "gone.png" in pngs_of(folders)[1]["skipped"]
+
+
 @pytest.fixture
 def command(student, scenes, tmp_path):
     """The scenes' test split as images and PNGs of indices; keyword arguments are added."""
@@ -261,6 +393,23 @@ def test_the_background_of_the_command_line_is_a_category(command):
         main(command(background="background"))
     row = main(command(background="sky", background_threshold=1.1))[0]
     assert row["categories_that_occur"] > 1 and row["pixel_accuracy"] < 0.5  # all of it is called sky
+
+
+def test_ignored_values_of_the_command_line_make_another_evaluation(command, tmp_path):
+    def strike_out(value):
+        for file in (tmp_path / "labels").iterdir():
+            values = np.array(Image.open(file))
+            values[:9] = value
+            Image.fromarray(values).save(file)
+
+    strike_out(255)
+    row = main(command())[0]
+    with pytest.raises(SystemExit, match="evaluation with another ignored"):
+        main(command(ignored=[255]))
+    strike_out(254)
+    with pytest.raises(SystemExit, match=r"values \[254\] are of no category .*`--ignored`"):
+        main(command("other.json"))
+    assert main(command("given.json", ignored=[254]))[0]["miou"] == row["miou"]
 
 
 def test_when_no_image_can_be_evaluated_it_says_so(command, tmp_path):

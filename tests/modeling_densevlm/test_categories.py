@@ -74,11 +74,17 @@ def test_a_set_without_flags_is_read_and_refused_where_flags_are_needed(tmp_path
         ([{"name": " "}], "category 0: expected an object with a `name`"),
         ([{"name": "kite", "synonyms": "toy"}], "`synonyms` is a list"),
         ([{"name": "a", "id": 1}, {"name": "b", "id": 1}], "the id 1 stands twice"),
+        ([{"name": "a", "id": 1}, {"name": "b"}], "'b' has no `id`, others have"),
+        ([{"name": "a", "id": "1"}], "the id of 'a' is a whole number, got '1'"),
+        ([{"name": "a", "id": True}], "the id of 'a' is a whole number, got True"),
+        ([{"name": "a", "synonyms": [" "]}], "`synonyms` is a list"),
+        ([None, {"name": "a"}], "category 0: expected an object with a `name`, got None"),
+        ([{"name": None}], "category 0: expected an object with a `name`"),
         ([], "expected"),
     ],
 )
 def test_a_wrong_category_file_is_refused_by_file_and_field(tmp_path, rows, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=rf"c\.json.*{message}"):
         CategorySet.load(write(tmp_path / "c.json", rows))
 
 
@@ -88,6 +94,30 @@ def test_a_file_that_is_no_json_and_a_set_that_does_not_exist_are_refused(tmp_pa
         CategorySet.load(tmp_path / "c.json")
     with pytest.raises(FileNotFoundError, match=r"nor a built-in category set .*coco_panoptic_133"):
         CategorySet.load("coco_134")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_category_file_may_have_a_byte_order_mark(tmp_path, encoding):
+    content = {"name": "mine", "categories": [{"name": "café", "is_thing": True}]}
+    (tmp_path / "c.json").write_text(json.dumps(content, ensure_ascii=False), encoding=encoding)
+    assert CategorySet.load(tmp_path / "c.json").names == ["café"]
+
+
+def test_a_file_is_the_one_of_its_name(tmp_path):
+    """Not the one whose name has another `.json` at its end."""
+    write(tmp_path / "c.json", [{"name": "kite"}])
+    write(tmp_path / "c.json.json", [{"name": "sky"}])
+    assert CategorySet.load(tmp_path / "c.json").names == ["kite"]
+
+
+@pytest.mark.parametrize("names", [[None], [" "], ["kite", 3]])
+def test_names_are_texts(names):
+    with pytest.raises(ValueError, match="x: a category's name is a text, got"):
+        CategorySet("x", names)
+
+
+def test_ids_may_come_as_an_array():
+    assert CategorySet("x", ["kite", "sky"], ids=torch.tensor([3, 7])).ids == [3, 7]
 
 
 def test_a_name_in_both_groups_is_allowed_and_said(caplog):
