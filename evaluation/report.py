@@ -341,7 +341,10 @@ def samples(entries: Sequence[Entry], categories: CategorySet, pictures: Picture
             label = run.labels[row]
             cells = (_call(categories, called[row], label) for called in calls)
             lines.append([f"{number} {_name(categories, label)}", *cells])
-        image = _numbered(load_image(file), boxes)
+        try:
+            image = _numbered(load_image(file), boxes)
+        except Exception as error:  # a damaged file can raise anything in a decoder
+            raise ValueError(f"{file}: {type(error).__name__}: {error}") from error
         alt = html.escape(f"{record['image_id']}: " + ", ".join(categories.names[run.labels[row]] for row in rows))
         image = f'<img src="data:image/jpeg;base64,{image}" alt="{alt}">'
         parts.append(f'<div class="sample">{image}{table(head, lines)}</div>')

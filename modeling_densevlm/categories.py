@@ -129,9 +129,11 @@ class CategorySet:
                 f"{self.name}: {', '.join(twice)} stand in several groups with the same embedding; a region that "
                 "looks like one of them belongs to the group named first."
             )
-        for name, number in zip(self.names, self.ids or []):
-            if type(number) is not int:
-                raise ValueError(f"{self.name}: the id of {name!r} is a whole number, got {number!r}.")
+        if self.ids is not None:
+            for name, number in zip(self.names, self.ids):
+                if isinstance(number, bool) or not isinstance(number, int | float) or number % 1 != 0:
+                    raise ValueError(f"{self.name}: the id of {name!r} is a whole number, got {number!r}.")
+            self.ids = [int(number) for number in self.ids]
         if self.ids is not None and len(set(self.ids)) != len(self.ids):
             repeated = next(i for i, count in Counter(self.ids).items() if count > 1)
             raise ValueError(f"{self.name}: the id {repeated} stands twice.")

@@ -1,5 +1,7 @@
 """What a metric is given, looked at before it is counted: ids and flags, and not scores."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
@@ -67,7 +69,9 @@ def as_array(name: str, values: object) -> np.ndarray:
 
 
 def _as_list(values: object) -> object:
-    return values.tolist() if hasattr(values, "tolist") else values
+    if hasattr(values, "tolist"):
+        return values.tolist()
+    return list(values) if isinstance(values, Sequence) and not isinstance(values, str) else values
 
 
 def _shown(value: object) -> str:

@@ -145,6 +145,27 @@ def test_annotations_of_another_split_are_refused(evaluated, tmp_path):
         main([str(first), "--output", str(tmp_path / "r.html"), *pictures])
 
 
+def test_pictures_that_are_not_there_are_told_before_anything_is_reckoned(evaluated, tmp_path, monkeypatch):
+    def reckoned(*_):
+        raise AssertionError
+
+    monkeypatch.setattr("evaluation.report.summary", reckoned)
+    split, (first, *_) = evaluated
+    content = json.loads((split / "panoptic.json").read_text())
+    content["annotations"].append(content["annotations"][0])
+    (tmp_path / "twice.json").write_text(json.dumps(content))
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "000000.jpg").write_bytes(b"no image")
+    for annotations, images, message in (
+        (tmp_path / "twice.json", split / "images", "twice.json, `annotations`: the `image_id` 0 stands 2 times"),
+        (split / "panoptic.json", tmp_path / "gone", "`images`: .*gone is no folder"),
+        (split / "panoptic.json", tmp_path / "images", "000000.jpg"),
+    ):
+        pictures = ["--annotations", str(annotations), "--images", str(images)]
+        with pytest.raises(SystemExit, match=message):
+            main([str(first), "--output", str(tmp_path / "r.html"), *pictures])
+
+
 def test_sizes_of_a_model_are_rows_of_their_own_and_joined_in_a_chart(evaluated, tmp_path):
     scores = RegionScores.load(evaluated[1][0])
     for size in (64, 96):

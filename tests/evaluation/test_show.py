@@ -64,6 +64,13 @@ def test_the_command_draws_both(shown, student, teacher, scenes, tmp_path, words
     assert max(Image.open(tmp_path / "o.png").size) > 400
 
 
+def test_a_side_of_no_whole_cells_becomes_the_nearest_one_that_is(shown, student, tmp_path, caplog):
+    pytest.importorskip("matplotlib")
+    words = ["--models", str(student), "--texts", "sky", "--image_size", "50", "--output", str(tmp_path / "o.png")]
+    main([str(tmp_path / "image.png"), *words])
+    assert "50 pixels become 48" in caplog.text and (tmp_path / "o.png").is_file()
+
+
 def test_what_is_missing_is_named(student, tmp_path):
     with pytest.raises(SystemExit, match="gone.jpg"):
         main(

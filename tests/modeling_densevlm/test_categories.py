@@ -118,6 +118,9 @@ def test_names_are_texts(names):
 
 def test_ids_may_come_as_an_array():
     assert CategorySet("x", ["kite", "sky"], ids=torch.tensor([3, 7])).ids == [3, 7]
+    assert CategorySet("x", ["kite", "sky"], ids=[3.0, 7]).ids == [3, 7]
+    with pytest.raises(ValueError, match="the id of 'sky' is a whole number, got nan"):
+        CategorySet("x", ["kite", "sky"], ids=[3, float("nan")])
 
 
 def test_a_name_in_both_groups_is_allowed_and_said(caplog):
