@@ -24,7 +24,7 @@ from modeling_densevlm.image_processing_densevlm import load_image
 
 from .command_line import check_output
 from .folders import by_name, find_files, tell_passed_over
-from .index_pngs import read_index
+from .index_pngs import raw_mode, read_index
 
 
 CATEGORIES = CategorySet.load("ade20k_panoptic_150")
@@ -114,7 +114,7 @@ def convert(images: Path, semantic: Path, instances: Path, output: Path) -> dict
     for name, file in tqdm(files.items(), desc="panoptic", disable=None, leave=False):
         pngs = [annotated[field].get(name, folder / f"{name}.png") for field, folder in folders.items()]
         try:
-            ids, segments = panoptic_segments(read_index(pngs[0]), np.asarray(Image.open(pngs[1])))
+            ids, segments = panoptic_segments(read_index(pngs[0]), read_instances(pngs[1]))
             width, height = load_image(file).size  # turned as its EXIF says, as it is evaluated
             if ids.shape != (height, width):
                 raise ValueError(f"{width} x {height} pixels, but {ids.shape[1]} x {ids.shape[0]} annotated")
@@ -129,6 +129,13 @@ def convert(images: Path, semantic: Path, instances: Path, output: Path) -> dict
         content["annotations"].append({"image_id": name, "file_name": f"{name}.png", "segments_info": segments})
     json_of(output).write_text(json.dumps(content), encoding="utf-8")
     return content
+
+
+def read_instances(file: Path) -> np.ndarray:
+    """The pixels of an instance file, `(height, width, 3)`."""
+    with Image.open(file) as png:
+        raw_mode(png)
+        return np.asarray(png)
 
 
 def json_of(output: Path) -> Path:

@@ -180,13 +180,24 @@ def read_index(file: Path) -> np.ndarray:
         `ValueError` where a pixel is no single whole number.
     """
     with Image.open(file) as png:
-        # Pillow spreads 2 and 4 bits of grey over 0 to 255.
-        spread = {"L;2": 85, "L;4": 17}.get(png.tile[0].args if png.format == "PNG" and png.tile else None, 1)
+        spread = {"L;2": 85, "L;4": 17}.get(raw_mode(png), 1)  # Pillow spreads 2 and 4 bits of grey over 0 to 255
         values = np.array(png.getchannel(0) if png.mode in ("LA", "PA") else png)
         mode = png.mode
     if values.ndim != 2 or values.dtype.kind not in "uib":
         raise ValueError(f"no index: of the mode {mode}, where a pixel is to be one whole number")
     return (values.astype(np.uint8) if values.dtype == bool else values) // spread
+
+
+def raw_mode(image: Image.Image) -> str:
+    """
+    How an image that was opened, and not yet decoded, is stored; a `ValueError` where Pillow would keep the upper 8
+    bits of 16, in which ids are not.
+    """
+    arguments = image.tile[0].args if image.tile else ""
+    raw = arguments if isinstance(arguments, str) else str(arguments[0]) if arguments else ""
+    if ";16" in raw and not image.mode.startswith("I"):
+        raise ValueError(f"16 bits a channel ({raw}), of which only 8 can be read: save it with 8")
+    return raw
 
 
 def collate_pixels(samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -201,4 +212,4 @@ def collate_pixels(samples: list[dict[str, Any]]) -> dict[str, Any]:
     return batch
 
 
-__all__ = ["LAYOUTS", "IndexPngs", "Layout", "collate_pixels", "label_table", "read_index"]
+__all__ = ["LAYOUTS", "IndexPngs", "Layout", "collate_pixels", "label_table", "raw_mode", "read_index"]

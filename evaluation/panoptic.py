@@ -1,6 +1,7 @@
 """COCO-panoptic annotations as regions: boxes, masks on the dense map, labels."""
 
 import json
+import posixpath
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from transformers.utils import logging
 from modeling_densevlm import CategorySet, DenseVLMImageProcessor
 from modeling_densevlm.categories import is_thing_group
 from modeling_densevlm.image_processing_densevlm import load_image
+
+from .index_pngs import raw_mode
 
 
 logger = logging.get_logger(__name__)
@@ -162,6 +165,7 @@ def collate_regions(samples: list[dict[str, Any]]) -> dict[str, Any]:
 def read_ids(file: Path) -> np.ndarray:
     """The segments' ids of a PNG, `(height, width)`; a `ValueError` where it has no red, green and blue of 8 bits."""
     with Image.open(file) as png:
+        raw_mode(png)
         # What was made smaller without loss may be grey or have a palette; its colours are the same.
         if png.mode not in ("RGB", "RGBA", "P", "PA", "L", "LA", "1"):
             raise ValueError(f"{file} is of the mode {png.mode}: ids are written in red, green and blue of 8 bits")
@@ -254,9 +258,10 @@ def _check_segments(record: dict[str, Any], where: str) -> None:
 
 
 def _refuse_twice(rows: list[dict[str, Any]], field: str, where: str, remedy: str, of: str = "") -> None:
-    if len({row[field] for row in rows}) == len(rows):
+    values = [posixpath.normpath(row[field]) if field == "file_name" else row[field] for row in rows]
+    if len(set(values)) == len(values):
         return
-    value, count = Counter(row[field] for row in rows).most_common(1)[0]
+    value, count = Counter(values).most_common(1)[0]
     raise ValueError(f"{where}: the {f'{of} ' if of else ''}`{field}` {value!r} stands {count} times: {remedy}.")
 
 
@@ -307,7 +312,11 @@ def _labels(annotations: str | Path, content: dict[str, Any], categories: Catego
     """The index in the set of each category id that the segments use."""
     rows = {row["id"]: row for row in content["categories"]}
     labels = {}
-    for number in {s["category_id"] for record in content["annotations"] for s in record["segments_info"]}:
+    used: dict[int, int | str] = {}
+    for record in content["annotations"]:
+        for segment in record["segments_info"]:
+            used.setdefault(segment["category_id"], record["image_id"])
+    for number, image_id in used.items():
         row = rows.get(number, {})
         name = row.get("name")
         if categories.ids is not None:
@@ -317,7 +326,8 @@ def _labels(annotations: str | Path, content: dict[str, Any], categories: Catego
         if not found:
             raise ValueError(
                 f"{annotations}: segments are of category {number} ({name or 'not listed'}), which the set "
-                f"{categories.name} does not have. Add it, or evaluate with the file's own categories."
+                f"{categories.name} does not have (the first in image {image_id}). Add it, or evaluate with the file's "
+                "own categories."
             )
         if len(found) > 1:
             raise ValueError(

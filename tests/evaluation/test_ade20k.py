@@ -9,6 +9,7 @@ from PIL import Image
 from evaluation.ade20k import CATEGORIES, THINGS, convert, main, panoptic_segments
 from evaluation.panoptic import PanopticRegions
 from modeling_densevlm import DenseVLMImageProcessor
+from tests.evaluation.pngs import write_png
 
 
 ADE20K = Path(__file__).parents[3] / "shared" / "data" / "ade20k_sample"
@@ -150,6 +151,12 @@ def test_annotations_without_an_image_are_named_and_not_left_out(folders):
     with pytest.raises(SystemExit, match=r"1 PNGs of .*semantic have no image in .*images, e\.g\. ADE_val_00000002"):
         main(arguments_of(folders))
     assert not (folders / "panoptic.json").exists()
+
+
+def test_instances_of_16_bits_are_refused_and_not_read_as_none(folders, annotated):
+    write_png(folders / "instances" / "ADE_val_00000002.png", 16, annotated[1])
+    with pytest.raises(SystemExit, match=r"ADE_val_00000002.jpg: 16 bits a channel"):
+        main(arguments_of(folders))
 
 
 def test_two_images_of_one_name_are_refused(folders):

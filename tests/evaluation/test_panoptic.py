@@ -9,6 +9,7 @@ from PIL import Image
 
 from evaluation.panoptic import PanopticRegions, collate_regions, pixel_boxes, segment_masks
 from modeling_densevlm import CategorySet, DenseVLMImageProcessor
+from tests.evaluation.pngs import write_png
 from training.sandbox.scenes import make_scene
 
 
@@ -138,7 +139,9 @@ def test_an_image_that_cannot_be_evaluated_is_skipped_and_named(split, spoil):
 
 def test_a_category_that_the_set_does_not_have_is_named(split):
     edit(split, lambda c: c["annotations"][0]["segments_info"][0].update(category_id=99))
-    with pytest.raises(ValueError, match=r"category 99 \(not listed\), which the set panoptic does not have"):
+    with pytest.raises(
+        ValueError, match=r"category 99 \(not listed\), which the set panoptic does not have \(the first in image 0\)"
+    ):
         regions_of(split)
 
 
@@ -201,6 +204,7 @@ SEGMENTS = "segments_info"
     [
         (twice("images"), "`images`: the `id` 0 stands 2 times"),
         (twice("images", id=77), "`images`: the `file_name` '000000.jpg' stands 2 times"),
+        (twice("images", id=77, file_name="./000000.jpg"), "`images`: the `file_name` '000000.jpg' stands 2 times"),
         (twice("annotations"), "`annotations`: the `image_id` 0 stands 2 times"),
         (twice("annotations", image_id=77), "`annotations`: the `file_name` '000000.png' stands 2 times"),
         (twice("categories", name="another"), r"`categories`: the `id` \d+ stands 2 times"),
@@ -338,6 +342,8 @@ def test_segments_are_read_from_every_png_that_has_their_colours(split):
     for change in (png.quantize(256), png.convert("RGBA")):
         change.save(file)
         assert regions_of(split)[2]["segment_ids"].tolist() == before["segment_ids"].tolist()
+    write_png(file, 16, np.array(png))  # Pillow would read 0 everywhere
+    assert "000002" in regions_of(split)[2]["skipped"] and "16 bits a channel" in regions_of(split)[2]["skipped"]
     for mode in (np.uint16, np.int32):
         Image.fromarray(np.array(png)[..., 0].astype(mode)).save(file)
         assert "000002" in regions_of(split)[2]["skipped"] and "of the mode I" in regions_of(split)[2]["skipped"]

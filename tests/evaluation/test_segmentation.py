@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ from evaluation.evaluate_segmentation import main
 from evaluation.index_pngs import LAYOUTS, IndexPngs, Layout, collate_pixels
 from evaluation.segmentation import dense_cosines, label_pixels, segment
 from modeling_densevlm import CategorySet, DenseVLMImageProcessor, DenseVLMModel
+from tests.evaluation.pngs import write_png
 
 
 ADE20K = Path(__file__).parents[3] / "shared" / "data" / "ade20k_sample"
@@ -213,18 +212,6 @@ def test_a_category_that_no_png_could_hold_is_refused(folders):
             values_of(folders, np.array([3], np.uint8), CategorySet("two", ["kite", "sky"], ids=ids), **options)
 
 
-def write_png(file, bits, rows):
-    """A grey PNG of 1, 2 or 4 bits, which Pillow reads and does not write."""
-
-    def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    packed = [np.packbits(np.unpackbits(row[:, None], axis=1)[:, 8 - bits :]).tobytes() for row in rows]
-    head = struct.pack(">IIBBBBB", rows.shape[1], len(rows), bits, 0, 0, 0, 0)
-    body = zlib.compress(b"".join(b"\0" + row for row in packed))
-    file.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b""))
-
-
 def test_values_are_those_of_the_file_whatever_its_depth_and_kind(folders):
     values = np.zeros((30, 40), np.uint8)
     values[:, 20:] = 1
@@ -245,6 +232,8 @@ def test_values_are_those_of_the_file_whatever_its_depth_and_kind(folders):
     assert (labels() == values).all()
     Image.merge("LA", [Image.fromarray(values), Image.new("L", (40, 30), 255)]).save(file)
     assert (labels() == values).all()
+    write_png(file, 16, np.stack([values, np.full_like(values, 255)], axis=2))  # Pillow would read 0 everywhere
+    assert "16 bits a channel (LA;16B)" in pngs_of(folders)[0]["skipped"]
     file.unlink()
     for depth in (np.uint8, np.uint16, np.int32):
         Image.fromarray(values.astype(depth)).save(file.with_suffix(".tif"))
