@@ -326,8 +326,8 @@ def _labels(annotations: str | Path, content: dict[str, Any], categories: Catego
         if not found:
             raise ValueError(
                 f"{annotations}: segments are of category {number} ({name or 'not listed'}), which the set "
-                f"{categories.name} does not have (the first in image {image_id}). Add it, or evaluate with the file's "
-                "own categories."
+                f"{categories.name} does not have (the first in image {image_id}). Add it, or evaluate with the "
+                "file's own categories."
             )
         if len(found) > 1:
             raise ValueError(
