@@ -59,7 +59,7 @@ def run(
             check_output(file)
         check_output(output.with_suffix(""), folder=True)
     except ValueError as error:
-        parser.error(str(error))
+        raise SystemExit(str(error)) from error
     state = PartialState(cpu=arguments.device == "cpu")
     try:
         rows = [evaluate(candidate, arguments) for candidate in load_candidates(arguments)]
