@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from torch import Tensor
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, Subset
@@ -246,3 +247,4 @@ def evaluate_candidate(candidate: Candidate, arguments: argparse.Namespace) -> d
 
 if __name__ == "__main__":
     main()
+    PartialState().destroy_process_group()  # its threads must not outlive Python

@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from modeling_densevlm import CategorySet, DenseVLMImageProcessor
 from modeling_densevlm.image_processing_densevlm import load_image
+from modeling_densevlm.worker_batches import to_shared_memory
 
 from .folders import IMAGE_SUFFIXES, by_name, find_files, name_of, tell_passed_over
 
@@ -209,7 +210,7 @@ def collate_pixels(samples: list[dict[str, Any]]) -> dict[str, Any]:
     if good:
         batch["pixel_values"] = torch.stack([sample["pixel_values"] for sample in good])
         batch["labels"] = [sample["labels"] for sample in good]
-    return batch
+    return to_shared_memory(batch)
 
 
 __all__ = ["LAYOUTS", "IndexPngs", "Layout", "collate_pixels", "label_table", "raw_mode", "read_index"]

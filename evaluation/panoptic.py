@@ -17,6 +17,7 @@ from transformers.utils import logging
 from modeling_densevlm import CategorySet, DenseVLMImageProcessor
 from modeling_densevlm.categories import is_thing_group
 from modeling_densevlm.image_processing_densevlm import load_image
+from modeling_densevlm.worker_batches import to_shared_memory
 
 from .index_pngs import raw_mode
 
@@ -159,7 +160,7 @@ def collate_regions(samples: list[dict[str, Any]]) -> dict[str, Any]:
     if good:
         batch["pixel_values"] = torch.stack(batch["pixel_values"])
     batch["skipped"] = [sample["skipped"] for sample in samples if "skipped" in sample]
-    return batch
+    return to_shared_memory(batch)
 
 
 def read_ids(file: Path) -> np.ndarray:

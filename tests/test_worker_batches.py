@@ -4,8 +4,11 @@ import resource
 
 import pytest
 import torch
+from PIL import Image
 
+from evaluation import evaluate_regions, evaluate_segmentation
 from modeling_densevlm.worker_batches import SharedMemoryFull, to_shared_memory
+from tests.test_pairs import evaluation_arguments
 from training import retrieve, train
 
 
@@ -46,3 +49,22 @@ def test_programs_of_training_end_with_that_line(recipe, tmp_path, program):
     options = {"retrieval": tmp_path / "retrieval"} if program is retrieve.main else {}
     with pytest.raises(SystemExit, match="/dev/shm is too small"):
         program(recipe(dataloader_num_workers=1, **options))
+
+
+@pytest.mark.usefixtures("small_shared_memory")
+@pytest.mark.parametrize(
+    "program", [evaluate_regions.main, evaluate_segmentation.main], ids=["regions", "segmentation"]
+)
+def test_programs_of_evaluation_end_with_that_line(student, scenes, tmp_path, program):
+    arguments = evaluation_arguments(student, scenes, tmp_path / "metrics.json")
+    arguments[arguments.index("--num_workers") + 1] = "1"
+    if program is evaluate_segmentation.main:
+        maps = tmp_path / "maps"
+        maps.mkdir()
+        for image in (scenes / "test" / "images").iterdir():
+            Image.new("L", Image.open(image).size, 255).save(maps / f"{image.stem}.png")
+        at = arguments.index("--panoptic")
+        del arguments[at : at + 2]
+        arguments[arguments.index("--annotations") + 1] = str(maps)
+    with pytest.raises(SystemExit, match="/dev/shm is too small"):
+        program(arguments)

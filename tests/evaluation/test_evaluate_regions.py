@@ -296,9 +296,7 @@ def test_two_and_four_processes_give_what_one_gives_with_every_image_once(comman
     """Ten images in parts of three: neither divides."""
     found = {}
     for ranks in (1, 2, 4):
-        launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), "-m")
-        options = {"launcher": launcher} if ranks > 1 else {}
-        run_module("evaluation.evaluate_regions", command(f"{ranks}.json", part_size=3), **options)
+        run_module("evaluation.evaluate_regions", command(f"{ranks}.json", part_size=3), ranks=ranks)
         (file,) = (tmp_path / str(ranks)).iterdir()
         found[ranks] = RegionScores.load(file), (tmp_path / f"{ranks}.json").read_text()
     assert len(set(found[1][0].image_ids)) == found[1][0].images == 10

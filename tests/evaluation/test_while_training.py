@@ -20,12 +20,14 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import sys
 from evaluation.while_training import RegionEvaluation
+from training.interruptions import close_process_group
 from training.train import main
 
 scenes, *arguments = sys.argv[1:]
 main(arguments, prepare=lambda trainer: trainer.add_callback(RegionEvaluation(
     trainer, f"{scenes}/panoptic.json", f"{scenes}/images", f"{scenes}/panoptic", steps=2, count=5, templates="short"
-))).accelerator.end_training()
+)))
+close_process_group()
 """
 
 
