@@ -22,9 +22,36 @@ MODEL_CONFIGS = Path(__file__).parent / "model_configs"
 QUICK_GELU = "-quickgelu"
 """Put behind the name of a ViT or ResNet: the activation that OpenAI and DFN trained with, QuickGELU for GELU."""
 
+VISION_TOWER_ALONE = 'The vision tower alone converts: `prefix="visual."` (`--prefix visual.`).'
+
 logger = logging.get_logger(__name__)
 
 Json = Mapping[str, Any]
+
+_MODEL_FIELDS = (
+    {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text", "init_logit_scale", "init_logit_bias"}
+    # Its shape, types, and what goes into golden files beside the JSON.
+    | {"nonscalar_logit_scale", "cast_dtype", "output_dict", "timm_override"},
+    {},
+)
+"""Of open_clip's JSON as a whole, as [`_refuse_unknown`] takes it."""
+
+_SIZES = {"image_size", "layers", "width", "head_width", "patch_size", "mlp_ratio"}
+_OF_TIMM = {"timm_pool", "timm_proj", "timm_proj_bias"}
+"""Without meaning where no `timm_model_name` is given."""
+_OF_NO_FEATURE = {
+    *("timm_model_name", "timm_model_pretrained", "timm_drop", "timm_drop_path", "drop_path_rate", "patch_dropout"),
+    *("output_tokens", "attn_pooler_queries", "attn_pooler_heads", "xattn", "fusedLN"),
+    # Learned or not, positions are stored; a norm after taking one token is the norm before.
+    *("pos_embed_type", "final_ln_after_pool"),
+}
+"""Fields of `vision_cfg` for training, kernels, further outputs, or of parts that are off."""
+_PLAIN = {"pool_type": ("tok",), "block_type": (None, "default", "custom")}
+"""A custom block is a plain one where none of its further norms and scales is on."""
+
+
+class UnsupportedTextTower(ValueError):
+    """A text tower that has no form here; its vision tower may have one."""
 
 
 @functools.cache
@@ -96,18 +123,25 @@ def convert_config(
         text (`bool`, *optional*):
             Whether the model has a text tower; by default, whether the weights have one.
     """
-    config = model_part(config)
+    config, weights = model_part(config), weights or {}
+    _refuse_unknown("", config, *_MODEL_FIELDS)
     kind = config_kind(config)
-    vision = _VISION[kind](_part(config, "vision_cfg"), config, weights or {})
+    vision = _VISION[kind](_part(config, "vision_cfg"), config, weights)
     text_config = None
     if text or (text is None and (not weights or has_text_tower(weights))):
         family = "siglip" if kind == "siglip_vision_model" else "clip"
-        text_config = _text_config(_part(config, "text_cfg"), config, family)
+        try:
+            text_config = _text_config(_part(config, "text_cfg"), config, family)
+        except UnsupportedTextTower as error:
+            raise ValueError(f"{error} {VISION_TOWER_ALONE}") from None
+    bias = config.get("init_logit_bias")
+    if bias is None and "logit_bias" in weights:
+        bias = 0  # training by a sigmoid loss draws it by a flag of the command line, not by the JSON
     return DenseVLMConfig(
         vision_config={"model_type": kind, **vision},
         text_config=text_config,
         projection_dim=_number(config, "embed_dim", ""),
-        logit_bias_init_value=float(config.get("init_logit_bias", 0)) if kind == "siglip_vision_model" else None,
+        logit_bias_init_value=None if bias is None else float(bias),
     )
 
 
@@ -138,10 +172,23 @@ def _heads(width: int, head_width: int) -> int:
     return width // head_width
 
 
-def _refuse_unknown(part: str, config: Json, known: set[str]) -> None:
-    unknown = {field for field in set(config) - known if config[field] not in (None, False)}
-    if unknown:
-        raise ValueError(f"`{part}` has fields that are not converted: {', '.join(sorted(unknown))}.")
+def _refuse_unknown(part: str, config: Json, known: set[str], only: Mapping[str, tuple[Any, ...]]) -> None:
+    """
+    Raises a `ValueError` that names the fields that ask for what the towers do not have.
+
+    Args:
+        known (`set[str]`): fields that are read, or change no feature, whatever they say.
+        only (`dict`): fields that are taken at these values. All others are taken where they are off.
+    """
+    refused = []
+    for field in sorted(set(config) - known):
+        value = config[field]
+        if value not in only.get(field, (None, False)):
+            refused.append(field if value is True else f"{field} ({value!r})")
+    if refused:
+        where = f"`{part}`" if part else "The open_clip configuration"
+        error = UnsupportedTextTower if part == "text_cfg" else ValueError
+        raise error(f"{where} has fields that are not converted: {', '.join(refused)}.")
 
 
 def _native_side(weights: Mapping[str, Tensor], key: str, prefix: int, cell: int, image_size: int) -> int:
@@ -153,8 +200,12 @@ def _native_side(weights: Mapping[str, Tensor], key: str, prefix: int, cell: int
 
 
 def _clip_vit(vision: Json, config: Json, weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    _refuse_unknown("vision_cfg", vision, {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"})
-    return {**_vit_sizes(vision, weights, "visual.positional_embedding"), "hidden_act": _activation(config)}
+    _refuse_unknown("vision_cfg", vision, _SIZES | _OF_NO_FEATURE | _OF_TIMM | {"act_kwargs", "norm_kwargs"}, _PLAIN)
+    return {
+        **_vit_sizes(vision, weights, "visual.positional_embedding"),
+        "hidden_act": _activation(config, "vision_cfg", vision),
+        "layer_norm_eps": _norm_eps("vision_cfg", vision),
+    }
 
 
 def _vit_sizes(vision: Json, weights: Mapping[str, Tensor], positions: str) -> dict[str, Any]:
@@ -174,19 +225,9 @@ def _vit_sizes(vision: Json, weights: Mapping[str, Tensor], positions: str) -> d
 def _eva02(vision: Json, config: Json, weights: Mapping[str, Tensor]) -> dict[str, Any]:
     if "timm_model_name" in vision:  # open_clip runs these towers by timm and names no sizes
         return _eva02(_timm_eva02(vision), config, weights)
-    known = {
-        "image_size",
-        "layers",
-        "width",
-        "head_width",
-        "patch_size",
-        "mlp_ratio",
-        "eva_model_name",
-        "pt_hw_seq_len",
-    }
     required = {"rope", "intp_freq", "naiveswiglu", "subln"}
-    without_meaning = {"xattn", "fusedLN", "drop_path_rate", "qkv_bias"}  # kernels, regularisation, the default
-    _refuse_unknown("vision_cfg", vision, known | required | without_meaning)
+    known = _SIZES | _OF_NO_FEATURE | _OF_TIMM | required | {"eva_model_name", "pt_hw_seq_len"}
+    _refuse_unknown("vision_cfg", vision, known, _PLAIN | {"qkv_bias": (True,)})
     if missing := sorted(name for name in required if not vision.get(name)):
         raise ValueError(f"`vision_cfg`: an EVA-02 CLIP has {', '.join(missing)}; EVA-01 towers are not supported.")
     return {**_vit_sizes(vision, weights, "visual.pos_embed"), "rope_grid": vision.get("pt_hw_seq_len", 16)}
@@ -196,12 +237,13 @@ def _timm_eva02(vision: Json) -> Json:
     found = re.fullmatch(r"eva02_(base|large)_patch(\d+)_clip_(\d+)", vision["timm_model_name"])
     if found is None:
         raise ValueError(f"timm's {vision['timm_model_name']} is no EVA-02 CLIP that is known here.")
+    _check_timm(vision, pools=("token",), projections=(None, ""))
     name = {"base": "EVA02-CLIP-B-16", "large": "EVA02-CLIP-L-14"}[found[1]]
     return {**load_config(name)["vision_cfg"], "image_size": vision.get("image_size", int(found[3]))}
 
 
 def _clip_resnet(vision: Json, config: Json, weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    _refuse_unknown("vision_cfg", vision, {"image_size", "layers", "width", "patch_size", "head_width"})
+    _refuse_unknown("vision_cfg", vision, _SIZES | _OF_NO_FEATURE | _OF_TIMM, _PLAIN)
     width, image_size = (_number(vision, name, "vision_cfg.") for name in ("width", "image_size"))
     return {
         "stem_size": width,
@@ -211,7 +253,20 @@ def _clip_resnet(vision: Json, config: Json, weights: Mapping[str, Tensor]) -> d
     }
 
 
-_TIMM_FIELDS = {"timm_model_name", "timm_model_pretrained", "timm_pool", "timm_proj", "timm_drop", "timm_drop_path"}
+def _check_timm(vision: Json, pools: tuple[Any, ...], projections: tuple[Any, ...]) -> None:
+    """As [`_refuse_unknown`], with open_clip's defaults; timm's name stands for sizes and activation."""
+    given = {"timm_pool": "avg", "timm_proj": "linear", **vision}
+    only = {**_PLAIN, "timm_pool": pools, "timm_proj": projections}
+    _refuse_unknown("vision_cfg", given, _SIZES | _OF_NO_FEATURE | {"timm_proj_bias"}, only)
+
+
+def _timm_projection(vision: Json) -> dict[str, Any]:
+    """From the network to the image-text space: a matrix, two of them, or by the network's own classifier."""
+    kind = vision.get("timm_proj", "linear")
+    return {
+        "projection": "mlp" if kind == "mlp" else "linear",
+        "projection_bias": bool(vision.get("timm_proj_bias")) or not kind,
+    }
 
 
 def timm_trunk(architecture: str) -> nn.Module:
@@ -225,9 +280,9 @@ def timm_trunk(architecture: str) -> nn.Module:
 
 
 def _timm_convnext(vision: Json, config: Json, weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    _refuse_unknown("vision_cfg", vision, {"image_size", *_TIMM_FIELDS})
-    if vision.get("timm_proj", "linear") != "linear" or vision.get("timm_pool"):
-        raise ValueError("`vision_cfg`: a ConvNeXt is converted with `timm_proj` 'linear' and `timm_pool` '' only.")
+    own = not vision.get("timm_proj", "linear")  # the network's own classifier follows its own pool
+    pools = ("avg",) if own else ("", "avg", None)
+    _check_timm(vision, pools, projections=("linear", "mlp", "", None))
     sizes = _convnext_sizes(weights)
     if len(sizes) < 4:  # the JSON names sizes by their architecture alone, and timm knows them
         for index, stage in enumerate(timm_trunk(vision["timm_model_name"]).stages):
@@ -238,6 +293,7 @@ def _timm_convnext(vision: Json, config: Json, weights: Mapping[str, Tensor]) ->
         "image_size": _number(vision, "image_size", "vision_cfg.", 224),
         "depths": list(depths),
         "dims": list(dims),
+        **_timm_projection(vision),
     }
 
 
@@ -253,11 +309,11 @@ def _convnext_sizes(weights: Mapping[str, Tensor]) -> dict[int, tuple[int, int]]
 
 
 def _timm_vit(vision: Json, config: Json, weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    _refuse_unknown("vision_cfg", vision, {"image_size", *_TIMM_FIELDS, "timm_proj_bias"})
-    if vision.get("timm_proj") not in ("linear", None, ""):
-        raise ValueError(f"`vision_cfg`: `timm_proj` {vision['timm_proj']!r} is not converted.")
     trunk = timm_trunk(vision["timm_model_name"])
     check_plain_vit(trunk, vision["timm_model_name"])
+    own = not vision.get("timm_proj", "linear")  # the network's own classifier follows its own pool
+    pools = (trunk.global_pool,) if own else ("avg", "token", "", None)
+    _check_timm(vision, pools, projections=("linear", "mlp", "", None))
     patch = trunk.patch_embed.patch_size[0]
     prefix = 0 if trunk.no_embed_class else trunk.num_prefix_tokens
     image_size = _number(vision, "image_size", "vision_cfg.", 224)
@@ -268,8 +324,8 @@ def _timm_vit(vision: Json, config: Json, weights: Mapping[str, Tensor]) -> dict
         "num_attention_heads": trunk.blocks[0].attn.num_heads,
         "image_size": _native_side(weights, "visual.trunk.pos_embed", prefix, patch, image_size),
         "patch_size": patch,
-        "pooling": vision.get("timm_pool") or trunk.global_pool,
-        "projection_bias": bool(vision.get("timm_proj_bias")) or not vision.get("timm_proj"),
+        "pooling": vision.get("timm_pool", "avg") or trunk.global_pool,
+        **_timm_projection(vision),
     }
 
 
@@ -307,7 +363,7 @@ def siglip_architectures() -> dict[str, tuple[str, int, int, str]]:
 
 
 def _siglip(vision: Json, config: Json, weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    _refuse_unknown("vision_cfg", vision, {"image_size", *_TIMM_FIELDS})
+    _check_timm(vision, pools=("map",), projections=("none",))
     known = siglip_architectures()
     if vision["timm_model_name"] not in known:
         raise ValueError(f"timm's {vision['timm_model_name']} is no SigLIP that is known here ({', '.join(known)}).")
@@ -335,25 +391,41 @@ _VISION: dict[str, Callable[[Json, Json, Mapping[str, Tensor]], dict[str, Any]]]
 }
 
 
-def _activation(config: Json) -> str:
-    return "quick_gelu" if config.get("quick_gelu") else "gelu"
+def _activation(config: Json, part: str, tower: Json) -> str:
+    arguments = dict(tower.get("act_kwargs") or {})
+    approximate = arguments.pop("approximate", "none")
+    if arguments or approximate not in ("none", "tanh") or (config.get("quick_gelu") and tower.get("act_kwargs")):
+        raise ValueError(f"`{part}`: `act_kwargs` {tower['act_kwargs']!r} is no activation that is known here.")
+    if config.get("quick_gelu"):
+        return "quick_gelu"
+    return "gelu_pytorch_tanh" if approximate == "tanh" else "gelu"
+
+
+def _norm_eps(part: str, tower: Json) -> float:
+    arguments = tower.get("norm_kwargs") or {}
+    if set(arguments) - {"eps"}:
+        raise ValueError(f"`{part}`: of `norm_kwargs` only `eps` is converted, got {arguments!r}.")
+    return _number(arguments, "eps", f"{part}.norm_kwargs.", 1e-5)
 
 
 def _text_config(text: Json, config: Json, family: str) -> dict[str, Any]:
-    known = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "xattn", "fusedLN"}
-    known |= {"hf_tokenizer_name", "tokenizer_kwargs"}  # whose tokenizer: no part of the tower
-    own: dict[str, Any] = {}
+    known = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "act_kwargs", "norm_kwargs"}
+    # Of the tokenizer, of training, of a tower of transformers' where one is named, kernels, and what a CLIP's readout
+    # at one token does not look at.
+    known |= {"hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode", "pad_id", "eos_id", "output_tokens"}
+    known |= {"hf_model_pretrained", "hf_proj_type", "hf_pooler_type", "xattn", "fusedLN", "final_ln_after_pool"}
+    only = {"proj_type": ("linear",), "block_type": _PLAIN["block_type"]}
     if family == "siglip":
-        known |= {"no_causal_mask", "proj_bias", "pool_type", "norm_kwargs", "act_kwargs"}
-        tanh = (text.get("act_kwargs") or {}).get("approximate") == "tanh"
-        own = {
-            "hidden_act": "gelu_pytorch_tanh" if tanh else "gelu",
-            "layer_norm_eps": (text.get("norm_kwargs") or {}).get("eps", 1e-5),
-            "projection_size": config["embed_dim"],
-        }
+        needed = {"no_causal_mask": True, "proj_bias": True, "pool_type": "last"}
+        only |= {field: (value,) for field, value in needed.items()}
+        missing = [f"`{field}` {value!r}" for field, value in needed.items() if field not in text]
+        _refuse_unknown("text_cfg", text, known, only)
+        if missing:
+            raise UnsupportedTextTower(f"`text_cfg`: the text tower of a SigLIP has {', '.join(missing)}.")
+        own = {"projection_size": config["embed_dim"]}
     else:
-        own = {"hidden_act": _activation(config)}
-    _refuse_unknown("text_cfg", text, known)
+        _refuse_unknown("text_cfg", text, known, only | {"pool_type": ("argmax",)})
+        own = {}
     width, vocabulary, layers, heads, length = (
         _number(text, name, "text_cfg.") for name in ("width", "vocab_size", "layers", "heads", "context_length")
     )
@@ -367,6 +439,8 @@ def _text_config(text: Json, config: Json, family: str) -> dict[str, Any]:
         "max_position_embeddings": length,
         "eos_token_id": vocabulary - 1,
         "bos_token_id": vocabulary - 2,
+        "hidden_act": _activation(config, "text_cfg", text),
+        "layer_norm_eps": _norm_eps("text_cfg", text),
         **own,
     }
 
@@ -380,8 +454,10 @@ def export_config(config: DenseVLMConfig) -> dict[str, Any]:
     if kind not in _EXPORTED:
         raise ValueError(f"A {kind} has no form in the layout of open_clip.")
     exported: dict[str, Any] = {"embed_dim": config.projection_dim, "vision_cfg": _EXPORTED[kind](vision)}
+    if config.logit_bias_init_value is not None:
+        exported["init_logit_bias"] = config.logit_bias_init_value
     if kind == "siglip_vision_model":
-        exported |= {"init_logit_bias": -10, "custom_text": True}
+        exported["custom_text"] = True
     if text is not None:
         exported["text_cfg"] = {
             "context_length": text.max_position_embeddings,
@@ -392,9 +468,10 @@ def export_config(config: DenseVLMConfig) -> dict[str, Any]:
         }
         if text.intermediate_size != 4 * text.hidden_size:
             exported["text_cfg"]["mlp_ratio"] = _ratio(text)
-    if kind == "siglip_vision_model":
-        exported.get("text_cfg", {}).update({} if text is None else _export_siglip_text(text))
-    else:
+        exported["text_cfg"] |= _export_layers(text)
+        if kind == "siglip_vision_model":
+            exported["text_cfg"] |= {"no_causal_mask": True, "proj_bias": True, "pool_type": "last"}
+    if kind != "siglip_vision_model":
         activation = getattr(vision if text is None else text, "hidden_act", "gelu")
         exported["quick_gelu"] = activation == "quick_gelu"
     _check_exported(exported, config)
@@ -404,7 +481,7 @@ def export_config(config: DenseVLMConfig) -> dict[str, Any]:
 _COMPARED = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "patch_size", "image_size"),
     *("hidden_act", "layer_norm_eps", "rope_grid", "rope_theta", "stem_size", "depths", "dims", "architecture"),
-    *("architecture_args", "pooling", "projection_bias", "vocab_size", "max_position_embeddings"),
+    *("architecture_args", "pooling", "projection", "projection_bias", "vocab_size", "max_position_embeddings"),
 )
 
 
@@ -471,10 +548,10 @@ def _export_timm(pool: str, vision: Any) -> dict[str, Any]:
         "timm_model_name": vision.architecture,
         "timm_model_pretrained": False,
         "timm_pool": pool,
-        "timm_proj": "linear",
+        "timm_proj": vision.projection,
         "image_size": vision.image_size,
     }
-    return exported | ({"timm_proj_bias": True} if getattr(vision, "projection_bias", False) else {})
+    return exported | ({"timm_proj_bias": True} if vision.projection_bias else {})
 
 
 def _export_siglip(vision: Any) -> dict[str, Any]:
@@ -496,14 +573,14 @@ def _export_siglip(vision: Any) -> dict[str, Any]:
     }
 
 
-def _export_siglip_text(text: Any) -> dict[str, Any]:
-    flags = {"no_causal_mask": True, "proj_bias": True, "pool_type": "last"}
-    tanh = {"act_kwargs": {"approximate": "tanh"}} if text.hidden_act == "gelu_pytorch_tanh" else {}
-    return {**flags, "norm_kwargs": {"eps": text.layer_norm_eps}, **tanh}
+def _export_layers(tower: Any) -> dict[str, Any]:
+    """The activation and the norms where they are others than open_clip's."""
+    tanh = {"act_kwargs": {"approximate": "tanh"}} if tower.hidden_act == "gelu_pytorch_tanh" else {}
+    return tanh | ({} if tower.layer_norm_eps == 1e-5 else {"norm_kwargs": {"eps": tower.layer_norm_eps}})
 
 
 _EXPORTED: dict[str, Callable[[Any], dict[str, Any]]] = {
-    "clip_vision_model": _export_vit,
+    "clip_vision_model": lambda vision: _export_vit(vision) | _export_layers(vision),
     "eva02_clip_vision_model": _export_eva02,
     "clip_resnet_vision_model": _export_resnet,
     "timm_convnext_vision_model": lambda vision: _export_timm("", vision),

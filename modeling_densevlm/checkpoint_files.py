@@ -1,26 +1,45 @@
 """Checkpoint files: read without executing anything in them, and written."""
 
+import json
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .checkpoint_derived import SIZES
+from .checkpoint_names import clean, clip_prefixes
+
 
 WRAPPERS = ("state_dict", "model", "module")
-"""Where training checkpoints keep the weights: open_clip and CLIPSelf, detectron2, DeepSpeed."""
+"""Where training checkpoints keep the weights, whatever they are: open_clip and CLIPSelf, detectron2, DeepSpeed."""
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
 
-def read_checkpoint(file: str | PathLike) -> dict[str, Tensor]:
+class Checkpoint(NamedTuple):
+    """The tensors of a file under the names they have there, and where among them the CLIP is."""
+
+    tensors: dict[str, Tensor]
+    wrapper: str
+    """The keys, joined by dots, under which the file keeps the tensors; `""` where they stand at its top."""
+    prefix: str
+    """What stands before the names of the CLIP's tensors, without what wrappers of modules put there."""
+
+
+def read_checkpoint(file: str | PathLike, prefix: str | None = None) -> Checkpoint:
     """
-    The tensors of a `.safetensors` file, or of a `.pt`, `.pth` or `.bin`; a training checkpoint is unwrapped.
+    The tensors of a `.safetensors` file, of a `.pt`, `.pth` or `.bin`, or of the shards that an index lists.
+
+    Args:
+        prefix (`str`, *optional*): as of [`unwrap`].
 
     Raises:
         `FileNotFoundError` where there is none; `ValueError` that names the file where it is truncated, no checkpoint,
@@ -28,15 +47,52 @@ def read_checkpoint(file: str | PathLike) -> dict[str, Tensor]:
     """
     file = Path(file)
     if file.is_dir():
-        raise ValueError(f"{file} is a folder: `DenseVLMModel.from_pretrained` loads folders; give a file.")
+        raise ValueError(
+            f"{file} is a folder: `DenseVLMModel.from_pretrained` loads folders; give a file{_inside(file)}."
+        )
     if not file.is_file():
         raise FileNotFoundError(f"There is no checkpoint {file}.")
-    if file.suffix == ".safetensors":
-        try:
-            return load_file(file)
-        except (SafetensorError, ValueError) as error:
-            raise ValueError(f"{file} is truncated or no checkpoint: {error}") from None
-    return unwrap(_load_torch(file), str(file))
+    return unwrap(_read_shards(file) if file.name.endswith(".index.json") else _read(file), str(file), prefix)
+
+
+def _inside(folder: Path) -> str:
+    """In words: what of a folder can be given instead of it."""
+    if (folder / ".metadata").is_file():
+        return (
+            ". It holds the shards of a distributed checkpoint, which PyTorch puts together: `python -m "
+            f"torch.distributed.checkpoint.format_utils dcp_to_torch {folder} OUTPUT.pt`"
+        )
+    if (folder / "zero_to_fp32.py").is_file():
+        return ". It holds the shards of DeepSpeed, which its own `zero_to_fp32.py` puts together"
+    indices = sorted(path.name for path in folder.glob("*.index.json"))
+    names = indices or sorted(path.name for path in folder.iterdir() if path.suffix in SUFFIXES)
+    return f", such as its {', '.join(names[:4])}" if names else ""
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    try:
+        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        shards = {name: index.parent / name for name in sorted(set(files.values()))}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is no index of shards, a JSON with `weight_map`: {error!r}") from None
+    if missing := [str(shard) for shard in shards.values() if not shard.is_file()]:
+        raise FileNotFoundError(f"{index} lists shards that are not there: {', '.join(missing)}.")
+    content = {name: _read(shard) for name, shard in shards.items()}
+    for name, shard in shards.items():
+        if not isinstance(content[name], Mapping):
+            raise ValueError(f"{shard}: expected a dict of tensors.")
+    if lacking := sorted(key for key, name in files.items() if key not in content[name]):
+        raise ValueError(f"{index} lists {lacking[0]} in {files[lacking[0]]}, which does not hold it.")
+    return {key: content[name][key] for key, name in files.items()}
+
+
+def _read(file: Path) -> Any:
+    if file.suffix != ".safetensors":
+        return _load_torch(file)
+    try:
+        return load_file(file)
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{file} is truncated or no checkpoint: {error}") from None
 
 
 def _load_torch(file: Path) -> Any:
@@ -65,20 +121,86 @@ def _is_torchscript(file: Path) -> bool:
         return any("/code/" in name or name.endswith("constants.pkl") for name in archive.namelist())
 
 
-def unwrap(content: Any, source: str) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, which training programs keep under a key of their own."""
-    for wrapper in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-            break
-    if not isinstance(content, Mapping) or not content:
+def unwrap(content: Any, source: str, prefix: str | None = None) -> Checkpoint:
+    """
+    The CLIP in what a training program keeps: the one dict and the one prefix that have a CLIP's names.
+
+    Args:
+        content (`dict`): tensors, or dicts of them.
+        source (`str`): what it is called in messages.
+        prefix (`str`, *optional*):
+            Chooses among several CLIPs: the keys of the dict or what stands before the names, or both, joined by dots;
+            with `visual.` a vision tower alone. What wrappers of modules put into names is left out.
+
+    Raises:
+        `ValueError` where there are no tensors, where a value is none, and where several CLIPs are there.
+    """
+    held = dict(_held(content))
+    found = [(path, before) for path, tensors in held.items() for before in clip_prefixes(tensors)]
+    everywhere = ", ".join(_shown(*place) for place in found)
+    if prefix is not None:
+        found = _chosen(held, found, clean(prefix).strip("."))
+        if not found:
+            at = f"; there is one under {everywhere}" if everywhere else ""
+            raise ValueError(f"{source}: no CLIP lies under the prefix {prefix!r}{at}.")
+    if len(found) > 1:
+        places = ", ".join(_shown(*place) for place in found)
         raise ValueError(
-            f"{source}: expected a dict of tensors, or one under {', '.join(f'`{w}`' for w in WRAPPERS)}."
+            f"{source} holds {len(found)} CLIPs, under {places}. Choose one as `prefix` (`--prefix`), "
+            f"e.g. `--prefix {_shown(*found[-1])}`."
         )
-    for key, value in content.items():
+    path, before = found[0] if found else (_only(held, source), "")
+    tensors = {}
+    for key, value in held[path].items():
+        if isinstance(value, int) and not isinstance(value, bool) and str(key).split(".")[-1] in SIZES:
+            value = torch.tensor(value)
         if not isinstance(value, Tensor):
             raise ValueError(f"{source}: expected a dict of tensors, but {key!r} is {type(value).__name__}.")
-    return dict(content)
+        tensors[key] = value
+    return Checkpoint(tensors, path, before)
+
+
+def _held(content: Any, path: str = "", depth: int = 4) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every dict with a tensor in it, by the keys that lead to it."""
+    if not isinstance(content, Mapping) or depth == 0:
+        return
+    if any(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
+        yield path, content
+    for key, value in content.items():
+        yield from _held(value, f"{path}.{key}" if path else str(key), depth - 1)
+
+
+def _shown(path: str, prefix: str) -> str:
+    place = f"{path}.{prefix}" if path else prefix
+    return f"`{place}`" if place else '`""` (the top)'
+
+
+def _chosen(held: Mapping[str, Mapping[str, Any]], found: list[tuple[str, str]], wanted: str) -> list[tuple[str, str]]:
+    """Where the CLIPs under a prefix are."""
+    if not wanted:
+        return [place for place in found if place == ("", "")]
+    places = []
+    for path, tensors in held.items():
+        names = {clean(key): value for key, value in tensors.items() if isinstance(key, str)}
+        below = "" if wanted == path else wanted.removeprefix(f"{path}.") + "."
+        for start in {below, *(before + below for before in clip_prefixes(tensors))}:
+            inside = {name.removeprefix(start): names[name] for name in names if name.startswith(start)}
+            if path == wanted or start:
+                places += [(path, start + before) for before in clip_prefixes(inside)]
+    return sorted(set(places))
+
+
+def _only(held: Mapping[str, Any], source: str) -> str:
+    """Where the tensors are in which no CLIP was seen: what is missing of one will be named."""
+    for path in ("", *WRAPPERS):
+        if path in held:
+            return path
+    if len(held) == 1:
+        return next(iter(held))
+    raise ValueError(
+        f"{source}: expected a dict of tensors, or one under {', '.join(f'`{w}`' for w in WRAPPERS)}, "
+        "or of any other name where it is a CLIP's."
+    )
 
 
 def write_checkpoint(tensors: dict[str, Tensor], file: str | PathLike) -> None:
@@ -91,4 +213,4 @@ def write_checkpoint(tensors: dict[str, Tensor], file: str | PathLike) -> None:
         torch.save(tensors, file)
 
 
-__all__ = ["read_checkpoint", "unwrap", "write_checkpoint"]
+__all__ = ["Checkpoint", "read_checkpoint", "unwrap", "write_checkpoint"]

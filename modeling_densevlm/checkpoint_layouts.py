@@ -2,7 +2,8 @@
 Under which names public checkpoints keep what ours do, as data: one list of rules a tower, read in both directions.
 
 The names on the left are those of open_clip and EVA-CLIP, as the reference code uses them (text keys without their
-`text.` prefix). Other layouts (RegionCLIP, timm, transformers, vision towers alone) are first brought to these.
+`text.` prefix). Other layouts (RegionCLIP, timm, transformers, vision towers alone) are first brought to these
+(`checkpoint_names.py`).
 """
 
 import re
@@ -23,7 +24,7 @@ class Rule:
         theirs, ours (`str`, or a tuple of them where the other side keeps them stacked in one tensor).
         parts (`tuple[int, ...]`): relative heights of the stacked pieces.
         transposed (`bool`): matrices that the two sides apply from different sides.
-        leading (`int`): leading dimensions of size one that their tensor has and ours has not (negative: ours has).
+        leading (`int`): leading dimensions of size one that their tensor has and ours has not.
     """
 
     theirs: str | tuple[str, ...]
@@ -66,11 +67,20 @@ def rename(tensors: Mapping[str, Tensor], rules: list[Rule], to_ours: bool) -> t
 
 def their_names(ours: str, rules: list[Rule]) -> list[str]:
     """What the other side calls the tensor, or those it is made of; nothing where no rule knows it."""
-    for rule in rules:
-        names, theirs = (side if isinstance(side, tuple) else (side,) for side in (rule.ours, rule.theirs))
-        for name in names:
-            if found := _pattern(name).fullmatch(ours):
-                return [_fill(their, found.groups()) for their in theirs]
+    return _names(ours, [(rule.ours, rule.theirs) for rule in rules])
+
+
+def our_names(theirs: str, rules: list[Rule]) -> list[str]:
+    """What we call the tensor, or those it is made of; nothing where no rule knows it."""
+    return _names(theirs, [(rule.theirs, rule.ours) for rule in rules])
+
+
+def _names(name: str, pairs: list[tuple[str | tuple[str, ...], str | tuple[str, ...]]]) -> list[str]:
+    for pair in pairs:
+        sources, targets = (side if isinstance(side, tuple) else (side,) for side in pair)
+        for source in sources:
+            if found := _pattern(source).fullmatch(name):
+                return [_fill(target, found.groups()) for target in targets]
     return []
 
 
@@ -89,10 +99,10 @@ def _fill(name: str, found: tuple[str, ...]) -> str:
 def _reshape(tensor: Tensor, rule: Rule, to_ours: bool) -> Tensor:
     if rule.transposed:
         return tensor.T if tensor.ndim == 2 else tensor
-    leading = rule.leading if to_ours else -rule.leading
-    if leading > 0:  # drop them
-        return tensor.reshape(tensor.shape[leading:]) if tensor.shape[:leading] == (1,) * leading else tensor
-    return tensor[(None,) * -leading] if leading else tensor
+    if not to_ours:
+        return tensor[(None,) * rule.leading] if rule.leading else tensor
+    ones = tensor.shape[: rule.leading]
+    return tensor.reshape(tensor.shape[len(ones) :]) if ones == (1,) * rule.leading else tensor
 
 
 def _block(theirs: str, ours: str, names: dict[str, str]) -> list[Rule]:
@@ -121,20 +131,18 @@ _TEXT = [
     Rule("positional_embedding", "text_model.embeddings.position_embedding.weight"),
     Rule("ln_final.*", "text_model.final_layer_norm.*"),
     *_openai_blocks("transformer.resblocks.{}", "text_model.encoder.layers.{}"),
+    # Numbers or vectors of one: the converter gives them the shape that is wanted.
+    Rule("logit_scale", "logit_scale"),
+    Rule("logit_bias", "logit_bias"),
 ]
 
 CLIP_TEXT = [
     *_TEXT,
     Rule("text_projection", "text_projection.weight", transposed=True),
-    Rule("logit_scale", "logit_scale"),
+    Rule("text_projection.weight", "text_projection.weight"),  # where it is a layer
 ]
 
-SIGLIP_TEXT = [
-    *_TEXT,
-    Rule("text_projection.*", "text_model.head.*"),
-    Rule("logit_scale", "logit_scale", leading=-1),
-    Rule("logit_bias", "logit_bias", leading=-1),
-]
+SIGLIP_TEXT = [*_TEXT, Rule("text_projection.*", "text_model.head.*")]
 
 _VISION_BLOCK = "vision_model.encoder.layers.{}"
 
@@ -146,6 +154,7 @@ CLIP_VIT = [
     *_openai_blocks("visual.transformer.resblocks.{}", _VISION_BLOCK),
     Rule("visual.ln_post.*", "vision_model.post_layernorm.*"),
     Rule("visual.proj", "visual_projection.weight", transposed=True),
+    Rule("visual.proj.weight", "visual_projection.weight"),  # where it is a layer
 ]
 
 EVA02_CLIP = [
@@ -180,13 +189,20 @@ CLIP_RESNET = [
     Rule("visual.**", "vision_model.**"),
 ]
 
+_TIMM_HEADS = [
+    Rule("visual.head.proj.*", "visual_projection.*"),
+    Rule("visual.head.mlp.fc1.*", "visual_projection.fc1.*"),
+    Rule("visual.head.mlp.fc2.*", "visual_projection.fc2.*"),
+]
+
 TIMM_CONVNEXT = [
-    Rule("visual.head.proj.weight", "visual_projection.weight"),
+    *_TIMM_HEADS,
+    Rule("visual.trunk.head.fc.*", "visual_projection.*"),
     Rule("visual.trunk.**", "vision_model.trunk.**"),
 ]
 
 TIMM_VIT = [
-    Rule("visual.head.proj.*", "visual_projection.*"),
+    *_TIMM_HEADS,
     Rule("visual.trunk.head.*", "visual_projection.*"),
     Rule("visual.trunk.**", "vision_model.trunk.**"),
 ]
@@ -236,14 +252,12 @@ class Layout:
         signature (`str`): a key that no other kind has.
         rules (`list[Rule]`): of the vision tower and of the text tower that goes with it.
         text_prefix (`str`): what open_clip and EVA-CLIP put before the text tower's keys.
-        derived (`str`, *optional*): a regular expression of tables that follow from the configuration.
     """
 
     name: str
     signature: str
     rules: list[Rule]
     text_prefix: str = ""
-    derived: str | None = None
 
 
 LAYOUTS = {
@@ -253,7 +267,6 @@ LAYOUTS = {
         "visual.blocks.0.attn.inner_attn_ln.weight",
         EVA02_CLIP + CLIP_TEXT,
         text_prefix="text.",
-        derived=r"visual\.(blocks\.\d+\.attn\.)?rope\.freqs_(?P<kind>cos|sin)",
     ),
     "clip_resnet_vision_model": Layout("CLIP ResNet", "visual.layer1.0.conv1.weight", CLIP_RESNET + CLIP_TEXT),
     "timm_convnext_vision_model": Layout(
@@ -266,111 +279,18 @@ LAYOUTS = {
 }
 """By the vision tower's `model_type`; the first whose signature a checkpoint has is the one."""
 
-_TEXT_KEYS = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection")
 
-_TIMM_EVA = {
-    "attn.q_proj.bias": "attn.q_bias",
-    "attn.v_proj.bias": "attn.v_bias",
-    "attn.norm.": "attn.inner_attn_ln.",
-    "mlp.fc1_g.": "mlp.w1.",
-    "mlp.fc1_x.": "mlp.w2.",
-    "mlp.norm.": "mlp.ffn_ln.",
-    "mlp.fc2.": "mlp.w3.",
-}
-
-REGIONCLIP_SET_ASIDE = (
-    "teacher_backbone.",
-    "teacher_roi_heads.",
-    "offline_backbone.",
-    "offline_proposal_generator.",
-    "proposal_generator.",
-    "roi_heads.",
-    "pixel_mean",
-    "pixel_std",
-)
-"""What RegionCLIP's files hold beside the CLIP: detectors and the frozen teacher."""
-
-
-def to_reference_names(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str], str]:
-    """
-    The names of any known layout as those of the reference.
-
-    Returns:
-        The tensors; the names of those that were set aside, for they are no part of a CLIP; and the layout's name.
-
-    Raises:
-        `ValueError` where two tensors would have the same name.
-    """
-    named = _each(tensors, lambda key: _WRAPPED.sub("", key))
-    if any(key.startswith("backbone.") for key in named):
-        return _from_regionclip(named)
-    if any(key.startswith(("vision_model.", "text_model.")) for key in named):
-        return _from_transformers(named), [], "transformers"
-    if any(f"{prefix}blocks.0.attn.norm.weight" in named for prefix in ("visual.trunk.", "visual.", "")):
-        return _each(named, _from_timm_eva), [], "timm"
-    if _looks_like_vision_alone(named):
-        return _each(named, lambda key: f"visual.{key}"), [], "vision tower alone"
-    return _each(named, lambda key: key.removeprefix("text.")), [], "open_clip"
-
-
-_WRAPPED = re.compile(r"^(module\.|_orig_mod\.)+")
-"""What data-parallel and compiled models put before every name."""
-
-
-def _each(tensors: Mapping[str, Tensor], name: Callable[[str], str]) -> dict[str, Tensor]:
-    renamed, origin = {}, {}
-    for key, tensor in tensors.items():
-        new = name(key)
-        if new in renamed:
-            raise ValueError(f"The checkpoint holds {new} twice, as {origin[new]} and as {key}.")
-        renamed[new], origin[new] = tensor, key
-    return renamed
-
-
-def _looks_like_vision_alone(named: Mapping[str, Tensor]) -> bool:
-    signatures = [layout.signature.removeprefix("visual.") for layout in LAYOUTS.values()]
-    return any(signature in named for signature in signatures)
-
-
-def _from_regionclip(named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str], str]:
-    set_aside = sorted(key for key in named if key.startswith(REGIONCLIP_SET_ASIDE))
-    kept = {key: tensor for key, tensor in named.items() if key not in set_aside}
-    renamed = _each(kept, lambda key: re.sub(r"^backbone\.", "visual.", key).removeprefix("lang_encoder."))
-    # Its batch norms are frozen and count no batches.
-    for key in [key for key in renamed if key.endswith(".running_mean")]:
-        counter = key.replace("running_mean", "num_batches_tracked")
-        renamed.setdefault(counter, torch.zeros((), dtype=torch.int64, device=renamed[key].device))
-    return renamed, set_aside, "RegionCLIP"
-
-
-def _from_timm_eva(key: str) -> str:
-    if key.startswith(("text.", *_TEXT_KEYS)) or key == "logit_scale":
-        return key.removeprefix("text.")
-    key = key.removeprefix("visual.").removeprefix("trunk.")
-    for theirs, ours in _TIMM_EVA.items():
-        key = key.replace(theirs, ours)
-    return f"visual.{key}"
-
-
-def _from_transformers(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those of transformers' CLIP and SigLIP are ours; ours are of every tower."""
-    named = {key: tensor for key, tensor in named.items() if not key.endswith(".position_ids")}
-    results = {layout.signature: rename(named, layout.rules, to_ours=False) for layout in LAYOUTS.values()}
-    _, (renamed, left) = min(results.items(), key=lambda item: (item[0] not in item[1][0], len(item[1][1])))
-    return renamed | {key: named[key] for key in left}
-
-
-def find_kind(tensors: Mapping[str, Tensor]) -> str:
-    """The vision tower's `model_type`, told by the reference's names."""
+def find_kind(tensors: Mapping[str, Tensor], in_file: Callable[[str], str] = str) -> str:
+    """The vision tower's `model_type`, told by the reference's names; `in_file` gives those of messages."""
     for kind, layout in LAYOUTS.items():
         if layout.signature in tensors:
             return kind
     hint = ""
     if "visual.blocks.0.attn.qkv.weight" in tensors or "visual.blocks.0.attn.q_bias" in tensors:
         hint = " It looks like an EVA-CLIP of the first generation or without sub-LayerNorm, which is not supported."
-    shown = ", ".join(sorted(tensors)[:5]) or "nothing"
+    shown = ", ".join(map(in_file, sorted(tensors)[:5])) or "nothing"
     known = ", ".join(layout.name for layout in LAYOUTS.values())
     raise ValueError(f"The checkpoint holds no vision tower that is known ({known}); its keys: {shown} ...{hint}")
 
 
-__all__ = ["LAYOUTS", "Layout", "Rule", "find_kind", "rename", "their_names", "to_reference_names"]
+__all__ = ["LAYOUTS", "Layout", "Rule", "find_kind", "our_names", "rename", "their_names"]

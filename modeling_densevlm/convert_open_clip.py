@@ -1,19 +1,20 @@
 """
 Public checkpoints to a DenseVLM, and a DenseVLM back to the layout of open_clip and the reference code.
 
-    python -m modeling_densevlm.convert_open_clip CHECKPOINT OUTPUT [--config NAME_OR_JSON] [--processor FOLDER]
+    python -m modeling_densevlm.convert_open_clip CHECKPOINT OUTPUT [--config NAME_OR_JSON] [--prefix PREFIX]
+        [--processor FOLDER]
     python -m modeling_densevlm.convert_open_clip --export FOLDER OUTPUT.pt
 
 Read are checkpoints of open_clip, EVA-CLIP, CLIPSelf, FineCLIP, DenseVLM, RegionCLIP, timm's EVA-02 CLIP and
-transformers' CLIP: `.safetensors`, or `.pt`, `.pth` and `.bin`, of which nothing is unpickled. Model and sizes are
-told by the keys; where they fit several known models, `--config` chooses. A key that is missing, left over or of
-another shape is an error that names it.
+transformers' CLIP, also inside detectors and training checkpoints: `.safetensors`, or `.pt`, `.pth` and `.bin`, of
+which nothing is unpickled, or the index of their shards. Model and sizes are told by the keys; where they fit several
+known models, `--config` chooses. Where a file holds several CLIPs, a teacher say, `--prefix` does; it also takes a
+vision tower alone (`--prefix visual.`). A key that is missing, left over or of another shape is an error naming it.
 """
 
 import argparse
 import functools
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -27,6 +28,7 @@ from transformers.utils import logging
 
 from .checkpoint_configs import (
     QUICK_GELU,
+    VISION_TOWER_ALONE,
     config_kind,
     config_names,
     convert_config,
@@ -34,18 +36,20 @@ from .checkpoint_configs import (
     has_text_tower,
     load_config,
 )
+from .checkpoint_derived import exported_tables, split_derived
 from .checkpoint_files import read_checkpoint, unwrap, write_checkpoint
-from .checkpoint_layouts import LAYOUTS, Layout, find_kind, rename, their_names, to_reference_names
+from .checkpoint_layouts import LAYOUTS, Layout, find_kind, rename, their_names
+from .checkpoint_names import ClipTensors, to_reference_names
 from .configuration_densevlm import DenseVLMConfig
 from .image_processing_densevlm import DenseVLMImageProcessor
 from .modeling_densevlm import DenseVLMModel
-from .modeling_eva_clip import rotary_tables
 from .processing_densevlm import DenseVLMProcessor
 
 
 logger = logging.get_logger(__name__)
 
 SIGLIP_MEAN_STD = [0.5, 0.5, 0.5]
+LOGITS = ("logit_scale", "logit_bias")
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -61,9 +65,11 @@ class ConversionReport:
         config (`str`): the configuration's name, or "given".
         matched (`int`): tensors that found their place.
         parameters (`int`): their numbers together.
+        place (`str`): where in the file the CLIP is, as keys and what stands before its names.
         checked (`list[str]`): tables that follow from the configuration; they were compared with ours and are not
             kept.
-        set_aside (`list[str]`): tensors that are no part of a CLIP (a detector's).
+        derived (`list[str]`): further entries that follow from it, with what they say where it is another thing.
+        set_aside (`list[str]`): tensors that are no part of the CLIP (a detector's, a second CLIP's).
         defaults (`list[str]`): what the file does not hold and need not.
     """
 
@@ -72,7 +78,9 @@ class ConversionReport:
     config: str
     matched: int = 0
     parameters: int = 0
+    place: str = ""
     checked: list[str] = field(default_factory=list)
+    derived: list[str] = field(default_factory=list)
     set_aside: list[str] = field(default_factory=list)
     defaults: list[str] = field(default_factory=list)
 
@@ -81,16 +89,22 @@ class ConversionReport:
             f"{self.tower} ({self.config}), in the layout of {self.layout}: {self.matched} tensors matched, "
             f"{self.parameters:,} numbers"
         ]
+        if self.place:
+            lines.append(f"its names begin with {self.place}")
         if self.checked:
             lines.append(f"{len(self.checked)} rotary tables agree with ours")
+        if self.derived:
+            lines.append(f"{len(self.derived)} entries that follow from the rest are not kept: {_some(self.derived)}")
         if self.set_aside:
             parts = sorted({key.split(".")[0] for key in self.set_aside})
-            lines.append(f"{len(self.set_aside)} tensors set aside, no part of a CLIP: {', '.join(parts)}")
+            lines.append(f"{len(self.set_aside)} tensors set aside, no part of a CLIP: {_some(parts)}")
         return "\n".join(lines + self.defaults)
 
 
 def convert_checkpoint(
-    checkpoint: str | PathLike | Mapping[str, Tensor], config: Mapping[str, Any] | str | PathLike | None = None
+    checkpoint: str | PathLike | Mapping[str, Any],
+    config: Mapping[str, Any] | str | PathLike | None = None,
+    prefix: str | None = None,
 ) -> DenseVLMModel:
     r"""
     Args:
@@ -98,41 +112,48 @@ def convert_checkpoint(
         config (`dict`, name or path, *optional*):
             open_clip's JSON, the name of a known configuration ([`config_names`]) or a file. By default it is the
             known configuration whose shapes the tensors have.
+        prefix (`str`, *optional*):
+            Which CLIP, where a file holds several: `"ema."`, `"teacher."` ... The error of such a file lists them.
+            `"visual."` takes the vision tower alone.
 
     Returns:
         [`DenseVLMModel`] in eval mode, float32. A checkpoint of a vision tower alone gives one without a text tower.
 
     Raises:
         `ValueError` naming every key that is missing, left over or of another shape; for a file that is no checkpoint;
-        and where several known configurations fit, listing them.
+        and where several CLIPs are in the file or several known configurations fit, listing them.
     """
-    model, report = convert_with_report(checkpoint, config)
+    model, report = convert_with_report(checkpoint, config, prefix)
     logger.info(str(report))
     return model
 
 
 def convert_with_report(
-    checkpoint: str | PathLike | Mapping[str, Tensor], config: Mapping[str, Any] | str | PathLike | None = None
+    checkpoint: str | PathLike | Mapping[str, Any],
+    config: Mapping[str, Any] | str | PathLike | None = None,
+    prefix: str | None = None,
 ) -> tuple[DenseVLMModel, ConversionReport]:
     """As [`convert_checkpoint`], with the [`ConversionReport`]."""
     is_mapping = isinstance(checkpoint, Mapping)
-    tensors = unwrap(checkpoint, "The checkpoint") if is_mapping else read_checkpoint(checkpoint)
-    weights, set_aside, layout_name = to_reference_names(tensors)
+    file = unwrap(checkpoint, "The checkpoint", prefix) if is_mapping else read_checkpoint(checkpoint, prefix)
+    clip = to_reference_names(file.tensors, file.prefix)
+    weights = clip.tensors
     if config is None:
-        name, config = recognise(weights, layout_name)
+        name, config = recognise(weights, clip.layout, clip)
     else:
         name = "given" if isinstance(config, Mapping) else str(config)
         config = config if isinstance(config, Mapping) else load_config(config)
     kind = _agreed_kind(weights, config)
-    report = ConversionReport(layout_name, LAYOUTS[kind].name, name, set_aside=set_aside)
+    report = ConversionReport(clip.layout, LAYOUTS[kind].name, name, set_aside=clip.set_aside)
+    report.place = ".".join(filter(None, (file.wrapper, file.prefix)))
     model_config = convert_config(config, weights)
-    if (layout_name, kind) == ("transformers", "siglip_vision_model"):
+    if (clip.layout, kind) == ("transformers", "siglip_vision_model"):
         for tower in filter(None, (model_config.vision_config, model_config.text_config)):
             tower.hidden_act = "gelu_pytorch_tanh"
         report.defaults.append("GELU by tanh, as in every SigLIP of transformers")
-    weights, report.checked = _split_derived(weights, LAYOUTS[kind], model_config)
+    weights, report.checked, report.derived = split_derived(weights, model_config, clip.in_file)
     model = DenseVLMModel(model_config)
-    converted = _renamed(weights, kind, model, report)
+    converted = _renamed(weights, kind, model, report, clip)
     model.load_state_dict({key: t.float() if t.is_floating_point() else t for key, t in converted.items()})
     return model.eval(), report
 
@@ -152,20 +173,26 @@ def _agreed_kind(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> st
 
 
 def _renamed(
-    weights: Mapping[str, Tensor], kind: str, model: DenseVLMModel, report: ConversionReport
+    weights: Mapping[str, Tensor], kind: str, model: DenseVLMModel, report: ConversionReport, clip: ClipTensors
 ) -> dict[str, Tensor]:
     """The tensors under our names; they are exactly the model's, or a `ValueError` names what is not."""
     layout = LAYOUTS[kind]
     converted, unknown = rename(weights, layout.rules, to_ours=True)
     expected = model.state_dict()
-    if "logit_scale" not in converted and (model.text_model is None or report.layout == "RegionCLIP"):
-        converted["logit_scale"] = expected["logit_scale"]
-        report.defaults.append("no logit_scale in the file: the default is kept, dense features do not need it")
+    for name in LOGITS:
+        if name in converted and converted[name].numel() == 1 and name in expected:
+            converted[name] = converted[name].reshape(expected[name].shape)
+        elif (
+            name in expected and name not in converted and (model.text_model is None or report.layout == "RegionCLIP")
+        ):
+            converted[name] = expected[name]
+            report.defaults.append(f"no {name} in the file: the default is kept, dense features do not need it")
+    shapes = _all_shapes(converted), _all_shapes(expected)
     problems = {
-        "Left over": [_unplaced(key, weights[key], layout) for key in unknown],
-        **_differences(*({key: tuple(t.shape) for key, t in side.items()} for side in (converted, expected)), layout),
+        "Left over": [_unplaced(key, weights[key], layout, clip) for key in unknown],
+        **_differences(*shapes, layout, clip),
         "of another type": [
-            f"{key} {converted[key].dtype} instead of a floating one"
+            f"{key} {converted[key].dtype} instead of a floating one{_in_file(key, layout, clip)}"
             for key in sorted(set(expected) & set(converted))
             if expected[key].is_floating_point() and not converted[key].is_floating_point()
         ],
@@ -173,44 +200,68 @@ def _renamed(
     if any(problems.values()):
         fitting = fitting_configs(weights, kind, resized=False)
         hint = f" It has the shapes of {', '.join(fitting)}." if fitting and report.config not in fitting else ""
-        raise ValueError(f"The checkpoint does not fit its configuration ({report.config}).{hint} {_told(problems)}.")
+        raise ValueError(
+            f"The checkpoint does not fit its configuration ({report.config}).{hint} {_told(problems)}."
+            + _about_text_tower(unknown, clip)
+        )
     report.matched = len(converted)
     report.parameters = sum(tensor.numel() for tensor in converted.values())
     return converted
 
 
-def _differences(found: Shapes, expected: Shapes, layout: Layout) -> dict[str, list[str]]:
+def _about_text_tower(unknown: Sequence[str], clip: ClipTensors) -> str:
+    """Where what is left over is the text tower of another library: what can be had without it."""
+    if not any(clip.in_file(key).removeprefix(clip.prefix).startswith("text") for key in unknown):
+        return ""
+    return f" Its text tower is none that is known here. {VISION_TOWER_ALONE}"
+
+
+def _differences(
+    found: Shapes, expected: Shapes, layout: Layout, clip: ClipTensors | None = None
+) -> dict[str, list[str]]:
     """In words: what is missing, left over and of another shape."""
     return {
-        "missing": [_both_names(key, layout) for key in sorted(set(expected) - set(found))],
-        "left over": [_both_names(key, layout) for key in sorted(set(found) - set(expected))],
+        "missing": [_both_names(key, layout, clip) for key in sorted(set(expected) - set(found))],
+        "left over": [_both_names(key, layout, clip) for key in sorted(set(found) - set(expected))],
         "of another shape": [
-            f"{key} {found[key]} instead of {expected[key]}"
+            f"{key} {found[key]} instead of {expected[key]}{_in_file(key, layout, clip)}"
             for key in sorted(set(expected) & set(found))
             if found[key] != expected[key]
         ],
     }
 
 
-def _unplaced(key: str, tensor: Tensor, layout: Layout) -> str:
-    return f"the key {key!r} belongs to no part of a {layout.name} (its shape is {tuple(tensor.shape)})"
+def _unplaced(key: str, tensor: Tensor, layout: Layout, clip: ClipTensors | None) -> str:
+    name = key if clip is None else clip.in_file(key)
+    return f"the key {name!r} belongs to no part of a {layout.name} (its shape is {tuple(tensor.shape)})"
 
 
 def _told(problems: Mapping[str, Sequence[str]]) -> str:
     return "; ".join(f"{what}: {_some(keys)}" for what, keys in problems.items() if keys)
 
 
-def _both_names(ours: str, layout: Layout) -> str:
-    """Our name of a tensor and, in brackets, the checkpoint's."""
-    names = [name for name in their_names(ours, layout.rules) if name != ours]
+def _both_names(ours: str, layout: Layout, clip: ClipTensors | None) -> str:
+    """Our name of a tensor and, in brackets, the file's."""
+    names = [name for name in _names_in_file(ours, layout, clip) if name != ours]
     return f"{ours} ({', '.join(names)})" if names else ours
+
+
+def _in_file(ours: str, layout: Layout, clip: ClipTensors | None) -> str:
+    names = [name for name in _names_in_file(ours, layout, clip) if name != ours]
+    return f", {', '.join(names)} in the file" if names else ""
+
+
+def _names_in_file(ours: str, layout: Layout, clip: ClipTensors | None) -> list[str]:
+    return their_names(ours, layout.rules) if clip is None else clip.ours_in_file(ours, layout.rules)
 
 
 def _some(keys: Sequence[str], most: int = 8) -> str:
     return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")
 
 
-def recognise(weights: Mapping[str, Tensor], layout_name: str = "open_clip") -> tuple[str, dict[str, Any]]:
+def recognise(
+    weights: Mapping[str, Tensor], layout_name: str = "open_clip", clip: ClipTensors | None = None
+) -> tuple[str, dict[str, Any]]:
     """
     The known configuration whose tensors have these names and shapes; else one whose have, but for a native image size
     that the learned positions were resized to.
@@ -218,11 +269,12 @@ def recognise(weights: Mapping[str, Tensor], layout_name: str = "open_clip") -> 
     Args:
         weights (`dict`): under the reference's names.
         layout_name (`str`, *optional*): the layout they came in; RegionCLIP's are OpenAI's, with QuickGELU.
+        clip ([`ClipTensors`], *optional*): knows the names they have in their file, for messages.
 
     Raises:
         `ValueError` that lists the choices where several or none fit.
     """
-    kind = find_kind(weights)
+    kind = find_kind(weights, clip.in_file if clip else str)
     fitting = fitting_configs(weights, kind)
     if layout_name == "RegionCLIP":
         fitting = [name for name in fitting if name.endswith(QUICK_GELU)]
@@ -235,9 +287,9 @@ def recognise(weights: Mapping[str, Tensor], layout_name: str = "open_clip") -> 
         )
     layout = LAYOUTS[kind]
     _, unknown = rename(weights, layout.rules, to_ours=True)
-    known = _differences_to_known(weights, kind)
+    known = _differences_to_known(weights, kind, clip)
     nearest = min(known, key=lambda name: sum(map(len, known[name].values())))
-    problems = {"Left over": [_unplaced(key, weights[key], layout) for key in unknown], **known[nearest]}
+    problems = {"Left over": [_unplaced(key, weights[key], layout, clip) for key in unknown], **known[nearest]}
     raise ValueError(
         f"The checkpoint is a {layout.name}, but has the shapes of no known configuration ({', '.join(known)}). "
         f"Give its own as `config` (`--config`, open_clip's JSON). The nearest is {nearest}, but: {_told(problems)}."
@@ -262,17 +314,23 @@ def fitting_configs(weights: Mapping[str, Tensor], kind: str, resized: bool = Tr
     return list(seen.values())
 
 
-def _differences_to_known(weights: Mapping[str, Tensor], kind: str) -> dict[str, dict[str, list[str]]]:
+def _differences_to_known(
+    weights: Mapping[str, Tensor], kind: str, clip: ClipTensors | None
+) -> dict[str, dict[str, list[str]]]:
     """For each known configuration of a kind, at its own image size."""
     layout, text = LAYOUTS[kind], has_text_tower(weights)
     converted, _ = rename(weights, layout.rules, to_ours=True)
     found = _shapes(converted)
-    return {name: _differences(found, _known_shapes(name, text), layout) for name in config_names(kind)}
+    return {name: _differences(found, _known_shapes(name, text), layout, clip) for name in config_names(kind)}
+
+
+def _all_shapes(tensors: Mapping[str, Tensor]) -> Shapes:
+    return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
-    """Of all but the temperature, which a checkpoint may lack."""
-    return {key: tuple(tensor.shape) for key, tensor in tensors.items() if key != "logit_scale"}
+    """Of all but the two numbers of the logits, which a checkpoint may lack."""
+    return {key: shape for key, shape in _all_shapes(tensors).items() if key not in LOGITS}
 
 
 def _model_shapes(config: DenseVLMConfig) -> Shapes:
@@ -283,37 +341,6 @@ def _model_shapes(config: DenseVLMConfig) -> Shapes:
 @functools.cache
 def _known_shapes(name: str, text: bool) -> Shapes:
     return _model_shapes(convert_config(load_config(name), text=text))
-
-
-def _split_derived(
-    weights: Mapping[str, Tensor], layout: Layout, config: DenseVLMConfig
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Takes the rotary tables out, after comparing them with ours for the grid they are made for."""
-    if layout.derived is None:
-        return dict(weights), []
-    vision = config.vision_config
-    kept, checked = {}, []
-    for key, table in weights.items():
-        found = re.fullmatch(layout.derived, key)
-        if found is None:
-            kept[key] = table
-            continue
-        side = round(len(table) ** 0.5) if table.ndim == 2 else 0
-        ours = _rotary_table(vision, (side, side), found["kind"])
-        close = 1e-4 if table.dtype == torch.float32 else 1e-2  # half precision keeps three digits
-        if table.shape != ours.shape or not torch.allclose(table.float(), ours, atol=close, rtol=0):
-            raise ValueError(
-                f"The rotary table {key!r} {tuple(table.shape)} is another than that of the configuration "
-                f"(`pt_hw_seq_len` {vision.rope_grid}, {vision.num_attention_heads} heads)."
-            )
-        checked.append(key)
-    return kept, checked
-
-
-def _rotary_table(vision: Any, size: tuple[int, int], kind: str) -> Tensor:
-    head_dim = vision.hidden_size // vision.num_attention_heads
-    cos, sin = rotary_tables(size, head_dim, vision.rope_grid, vision.rope_theta)
-    return cos if kind == "cos" else sin
 
 
 def export_checkpoint(model: DenseVLMModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -334,22 +361,11 @@ def export_checkpoint(model: DenseVLMModel) -> tuple[dict[str, Tensor], dict[str
     if left:
         raise ValueError(f"Without a name in the layout of open_clip: {_some(left)}.")
     tensors = {
-        key if key.startswith("visual.") or key in ("logit_scale", "logit_bias") else layout.text_prefix + key: tensor
+        key if key.startswith("visual.") or key in LOGITS else layout.text_prefix + key: tensor
         for key, tensor in tensors.items()
     }
-    return tensors | _exported_tables(model.config.vision_config, layout), config
-
-
-def _exported_tables(vision: Any, layout: Layout) -> dict[str, Tensor]:
-    if layout.derived is None:
-        return {}
-    side = vision.image_size // vision.patch_size
-    owners = ["visual.rope", *(f"visual.blocks.{i}.attn.rope" for i in range(vision.num_hidden_layers))]
-    return {
-        f"{owner}.freqs_{kind}": _rotary_table(vision, (side, side), kind)
-        for owner in owners
-        for kind in ("cos", "sin")
-    }
+    tensors |= {key: tensors[key].reshape(()) for key in LOGITS if key in tensors}
+    return tensors | exported_tables(model.config.vision_config), config
 
 
 def image_processor_for(model: DenseVLMModel, config: Mapping[str, Any]) -> DenseVLMImageProcessor:
@@ -371,6 +387,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("config_file", nargs="?", help="the same as --config")
     parser.add_argument("output", type=Path, help="folder to save to; with --export a .pt or .safetensors file")
     parser.add_argument("--config", help=f"open_clip's JSON, or one of {', '.join(config_names())}")
+    parser.add_argument("--prefix", help="which CLIP, where the file holds several: what its names begin with")
     parser.add_argument("--processor", help="folder or Hub name of the tokenizer")
     parser.add_argument("--export", action="store_true", help="from our folder to the layout of open_clip")
     arguments = parser.parse_args(argv)
@@ -399,7 +416,7 @@ def _convert_file(arguments: argparse.Namespace) -> None:
     # The tokenizer first: what cannot be had shall not leave half a folder.
     tokenizer = _load_tokenizer(arguments.processor) if arguments.processor else None
     config = arguments.config or arguments.config_file
-    model, report = convert_with_report(arguments.checkpoint, config)
+    model, report = convert_with_report(arguments.checkpoint, config, arguments.prefix)
     image_processor = image_processor_for(model, load_config(config) if config else {})
     model.save_pretrained(arguments.output)
     if tokenizer is not None:

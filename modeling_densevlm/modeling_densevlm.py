@@ -63,6 +63,8 @@ UNTOLD_BY_FINGERPRINT = {
     "initializer_range",
     "out_features",
     "out_indices",
+    "projection",
+    "projection_bias",
     "projection_dim",
 }
 """Of a tower's configuration: what changes no feature, or is seen in the weights."""

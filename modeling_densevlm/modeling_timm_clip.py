@@ -41,8 +41,20 @@ def check_plain_vit(trunk: nn.Module, architecture: str) -> None:
         raise ValueError(f"timm's {architecture} is no plain vision transformer: it has no dense path here.")
 
 
+class MLPProjection(nn.Module):
+    """Two layers into the image-text space, the head of open_clip's larger ConvNeXts."""
+
+    def __init__(self, hidden_size: int, dim: int, bias: bool):
+        super().__init__()
+        self.fc1 = nn.Linear(hidden_size, 2 * dim)
+        self.fc2 = nn.Linear(2 * dim, dim, bias=bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.fc2(nn.functional.gelu(self.fc1(features)))
+
+
 class TimmTower(PreTrainedModel):
-    """What the towers share: the trunk draws its own weights, and checkpoints block by block."""
+    """What the towers share: the trunk draws its own weights, and checkpoints block by block; a head of two layers."""
 
     main_input_name = "pixel_values"
     input_modalities = ("image",)
@@ -52,6 +64,17 @@ class TimmTower(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         """timm has drawn them; whatever of them a checkpoint lacks is an error of loading."""
+
+    @property
+    def projection_bias(self):
+        return self.config.projection_bias
+
+    def make_projection(self, dim):
+        if self.config.projection not in ("linear", "mlp"):
+            raise ValueError(f"`projection` is 'linear' or 'mlp', got {self.config.projection!r}.")
+        if self.config.projection == "mlp":
+            return MLPProjection(self.hidden_size, dim, bias=self.projection_bias)
+        return super().make_projection(dim)
 
     def run_block(self, block: nn.Module, hidden_states: Tensor, **options: Any) -> Tensor:
         if self.gradient_checkpointing and self.training:
@@ -73,6 +96,8 @@ class TimmConvNextVisionModel(TimmTower, VisionTower):
         super().__init__(config)
         sizes = {"depths": tuple(config.depths), "dims": tuple(config.dims)}
         self.trunk = create_trunk(config.architecture, **sizes, **(config.architecture_args or {}))
+        if not isinstance(self.trunk.norm_pre, nn.Identity):
+            raise ValueError(f"timm's {config.architecture} norms before it pools: it has no dense path here.")
         self.post_init()
 
     @property
@@ -151,10 +176,6 @@ class TimmViTVisionModel(TimmTower, TransformerTower):
             raise ValueError(f"`pooling` is 'avg', or 'token' where there is a class token; got {config.pooling!r}.")
         self.blocks[-1].__class__ = DenseTimmBlock
         self.post_init()
-
-    @property
-    def projection_bias(self):
-        return self.config.projection_bias
 
     @property
     def prefix(self):
