@@ -184,7 +184,7 @@ def _refuse_unknown(part: str, config: Json, known: set[str], only: Mapping[str,
     for field in sorted(set(config) - known):
         value = config[field]
         if value not in only.get(field, (None, False)):
-            refused.append(field if value is True else f"{field} ({value!r})")
+            refused.append(f"{field} ({value!r})" if isinstance(value, str | int) and value is not True else field)
     if refused:
         where = f"`{part}`" if part else "The open_clip configuration"
         error = UnsupportedTextTower if part == "text_cfg" else ValueError
@@ -236,7 +236,9 @@ def _eva02(vision: Json, config: Json, weights: Mapping[str, Tensor]) -> dict[st
 def _timm_eva02(vision: Json) -> Json:
     found = re.fullmatch(r"eva02_(base|large)_patch(\d+)_clip_(\d+)", vision["timm_model_name"])
     if found is None:
-        raise ValueError(f"timm's {vision['timm_model_name']} is no EVA-02 CLIP that is known here.")
+        raise ValueError(
+            f"`vision_cfg.timm_model_name`: timm's {vision['timm_model_name']} is no EVA-02 CLIP that is known here."
+        )
     _check_timm(vision, pools=("token",), projections=(None, ""))
     name = {"base": "EVA02-CLIP-B-16", "large": "EVA02-CLIP-L-14"}[found[1]]
     return {**load_config(name)["vision_cfg"], "image_size": vision.get("image_size", int(found[3]))}
@@ -276,7 +278,9 @@ def timm_trunk(architecture: str) -> nn.Module:
     except ImportError:
         raise
     except Exception as error:  # timm raises anything for a name or a combination it does not know
-        raise ValueError(f"timm builds no {architecture}: {str(error) or type(error).__name__}") from None
+        raise ValueError(
+            f"`vision_cfg.timm_model_name`: timm builds no {architecture}: {str(error) or type(error).__name__}"
+        ) from None
 
 
 def _timm_convnext(vision: Json, config: Json, weights: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -310,7 +314,10 @@ def _convnext_sizes(weights: Mapping[str, Tensor]) -> dict[int, tuple[int, int]]
 
 def _timm_vit(vision: Json, config: Json, weights: Mapping[str, Tensor]) -> dict[str, Any]:
     trunk = timm_trunk(vision["timm_model_name"])
-    check_plain_vit(trunk, vision["timm_model_name"])
+    try:
+        check_plain_vit(trunk, vision["timm_model_name"])
+    except ValueError as error:
+        raise ValueError(f"`vision_cfg.timm_model_name`: {error}") from None
     own = not vision.get("timm_proj", "linear")  # the network's own classifier follows its own pool
     pools = (trunk.global_pool,) if own else ("avg", "token", "", None)
     _check_timm(vision, pools, projections=("linear", "mlp", "", None))
@@ -366,7 +373,10 @@ def _siglip(vision: Json, config: Json, weights: Mapping[str, Tensor]) -> dict[s
     _check_timm(vision, pools=("map",), projections=("none",))
     known = siglip_architectures()
     if vision["timm_model_name"] not in known:
-        raise ValueError(f"timm's {vision['timm_model_name']} is no SigLIP that is known here ({', '.join(known)}).")
+        raise ValueError(
+            f"`vision_cfg.timm_model_name`: timm's {vision['timm_model_name']} is no SigLIP that is known here "
+            f"({', '.join(known)})."
+        )
     size, patch, native, activation = known[vision["timm_model_name"]]
     width, layers, heads, mlp = SIGLIP_SIZES[size]
     image_size = _number(vision, "image_size", "vision_cfg.", native)

@@ -152,7 +152,8 @@ def to_reference_names(tensors: Mapping[str, Tensor], prefix: str = "") -> ClipT
     """
     named, origin = _each(tensors, clean)
     named, origin = _norms_by_weight(named, origin)
-    inside = [name for name in named if name.startswith(prefix)]
+    within = tuple(other for other in clip_prefixes(named) if other != prefix and other.startswith(prefix))
+    inside = [name for name in named if name.startswith(prefix) and not name.startswith(within)]
     form = _form({name.removeprefix(prefix) for name in inside})
     if (
         prefix == "backbone."

@@ -1,5 +1,6 @@
 """Every public layout of weights, from its own implementation where that can be installed, converted and back."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -455,3 +456,186 @@ def test_the_command_line_converts_by_name_and_exports(exported, tokenizer, stud
         main([str(tmp_path / "c.safetensors"), str(tmp_path / "other")])
     with pytest.raises(SystemExit, match="nowhere is neither a file nor a known configuration"):
         main([str(tmp_path / "c.safetensors"), str(tmp_path / "other"), "--config", "nowhere"])
+
+
+OTHER_VALUES = {
+    "vision_cfg": {
+        "layers": 3,
+        "width": 48,
+        "head_width": 16,
+        "mlp_ratio": 2.5,
+        "patch_size": 16,
+        "image_size": 64,
+        "patch_dropout": 0.5,
+        "attn_pooler_queries": 8,
+        "attn_pooler_heads": 4,
+        "pos_embed_type": "sin_cos_2d",
+        "pool_type": "avg",
+        "act_kwargs": {"approximate": "tanh"},
+        "norm_kwargs": {"eps": 1e-3},
+        "block_type": "custom",
+        "timm_model_name": "convnext_atto",
+        "timm_pool": "max",
+        "timm_proj": "mlp",
+        "timm_drop": 0.5,
+        "timm_drop_path": 0.5,
+    },
+    "text_cfg": {
+        "context_length": 20,
+        "vocab_size": 70,
+        "hf_tokenizer_name": "bert-base-uncased",
+        "tokenizer_mode": "clips",
+        "tokenizer_kwargs": {"clean": "canonicalize"},
+        "width": 48,
+        "heads": 2,
+        "layers": 1,
+        "mlp_ratio": 2.5,
+        "pad_id": 1,
+        "eos_id": 5,
+        "pool_type": "last",
+        "proj_type": "none",
+        "act_kwargs": {"approximate": "tanh"},
+        "norm_kwargs": {"eps": 1e-3},
+        "block_type": "custom",
+        "hf_model_name": "roberta-base",
+        "hf_proj_type": "linear",
+        "hf_pooler_type": "cls_pooler",
+    },
+}
+"""Of each field of open_clip's configuration that is no flag, another value than its default."""
+
+REFUSED = {
+    "vision_cfg": {"ls_init_value", "attentional_pool", "no_ln_pre", "pool_type", "qk_norm", "scaled_cosine_attn"},
+    "text_cfg": {"ls_init_value", "embed_cls", "no_causal_mask", "proj_bias", "proj_type", "pool_type", "qk_norm"}
+    | {"scaled_cosine_attn", "hf_model_name"},
+}
+for fields in REFUSED.values():
+    fields |= {"scale_heads", "scale_attn_inner", "scale_attn", "scale_fc"}
+
+
+def first(features):
+    return features[0] if isinstance(features, tuple) else features
+
+
+@torch.no_grad()
+def assert_same_features(theirs, config):
+    """Converted, a model of open_clip gives its features, and again when it is exported and converted back."""
+    side, text = config["vision_cfg"].get("image_size", 224), config["text_cfg"]
+    image = torch.randn(1, 3, side, side)
+    tokens = torch.randint(1, text["vocab_size"] - 1, (2, text["context_length"]))
+    tokens[:, -2] = text["vocab_size"] - 1
+    model = convert_checkpoint(theirs.state_dict(), config)
+    for ours in (model, convert_checkpoint(*export_checkpoint(model))):
+        found = ours.get_image_features(image).pooler_output, ours.get_text_features(tokens).pooler_output
+        assert_close(found[0], first(theirs.visual(image)), atol=1e-5, rtol=1e-5)
+        assert_close(found[1], first(theirs.encode_text(tokens)), atol=1e-5, rtol=1e-5)
+    return model
+
+
+@pytest.mark.parametrize("part", OTHER_VALUES)
+def test_every_field_of_open_clips_configuration_gives_its_numbers_or_is_refused_by_name(build_open_clip, part):
+    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+
+    fields = dataclasses.fields(CLIPVisionCfg if part == "vision_cfg" else CLIPTextCfg)
+    for field in fields:
+        value = OTHER_VALUES[part].get(field.name)
+        if value is None:
+            value = 1e-4 if field.name == "ls_init_value" else not field.default
+            assert field.name == "ls_init_value" or isinstance(field.default, bool), f"{field.name} is new"
+        changed = {**OPEN_CLIP["vit"], part: {**OPEN_CLIP["vit"][part], field.name: value}}
+        if field.name in REFUSED[part]:
+            with pytest.raises(ValueError, match=rf"`{part}` has fields that are not converted: {field.name}\b"):
+                convert_config(changed)
+        else:
+            assert_same_features(build_open_clip(changed), changed)
+    whole = {"vision_cfg": CLIPVisionCfg(**VIT), "text_cfg": CLIPTextCfg(**TEXT)}
+    config = {"embed_dim": 24, **{name: dataclasses.asdict(cfg) for name, cfg in whole.items()}}
+    assert_same_features(build_open_clip(config), config)
+
+
+def test_every_configuration_of_open_clip_converts_or_is_refused_by_the_field(build_open_clip):
+    """Each form of a tower once, at a tiny size; timm's, which have one size only, in other tests."""
+    import open_clip
+
+    forms, refused = {}, {}
+    for name in open_clip.list_models():
+        config = open_clip.get_model_config(name)
+        if "timm_model_name" in config["vision_cfg"]:
+            continue  # those of timm's that have no dense path have their own test
+        for part, sizes in (("vision_cfg", VIT), ("text_cfg", TEXT)):
+            own = RESNET if part == "vision_cfg" and isinstance(config[part].get("layers"), list) else sizes
+            config[part] = {**config[part], **own}
+        try:
+            convert_config(config)
+            forms[json.dumps({**config, "embed_dim": 24}, sort_keys=True)] = name
+        except ValueError as error:
+            refused[name] = str(error)
+    assert {"ViT-B-16", "RN50"} & set(forms.values()) or len(forms) > 3
+    for form in forms:
+        assert_same_features(build_open_clip(json.loads(form)), json.loads(form))
+    telling = r"not converted: (no_ln_pre, pool_type|pool_type|hf_model_name|ls_init_value|multimodal_cfg|attentional)"
+    for name, message in refused.items():
+        assert re.search(telling, message), (name, message)
+
+
+TIMM_HEADS = [
+    ("convnext_atto", "", "mlp", False),
+    ("convnext_atto", "avg", "mlp", True),
+    ("convnext_atto", "avg", None, False),
+    ("convnext_atto", "", "linear", True),
+    ("vit_xsmall_patch16_clip_224", "token", "mlp", True),
+    ("vit_xsmall_patch16_clip_224", "avg", "linear", True),
+    ("vit_xsmall_patch16_clip_224", "", "mlp", False),
+]
+
+
+@pytest.mark.parametrize(("name", "pool", "head", "bias"), TIMM_HEADS)
+@torch.no_grad()
+def test_heads_of_timm_towers_convert_both_ways_and_are_applied_at_every_location(
+    build_open_clip, name, pool, head, bias
+):
+    """The head of two layers is that of convnext_large_d, the backbone of FC-CLIP."""
+    vision = {"timm_model_name": name, "timm_pool": pool, "timm_proj": head, "timm_proj_bias": bias}
+    config = {**OPEN_CLIP["vit"], "vision_cfg": {**vision, "image_size": 224 if "vit" in name else 64}}
+    theirs = build_open_clip(config)
+    model = assert_same_features(theirs, config)
+    image = torch.randn(1, 3, 96, 64)
+    hidden = model.vision_model.extract(image).dense
+    if head is None:
+        projected = theirs.visual.trunk.head.fc(hidden)
+    else:
+        projected = theirs.visual.head(hidden)
+    expected = torch.nn.functional.normalize(projected, dim=-1).permute(0, 3, 1, 2)
+    assert_close(model.get_dense_features(image), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_pools_and_heads_of_timm_towers_that_are_others_are_refused_by_their_field():
+    pytest.importorskip("timm", reason="timm is not installed (extra `vision`)")
+    convnext, vit, siglip = "convnext_atto", "vit_xsmall_patch16_clip_224", "vit_base_patch16_siglip_224"
+    wrong = [
+        (convnext, {"timm_pool": "max"}, "timm_pool"),
+        (convnext, {"timm_pool": "", "timm_proj": None}, "timm_pool"),
+        (convnext, {"timm_proj": "none"}, "timm_proj"),
+        (vit, {"timm_pool": "abs_attn"}, "timm_pool"),
+        (vit, {"timm_proj": None}, "timm_pool"),  # open_clip's default is the mean, the network's own the class token
+        (siglip, {"timm_pool": "map"}, "timm_proj"),  # the default is a matrix
+        ("eva02_base_patch16_clip_224", {"timm_proj": None}, "timm_pool"),
+    ]
+    for name, fields, field in wrong:
+        with pytest.raises(ValueError, match=rf"`vision_cfg` has fields that are not converted: {field} \("):
+            convert_config({**OPEN_CLIP["vit"], "vision_cfg": {"timm_model_name": name, **fields}})
+    hnf = {"timm_model_name": "convnext_tiny_hnf", "timm_pool": "", "timm_proj": "linear", "image_size": 64}
+    with pytest.raises(ValueError, match="convnext_tiny_hnf norms before it pools: it has no dense path here"):
+        DenseVLMModel(convert_config({**OPEN_CLIP["vit"], "vision_cfg": hnf}))
+    for field, value in (("no_causal_mask", False), ("pool_type", "argmax"), ("proj_bias", False)):
+        config = load_config("ViT-B-16-SigLIP")
+        with pytest.raises(ValueError, match=rf"not converted: {field} "):
+            convert_config({**config, "text_cfg": {**config["text_cfg"], field: value}})
+        without = {key: value for key, value in config["text_cfg"].items() if key != field}
+        with pytest.raises(ValueError, match=rf"the text tower of a SigLIP has `{field}`"):
+            convert_config({**config, "text_cfg": without})
+    with pytest.raises(ValueError, match=r"The open_clip configuration has fields that are not converted: adapters"):
+        convert_config({**OPEN_CLIP["vit"], "adapters": {"rank": 4}})
+    for wrong in ({"norm_kwargs": {"bias": False}}, {"act_kwargs": {"approximate": "sigmoid"}}):
+        with pytest.raises(ValueError, match=rf"`vision_cfg`: .*`{next(iter(wrong))}`"):
+            convert_config({**OPEN_CLIP["vit"], "vision_cfg": {**VIT, **wrong}})
