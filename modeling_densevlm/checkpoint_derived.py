@@ -22,6 +22,11 @@ _ROTARY = re.compile(
 )
 
 
+def is_derived(key: str) -> bool:
+    """Whether a name (the reference's) is that of such an entry."""
+    return key in SIZES or any(pattern.fullmatch(key) for pattern in (_MASK, _POSITION_IDS, _ROTARY))
+
+
 def split_derived(
     weights: Mapping[str, Tensor], config: DenseVLMConfig, in_file: Callable[[str], str]
 ) -> tuple[dict[str, Tensor], list[str], list[str]]:
@@ -130,4 +135,4 @@ def exported_tables(vision: Any) -> dict[str, Tensor]:
     return tables
 
 
-__all__ = ["SIZES", "exported_tables", "split_derived"]
+__all__ = ["SIZES", "exported_tables", "is_derived", "split_derived"]

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .checkpoint_derived import SIZES
-from .checkpoint_names import clean, clip_prefixes
+from .checkpoint_names import clean, clip_prefixes, same_tensors
 
 
 WRAPPERS = ("state_dict", "model", "module")
@@ -137,17 +137,17 @@ def unwrap(content: Any, source: str, prefix: str | None = None) -> Checkpoint:
     """
     held = dict(_held(content))
     found = [(path, before) for path, tensors in held.items() for before in clip_prefixes(tensors)]
-    everywhere = ", ".join(_shown(*place) for place in found)
+    everywhere = _told(found)
     if prefix is not None:
         found = _chosen(held, found, clean(prefix).strip("."))
         if not found:
             at = f"; there is one under {everywhere}" if everywhere else ""
             raise ValueError(f"{source}: no CLIP lies under the prefix {prefix!r}{at}.")
+    found = _distinct(held, found)
     if len(found) > 1:
-        places = ", ".join(_shown(*place) for place in found)
         raise ValueError(
-            f"{source} holds {len(found)} CLIPs, under {places}. Choose one as `prefix` (`--prefix`), "
-            f"e.g. `--prefix {_shown(*found[-1])}`."
+            f"{source} holds {len(found)} CLIPs, under {_told(found)}. Choose one as `prefix` (`--prefix`), "
+            f"e.g. `--prefix {_place(*found[-1])}`."
         )
     path, before = found[0] if found else (_only(held, source), "")
     tensors = {}
@@ -167,12 +167,27 @@ def _held(content: Any, path: str = "", depth: int = 4) -> Iterator[tuple[str, M
     if any(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
         yield path, content
     for key, value in content.items():
-        yield from _held(value, f"{path}.{key}" if path else str(key), depth - 1)
+        if not str(key).startswith("optim"):  # the moments that an optimiser keeps have the names of the weights
+            yield from _held(value, f"{path}.{key}" if path else str(key), depth - 1)
 
 
-def _shown(path: str, prefix: str) -> str:
-    place = f"{path}.{prefix}" if path else prefix
-    return f"`{place}`" if place else '`""` (the top)'
+def _distinct(held: Mapping[str, Mapping[str, Any]], found: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Each CLIP once, though a file names the same tensors twice."""
+    seen: dict[tuple[str, str], dict[str, Any]] = {}
+    for path, prefix in found if len(found) > 1 else ():
+        names = {clean(key): value for key, value in held[path].items() if isinstance(key, str)}
+        tensors = {name.removeprefix(prefix): names[name] for name in names if name.startswith(prefix)}
+        if not any(same_tensors(tensors, others) for others in seen.values()):
+            seen[path, prefix] = tensors
+    return list(seen) or found
+
+
+def _place(path: str, prefix: str) -> str:
+    return (f"{path}.{prefix}" if path else prefix) or '""'
+
+
+def _told(places: list[tuple[str, str]]) -> str:
+    return ", ".join(f"`{_place(*place)}`" for place in places)
 
 
 def _chosen(held: Mapping[str, Mapping[str, Any]], found: list[tuple[str, str]], wanted: str) -> list[tuple[str, str]]:

@@ -133,10 +133,13 @@ def clip_prefixes(tensors: Mapping[Any, Any]) -> list[str]:
     # A program that keeps a CLIP and its image encoder names the same tensors twice.
     whole = [tower(f"{prefix}visual.") for prefix, form in found.items() if form == "open_clip"]
     alone = [prefix for prefix, form in found.items() if form == _ALONE]
-    return [prefix for prefix in found if prefix not in alone or not any(_same(tower(prefix), t) for t in whole)]
+    return [
+        prefix for prefix in found if prefix not in alone or not any(same_tensors(tower(prefix), t) for t in whole)
+    ]
 
 
-def _same(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
+def same_tensors(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
+    """Whether both have the same names and numbers."""
     return left.keys() == right.keys() and all(
         isinstance(tensor, Tensor) and isinstance(right[name], Tensor) and torch.equal(tensor, right[name])
         for name, tensor in left.items()
@@ -278,4 +281,4 @@ def with_counters(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return counters | tensors
 
 
-__all__ = ["ClipTensors", "clean", "clip_prefixes", "to_reference_names"]
+__all__ = ["ClipTensors", "clean", "clip_prefixes", "same_tensors", "to_reference_names"]

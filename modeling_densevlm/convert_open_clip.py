@@ -36,7 +36,7 @@ from .checkpoint_configs import (
     has_text_tower,
     load_config,
 )
-from .checkpoint_derived import exported_tables, split_derived
+from .checkpoint_derived import exported_tables, is_derived, split_derived
 from .checkpoint_files import read_checkpoint, unwrap, write_checkpoint
 from .checkpoint_layouts import LAYOUTS, Layout, find_kind, rename, their_names
 from .checkpoint_names import ClipTensors, to_reference_names
@@ -289,7 +289,8 @@ def recognise(
     _, unknown = rename(weights, layout.rules, to_ours=True)
     known = _differences_to_known(weights, kind, clip)
     nearest = min(known, key=lambda name: sum(map(len, known[name].values())))
-    problems = {"Left over": [_unplaced(key, weights[key], layout, clip) for key in unknown], **known[nearest]}
+    unplaced = [_unplaced(key, weights[key], layout, clip) for key in unknown if not is_derived(key)]
+    problems = {"Left over": unplaced, **known[nearest]}
     raise ValueError(
         f"The checkpoint is a {layout.name}, but has the shapes of no known configuration ({', '.join(known)}). "
         f"Give its own as `config` (`--config`, open_clip's JSON). The nearest is {nearest}, but: {_told(problems)}."

@@ -105,12 +105,16 @@ def test_several_clips_are_listed_and_chosen_by_their_prefix(exported, tmp_path,
         assert name == "nested" or len(report.set_aside) == len(weights)
         with pytest.raises(ValueError, match=r"no CLIP lies under the prefix 'elsewhere'; there is one under"):
             convert_checkpoint(content, config, prefix="elsewhere")
+    same_twice = {"model": weights, "state_dict": dict(weights), "optimizer": {"exp_avg": other}}
+    assert same(convert_checkpoint(same_twice, config), model)
     with pytest.raises(ValueError, match="holds 2 CLIPs"):
         convert_checkpoint({"a": contents["flat"][0], "b": {}}, config, prefix="a")
     torch.save(contents["nested"][0], tmp_path / "c.pt")
     (tmp_path / "c.json").write_text(json.dumps(config))
     arguments = [tmp_path / "c.pt", tmp_path / "out", "--config", tmp_path / "c.json"]
-    with pytest.raises(SystemExit, match=r"c\.pt holds 2 CLIPs, under `model`, `ema`"):
+    with pytest.raises(
+        SystemExit, match=r"c\.pt holds 2 CLIPs, under `model\.`, `ema\.`\. Choose .* e\.g\. `--prefix ema\.`"
+    ):
         main([str(part) for part in arguments])
     main([str(part) for part in (*arguments, "--prefix", "ema")])
     assert "its names begin with ema" in capsys.readouterr().out
