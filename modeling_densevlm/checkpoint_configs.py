@@ -77,7 +77,7 @@ def load_config(name_or_file: str | PathLike) -> dict[str, Any]:
     if not file.is_file():
         raise FileNotFoundError(f"{name} is neither a file nor a known configuration ({', '.join(config_names())}).")
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = json.loads(file.read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is no JSON: {error}") from None
     if not isinstance(config, dict):
@@ -135,6 +135,8 @@ def convert_config(
         except UnsupportedTextTower as error:
             raise ValueError(f"{error} {VISION_TOWER_ALONE}") from None
     bias = config.get("init_logit_bias")
+    if isinstance(bias, bool) or not isinstance(bias, int | float | None):
+        raise ValueError(f"The open_clip configuration: `init_logit_bias` is a number, got {bias!r}.")
     if bias is None and "logit_bias" in weights:
         bias = 0  # training by a sigmoid loss draws it by a flag of the command line, not by the JSON
     return DenseVLMConfig(
@@ -401,8 +403,15 @@ _VISION: dict[str, Callable[[Json, Json, Mapping[str, Tensor]], dict[str, Any]]]
 }
 
 
+def _arguments(part: str, tower: Json, name: str) -> dict[str, Any]:
+    arguments = tower.get(name) or {}
+    if not isinstance(arguments, Mapping):
+        raise ValueError(f"`{part}`: `{name}` is an object, got {arguments!r}.")
+    return dict(arguments)
+
+
 def _activation(config: Json, part: str, tower: Json) -> str:
-    arguments = dict(tower.get("act_kwargs") or {})
+    arguments = _arguments(part, tower, "act_kwargs")
     approximate = arguments.pop("approximate", "none")
     if arguments or approximate not in ("none", "tanh") or (config.get("quick_gelu") and tower.get("act_kwargs")):
         raise ValueError(f"`{part}`: `act_kwargs` {tower['act_kwargs']!r} is no activation that is known here.")
@@ -412,7 +421,7 @@ def _activation(config: Json, part: str, tower: Json) -> str:
 
 
 def _norm_eps(part: str, tower: Json) -> float:
-    arguments = tower.get("norm_kwargs") or {}
+    arguments = _arguments(part, tower, "norm_kwargs")
     if set(arguments) - {"eps"}:
         raise ValueError(f"`{part}`: of `norm_kwargs` only `eps` is converted, got {arguments!r}.")
     return _number(arguments, "eps", f"{part}.norm_kwargs.", 1e-5)

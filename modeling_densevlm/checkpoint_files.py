@@ -71,7 +71,7 @@ def _inside(folder: Path) -> str:
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
     try:
-        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"]
         shards = {name: index.parent / name for name in sorted(set(files.values()))}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index} is no index of shards, a JSON with `weight_map`: {error!r}") from None

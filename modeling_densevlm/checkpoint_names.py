@@ -182,10 +182,9 @@ def to_reference_names(tensors: Mapping[str, Tensor], prefix: str = "") -> ClipT
     reference, back = _naming(form, inside.values())
     theirs = {name: named[name] for name in inside}
     renamed, origin = _each(theirs, lambda name: reference(inside[name]), origin)
-    layout = form if form != "open_clip" or not _is_timm_eva(inside.values()) else "timm"
-    if form == _ALONE and _is_timm_eva(inside.values()):
-        layout = "timm"
-    return ClipTensors(with_counters(renamed), layout, prefix if form != "RegionCLIP" else "", set_aside, origin, back)
+    layout = "timm" if _is_timm_eva(inside.values()) else form
+    # RegionCLIP's two towers have a prefix each, which `back` knows.
+    return ClipTensors(with_counters(renamed), layout, "" if form == "RegionCLIP" else prefix, set_aside, origin, back)
 
 
 def _form(names: set[str]) -> str:

@@ -285,7 +285,7 @@ def test_an_incomplete_and_a_foreign_configuration_are_refused(checkpoint):
 
 def test_the_command_line_writes_a_folder_that_loads(checkpoint, tmp_path, run_module):
     save_file(checkpoint, tmp_path / "c.safetensors")
-    (tmp_path / "c.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "c.json").write_text(json.dumps(CONFIG), encoding="utf-8-sig")  # as Windows' editors save it
     with pytest.raises(SystemExit):
         main([str(part) for part in (tmp_path / "c.safetensors", tmp_path / "c.json", "out", "--config", "ViT-B-16")])
     with pytest.raises(SystemExit):

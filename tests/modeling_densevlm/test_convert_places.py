@@ -255,15 +255,14 @@ def test_rotary_tables_in_other_names_shapes_and_grids_are_compared(exported):
 def test_the_bias_of_a_sigmoid_loss_converts_both_ways_on_every_tower(exported, tower):
     """open_clip#824: a CLIP trained with `--siglip`, of which the JSON says nothing."""
     _, weights, config = exported(tower)
-    for shape in ((), (1,)):
+    for shape, fields in (((), {}), ((1,), {"init_logit_bias": -10, "nonscalar_logit_scale": True})):
         learned = {"logit_bias": torch.full(shape, -7.5), "logit_scale": torch.full(shape, 3.5)}
-        for given in (config, {**config, "init_logit_bias": -10, "nonscalar_logit_scale": bool(shape)}):
-            model = convert_checkpoint({**weights, **learned}, given)
-            assert (model.logit_bias.item(), model.logit_scale.item()) == (-7.5, 3.5)
-            back, exported_config = export_checkpoint(model)
-            assert (back["logit_bias"].shape, back["logit_scale"].shape) == ((), ()) and back["logit_bias"] == -7.5
-            assert same(convert_checkpoint(back, exported_config), model)
-            assert exported_config["init_logit_bias"] == given.get("init_logit_bias", 0)
+        model = convert_checkpoint({**weights, **learned}, {**config, **fields})
+        assert (model.logit_bias.item(), model.logit_scale.item()) == (-7.5, 3.5)
+        back, exported_config = export_checkpoint(model)
+        assert (back["logit_bias"].shape, back["logit_scale"].shape) == ((), ()) and back["logit_bias"] == -7.5
+        assert same(convert_checkpoint(back, exported_config), model)
+        assert exported_config["init_logit_bias"] == fields.get("init_logit_bias", 0)
     scale = {"logit_scale": weights["logit_scale"][None]}
     assert convert_checkpoint({**weights, **scale}, config).logit_scale.shape == ()
     with pytest.raises(ValueError, match="missing: logit_bias"):

@@ -593,7 +593,7 @@ TIMM_HEADS = [
 @pytest.mark.parametrize(("name", "pool", "head", "bias"), TIMM_HEADS)
 @torch.no_grad()
 def test_heads_of_timm_towers_convert_both_ways_and_are_applied_at_every_location(
-    build_open_clip, name, pool, head, bias
+    build_open_clip, tmp_path, name, pool, head, bias
 ):
     """The head of two layers is that of convnext_large_d, the backbone of FC-CLIP."""
     vision = {"timm_model_name": name, "timm_pool": pool, "timm_proj": head, "timm_proj_bias": bias}
@@ -607,7 +607,10 @@ def test_heads_of_timm_towers_convert_both_ways_and_are_applied_at_every_locatio
     else:
         projected = theirs.visual.head(hidden)
     expected = torch.nn.functional.normalize(projected, dim=-1).permute(0, 3, 1, 2)
-    assert_close(model.get_dense_features(image), expected, atol=1e-5, rtol=1e-5)
+    dense = model.get_dense_features(image)
+    assert_close(dense, expected, atol=1e-5, rtol=1e-5)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(DenseVLMModel.from_pretrained(tmp_path).get_dense_features(image), dense)
 
 
 def test_pools_and_heads_of_timm_towers_that_are_others_are_refused_by_their_field():
@@ -637,6 +640,13 @@ def test_pools_and_heads_of_timm_towers_that_are_others_are_refused_by_their_fie
             convert_config({**config, "text_cfg": without})
     with pytest.raises(ValueError, match=r"The open_clip configuration has fields that are not converted: adapters"):
         convert_config({**OPEN_CLIP["vit"], "adapters": {"rank": 4}})
-    for wrong in ({"norm_kwargs": {"bias": False}}, {"act_kwargs": {"approximate": "sigmoid"}}):
+    for bias in ("-10", True):
+        with pytest.raises(ValueError, match="`init_logit_bias` is a number, got"):
+            convert_config({**OPEN_CLIP["vit"], "init_logit_bias": bias})
+    for wrong in (
+        {"norm_kwargs": {"bias": False}},
+        {"act_kwargs": {"approximate": "sigmoid"}},
+        {"act_kwargs": "tanh"},
+    ):
         with pytest.raises(ValueError, match=rf"`vision_cfg`: .*`{next(iter(wrong))}`"):
             convert_config({**OPEN_CLIP["vit"], "vision_cfg": {**VIT, **wrong}})
