@@ -32,6 +32,8 @@ class Checkpoint(NamedTuple):
     """The keys, joined by dots, under which the file keeps the tensors; `""` where they stand at its top."""
     prefix: str
     """What stands before the names of the CLIP's tensors, without what wrappers of modules put there."""
+    beside: list[str]
+    """Further tensors of the file, but for an optimiser's, with the keys that lead to them."""
 
 
 def read_checkpoint(file: str | PathLike, prefix: str | None = None) -> Checkpoint:
@@ -157,18 +159,23 @@ def unwrap(content: Any, source: str, prefix: str | None = None) -> Checkpoint:
         if not isinstance(value, Tensor):
             raise ValueError(f"{source}: expected a dict of tensors, but {key!r} is {type(value).__name__}.")
         tensors[key] = value
-    return Checkpoint(tensors, path, before)
+    beside = [_place(at, key) for at in held.keys() - {path} for key in held[at] if _is_tensor(held[at], key)]
+    return Checkpoint(tensors, path, before, sorted(beside))
 
 
 def _held(content: Any, path: str = "", depth: int = 4) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Every dict with a tensor in it, by the keys that lead to it."""
     if not isinstance(content, Mapping) or depth == 0:
         return
-    if any(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
+    if any(_is_tensor(content, key) for key in content):
         yield path, content
     for key, value in content.items():
         if not str(key).startswith("optim"):  # the moments that an optimiser keeps have the names of the weights
             yield from _held(value, f"{path}.{key}" if path else str(key), depth - 1)
+
+
+def _is_tensor(content: Mapping[Any, Any], key: Any) -> bool:
+    return isinstance(key, str) and isinstance(content[key], Tensor)
 
 
 def _distinct(held: Mapping[str, Mapping[str, Any]], found: list[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -144,7 +144,7 @@ def convert_with_report(
         name = "given" if isinstance(config, Mapping) else str(config)
         config = config if isinstance(config, Mapping) else load_config(config)
     kind = _agreed_kind(weights, config)
-    report = ConversionReport(clip.layout, LAYOUTS[kind].name, name, set_aside=clip.set_aside)
+    report = ConversionReport(clip.layout, LAYOUTS[kind].name, name, set_aside=clip.set_aside + file.beside)
     report.place = ".".join(filter(None, (file.wrapper, file.prefix)))
     model_config = convert_config(config, weights)
     if (clip.layout, kind) == ("transformers", "siglip_vision_model"):
