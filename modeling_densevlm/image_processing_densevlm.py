@@ -141,7 +141,7 @@ class DenseVLMImageProcessor(BaseImageProcessor):
         self.image_std = list(OPENAI_CLIP_STD if image_std is None else image_std)
 
     def fetch_images(self, images: ImageInput) -> Any:
-        """Paths, addresses and base64 texts, read by [`load_image`]; lists keep their form, images stay as they are."""
+        """Reads paths, addresses and base64 texts as [`load_image`] does; images stay as they are."""
         if isinstance(images, list | tuple):
             return [self.fetch_images(image) for image in images]
         return _fetch(images) if isinstance(images, str | PathLike) else images

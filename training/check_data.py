@@ -23,7 +23,7 @@ import torch
 from .arguments import parse_arguments
 from .data import read_image, to_bytes
 from .sampling import shard_starts
-from .sources import Source, UnreadableImage
+from .sources import Source, UnreadableImage, in_words, passed_over
 from .train import open_sources
 
 
@@ -33,7 +33,11 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--samples", type=int)
     parser.add_argument("--report", type=Path)
     own, argv = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
+    if own.samples is not None and own.samples < 1:
+        parser.error(f"`--samples` is a whole number from 1 on, got {own.samples}.")
     arguments = parse_arguments(argv, program="training.check_data")
+    if own.report is not None:
+        check_writable(own.report)
     _, data_args, args = arguments
     report = []
     for source, index in zip(data_args.all_sources, open_sources(arguments)):
@@ -45,6 +49,16 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         own.report.write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
         print(f"All of it is in {own.report}")
     return report
+
+
+def check_writable(file: Path) -> None:
+    """Makes the folder of a file that is written at the end, and tries it: what is found may have taken hours."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a", encoding="utf-8"):
+            pass
+    except OSError as error:
+        raise SystemExit(f"`--report`: {file} cannot be written: {error}.") from error
 
 
 class _Images(torch.utils.data.Dataset):
@@ -74,7 +88,7 @@ def check(index: datasets.Dataset, side: int, samples: int | None, workers: int)
     Returns:
         `images` and `shards` in the index, `read`, `broken` (messages), `images_per_second`,
         `milliseconds_an_image` (of one core), `bytes_an_image`, `width` and `height` (least, median, most),
-        `repeated_ids`.
+        `repeated_ids`, `passed_over` (how many files of which other kinds lie there).
     """
     count = min(samples or len(index), len(index))
     numbers = np.linspace(0, len(index) - 1, count).astype(int).tolist()
@@ -110,6 +124,7 @@ def check(index: datasets.Dataset, side: int, samples: int | None, workers: int)
         "bytes_an_image": round(means[2]),
         **sides,
         "repeated_ids": _repeated(index),
+        "passed_over": passed_over(index),
     }
 
 
@@ -138,6 +153,8 @@ def describe(source: Source, result: dict[str, Any], batch: int) -> None:
     )
     if result["repeated_ids"]:
         print(f"  {result['repeated_ids']} ids occur more than once: their images get the same grids")
+    if result["passed_over"]:
+        print(f"  passed over: {in_words(result['passed_over'])}")
     print(f"  broken: {len(result['broken'])}")
     for message in result["broken"][:20]:
         print(f"    {message}")

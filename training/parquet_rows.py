@@ -5,10 +5,10 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import fsspec
 import pyarrow
 import pyarrow.parquet
 
+from .addresses import NOT_UTF8, is_missing, open_binary, printable
 from .tar_members import NOT_NOW
 
 
@@ -19,18 +19,22 @@ def walk_parquet(files: Sequence[str], column: str) -> Iterator[dict[str, Any]]:
     and cannot be read now, one at `NOT_NOW`.
     """
     for file in files:
-        row = {"file": file, "offset": 0, "size": -1, "group": 0, "column": column, "error": None}
-        name = file.rsplit("/", 1)[-1]
+        row = {"file": printable(file), "offset": 0, "size": -1, "group": 0, "column": column, "error": None}
+        row["passed_over"] = None
+        name = row["file"].rsplit("/", 1)[-1]
+        if row["file"] != file:
+            yield row | {"id": name, "error": NOT_UTF8}
+            continue
         try:
             with _open(file) as parquet:
                 names, footer = parquet.schema_arrow.names, parquet.metadata
                 groups = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
-        except (FileNotFoundError, pyarrow.ArrowException) as error:
-            yield row | {"id": name, "error": f"{type(error).__name__}: {error}"}
-            continue
         except Exception as error:  # every kind of address has its own
-            message = f"it cannot be read ({type(error).__name__}: {error})"
-            yield row | {"id": name, "offset": NOT_NOW, "error": message}
+            reason = f"{type(error).__name__}: {error}"
+            if isinstance(error, pyarrow.ArrowException) or is_missing(error):
+                yield row | {"id": name, "error": reason}
+            else:
+                yield row | {"id": name, "offset": NOT_NOW, "error": f"it cannot be read ({reason})"}
             continue
         if column not in names:
             yield row | {
@@ -48,6 +52,15 @@ def walk_parquet(files: Sequence[str], column: str) -> Iterator[dict[str, Any]]:
             number += count
 
 
+def has_column(file: str, column: str) -> bool:
+    """Whether a Parquet file is of images; one that cannot be read may be."""
+    try:
+        with _open(file) as parquet:
+            return column in parquet.schema_arrow.names
+    except (OSError, pyarrow.ArrowException):
+        return True
+
+
 def read_parquet(file: str, group: int, row: int, column: str) -> bytes:
     """The encoded image in a row of a row group, `{"bytes": ...}` as `datasets` stores it, or bytes."""
     value = _cursors.read(file, group, row, column)
@@ -59,7 +72,7 @@ def read_parquet(file: str, group: int, row: int, column: str) -> bytes:
 
 def _open(file: str) -> pyarrow.parquet.ParquetFile:
     # Buffered: a row group is read piece by piece as its rows are asked for, not as a whole.
-    return pyarrow.parquet.ParquetFile(fsspec.open(file, "rb").open(), buffer_size=1 << 20)
+    return pyarrow.parquet.ParquetFile(open_binary(file), buffer_size=1 << 20)
 
 
 class _Cursor:
@@ -112,4 +125,4 @@ class _Cursors:
 _cursors = _Cursors()
 
 
-__all__ = ["read_parquet", "walk_parquet"]
+__all__ = ["has_column", "read_parquet", "walk_parquet"]

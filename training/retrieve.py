@@ -60,7 +60,10 @@ def main(argv: Sequence[str] | None = None) -> RetrievalCache:
     if arguments[0].teacher_sharded:
         raise SystemExit("`teacher_sharded` is for training: here each process asks a whole teacher on its own.")
     folder = Path(data_args.retrieval)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(f"`--retrieval`: the folder {folder} cannot be made: {error}.") from error
     index = datasets.concatenate_datasets(open_sources(arguments))
     teacher, embeddings, image_processor = prepare_teacher(arguments)
     with args.main_process_first(local=False):

@@ -1,15 +1,14 @@
 """Where in a tar its images are, read off the headers alone."""
 
+import json
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import fsspec
-
-
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
+from .addresses import NOT_UTF8, is_missing, open_binary, printable, suffix_of
+from .folders import HIDDEN, IMAGE_SUFFIXES, is_litter, kind_of
 
 
 NOT_NOW = -1
@@ -26,35 +25,51 @@ def walk_tars(tars: list[str]) -> Iterator[dict[str, Any]]:
     """
     Rows of an index: the first byte and the size of each image. For each stretch of a tar that cannot be read there
     is a row whose `error` says so, and for a tar without an image; what follows the stretch is found again. Of a tar
-    that is there and cannot be read now, there is a row at `NOT_NOW`.
+    that is there and cannot be read now, there is a row at `NOT_NOW`. The last row of a tar says what was passed over.
     """
     for tar in tars:
-        row = {"file": tar, "offset": 0, "size": 0, "group": 0, "column": None, "error": None}
-        empty = True
-        try:
-            with fsspec.open(tar, "rb", block_size=PAGE) as stream:
-                for found in _walk(stream):
-                    empty = False
-                    yield row | found
-        except FileNotFoundError as error:
-            yield row | {"id": "whole tar", "error": f"FileNotFoundError: {error}"}
-        except Exception as error:  # every kind of address has its own; what is wrong within a tar is a row
-            message = f"it cannot be read ({type(error).__name__}: {error})"
-            yield row | {"id": "whole tar", "offset": NOT_NOW, "error": message}
+        passed_over, last = Counter(), None
+        for row in _rows_of(tar, passed_over):
+            if last is not None:
+                yield last
+            last = row
+        yield last | {"passed_over": json.dumps(passed_over) if passed_over else None}
+
+
+def _rows_of(tar: str, passed_over: Counter) -> Iterator[dict[str, Any]]:
+    row = {"file": printable(tar), "offset": 0, "size": 0, "group": 0, "column": None, "error": None}
+    row["passed_over"] = None
+    if row["file"] != tar:
+        yield row | {"id": "whole tar", "error": NOT_UTF8}
+        return
+    empty = True
+    try:
+        with open_binary(tar, block_size=PAGE) as stream:
+            for found in _walk(stream, passed_over):
+                empty = False
+                yield row | found
+    except Exception as error:  # every kind of address has its own; what is wrong within a tar is a row
+        reason = f"{type(error).__name__}: {error}"
+        if is_missing(error):
+            yield row | {"id": "whole tar", "error": reason}
         else:
-            if empty:
-                yield row | {"id": "whole tar", "error": "the tar holds no image"}
+            yield row | {"id": "whole tar", "offset": NOT_NOW, "error": f"it cannot be read ({reason})"}
+    else:
+        if empty:
+            yield row | {"id": "whole tar", "error": "the tar holds no image"}
 
 
-def _walk(stream: Any) -> Iterator[dict[str, Any]]:
+def _walk(stream: Any, passed_over: Counter) -> Iterator[dict[str, Any]]:
     length = stream.seek(0, os.SEEK_END)
     expected, cut_off = 0, False
     for member, end in _members(stream, length):
         yield from _gap(stream, expected, member.offset)
         expected = end
-        if not member.isfile() or Path(member.name).suffix.lower() not in IMAGE_SUFFIXES:
+        kind = _passed_over(member)
+        if kind is not None:
+            passed_over.update([kind] if kind else [])
             continue
-        image = {"offset": member.offset_data, "size": member.size, "id": member.name}
+        image = {"offset": member.offset_data, "size": member.size, "id": printable(member.name)}
         if member.offset_data + member.size > length:
             cut_off = True
             image["error"] = f"cut off: the tar ends at byte {length}"
@@ -65,6 +80,17 @@ def _walk(stream: Any) -> Iterator[dict[str, Any]]:
             yield {"id": "end", "error": f"the tar ends at byte {length} without its end mark: it may be cut off"}
     elif not cut_off:
         yield {"id": "end", "error": f"cut off: the tar ends at byte {length}, within a file or right behind it"}
+
+
+def _passed_over(member: tarfile.TarInfo) -> str | None:
+    """The kind of a member that is no image; empty for a folder, which holds nothing itself."""
+    if any(is_litter(part) for part in member.name.split("/") if part not in (".", "..")):
+        return HIDDEN
+    if member.isdir():
+        return ""
+    if not member.isfile():
+        return "links and other members without content"
+    return None if suffix_of(member.name) in IMAGE_SUFFIXES else kind_of(member.name)
 
 
 def _members(stream: Any, length: int) -> Iterator[tuple[tarfile.TarInfo, int]]:
@@ -95,4 +121,4 @@ def _gap(stream: Any, start: int, end: int) -> Iterator[dict[str, Any]]:
         yield {"id": f"byte {start}", "error": f"bytes {start} to {end} are zeros: were they never written?"}
 
 
-__all__ = ["IMAGE_SUFFIXES", "NOT_NOW", "walk_tars"]
+__all__ = ["NOT_NOW", "walk_tars"]
