@@ -49,6 +49,12 @@ def is_missing(error: Exception) -> bool:
     return True
 
 
+def reason_of(error: Exception) -> str:
+    """What went wrong, in the words of the server where a `FileNotFoundError` hides them."""
+    said = error if is_missing(error) else error.__cause__ or error
+    return f"{type(said).__name__}: {said}"
+
+
 def printable(name: str) -> str:
     r"""A name as text; bytes of it that are no UTF-8 as `\xe9`."""
     if name.isascii():
@@ -62,4 +68,13 @@ def printable(name: str) -> str:
 NOT_UTF8 = "its name is no UTF-8: rename it"
 
 
-__all__ = ["COMPRESSED_TARS", "NOT_UTF8", "is_address", "is_missing", "open_binary", "printable", "suffix_of"]
+__all__ = [
+    "COMPRESSED_TARS",
+    "NOT_UTF8",
+    "is_address",
+    "is_missing",
+    "open_binary",
+    "printable",
+    "reason_of",
+    "suffix_of",
+]

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from .addresses import NOT_UTF8, is_missing, open_binary, printable
+from .addresses import NOT_UTF8, is_missing, open_binary, printable, reason_of
 from .tar_members import NOT_NOW
 
 
@@ -30,7 +30,7 @@ def walk_parquet(files: Sequence[str], column: str) -> Iterator[dict[str, Any]]:
                 names, footer = parquet.schema_arrow.names, parquet.metadata
                 groups = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
         except Exception as error:  # every kind of address has its own
-            reason = f"{type(error).__name__}: {error}"
+            reason = reason_of(error)
             if isinstance(error, pyarrow.ArrowException) or is_missing(error):
                 yield row | {"id": name, "error": reason}
             else:

@@ -24,7 +24,7 @@ import pyarrow.compute
 from fsspec.core import url_to_fs
 from transformers.utils import logging
 
-from .addresses import COMPRESSED_TARS, NOT_UTF8, is_address, is_missing, open_binary, printable, suffix_of
+from .addresses import COMPRESSED_TARS, NOT_UTF8, is_address, is_missing, open_binary, printable, reason_of, suffix_of
 from .folders import IMAGE_SUFFIXES, Folder, is_litter, walk_folder
 from .parquet_rows import has_column, read_parquet, walk_parquet
 from .tar_members import NOT_NOW, walk_tars
@@ -352,10 +352,9 @@ def _kept_index(walk: Callable, arguments: dict[str, Any], files: Sequence[str])
             fingerprint=hashlib.blake2b(key.encode(), digest_size=16).hexdigest(),
         )
     except (OSError, datasets.exceptions.DatasetGenerationError) as error:  # a walk raises nothing
-        reason = error.__cause__ or error
         raise ValueError(
-            f"`images`: the index cannot be kept in {datasets.config.HF_DATASETS_CACHE} ({type(reason).__name__}: "
-            f"{reason}). Make room there, or set HF_DATASETS_CACHE to a folder that can be written."
+            f"`images`: the index cannot be kept in {datasets.config.HF_DATASETS_CACHE} "
+            f"({reason_of(error)}). Make room there, or set HF_DATASETS_CACHE to a folder that can be written."
         ) from error
     places = index.data["offset"]
     if pyarrow.compute.min(places).as_py() == NOT_NOW:  # to keep it would be to lack the file for good
@@ -434,8 +433,7 @@ def _files_behind(pattern: str) -> list[str]:
     except Exception as error:  # every kind of address has its own
         if is_missing(error):
             raise FileNotFoundError(f"`images`: there is no {pattern}.") from error
-        reason = error.__cause__ or error
-        raise ValueError(f"`images`: {pattern} cannot be read ({type(reason).__name__}: {reason}).") from error
+        raise ValueError(f"`images`: {pattern} cannot be read ({reason_of(error)}).") from error
 
 
 def _lines(file: str) -> list[str]:

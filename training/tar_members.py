@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from .addresses import NOT_UTF8, is_missing, open_binary, printable, suffix_of
+from .addresses import NOT_UTF8, is_missing, open_binary, printable, reason_of, suffix_of
 from .folders import HIDDEN, IMAGE_SUFFIXES, is_litter, kind_of
 
 
@@ -49,7 +49,7 @@ def _rows_of(tar: str, passed_over: Counter) -> Iterator[dict[str, Any]]:
                 empty = False
                 yield row | found
     except Exception as error:  # every kind of address has its own; what is wrong within a tar is a row
-        reason = f"{type(error).__name__}: {error}"
+        reason = reason_of(error)
         if is_missing(error):
             yield row | {"id": "whole tar", "error": reason}
         else:

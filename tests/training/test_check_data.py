@@ -1,5 +1,7 @@
 import json
 
+import pytest
+
 from tests.shards import damage_shards, write_shards
 from training.check_data import main
 
@@ -45,3 +47,32 @@ def test_the_program_ends_with_1_where_something_is_broken(recipe, tmp_path, run
     list(damage_shards(tmp_path, write_shards(tmp_path, [2, 2])))
     assert run_module("training.check_data", recipe(images=tmp_path), check=False).returncode == 1
     assert run_module("training.check_data", recipe(), check=False).returncode == 0
+
+
+def test_what_a_source_passes_over_is_in_the_report_and_training_says_it(recipe, folder, capsys, caplog):
+    from training.arguments import parse_arguments
+    from training.train import open_sources
+
+    for name in ("x.heic", "y.heic", "._a.png"):
+        (folder / name).write_bytes(b"")
+    (result,) = main(recipe(images=folder))
+    assert result["passed_over"] == {".heic": 2, "hidden or of a system": 1, ".txt": 1} and result["broken"] == []
+    assert "passed over: 2 .heic, 1 hidden or of a system" in capsys.readouterr().out
+    open_sources(parse_arguments(recipe(images=folder)))
+    assert "passed over: 2 .heic" in capsys.readouterr().err + caplog.text
+
+
+def test_the_report_is_tried_before_anything_is_read(recipe, tmp_path, scenes):
+    main([*recipe(), "--samples", "1", "--report", str(tmp_path / "new" / "folder" / "r.json")])
+    assert json.loads((tmp_path / "new" / "folder" / "r.json").read_text())[0]["read"] == 1
+    (tmp_path / "file").write_text("")
+    for report in (tmp_path / "file" / "r.json", tmp_path):
+        with pytest.raises(SystemExit, match="`--report`: .* cannot be written"):
+            main([*recipe(images="nowhere"), "--report", str(report)])
+
+
+def test_a_number_of_samples_is_one_or_more(recipe, capsys):
+    for samples in ("0", "-5"):
+        with pytest.raises(SystemExit):
+            main([*recipe(), "--samples", samples])
+        assert "`--samples` is a whole number from 1 on" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import ExifTags, Image
@@ -143,3 +144,22 @@ def test_a_turned_large_jpeg_is_as_its_author_saw_it(tmp_path):
     assert size == (400, 800) and reduced.size == (100, 200)
     dataset = dataset_of(tmp_path)
     assert dataset[0, 0]["boxes"][:, 2].max() == 0.5 and dataset[0, 0]["boxes"][:, 3].max() == 1
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_the_grid_of_a_turned_tiff_lies_on_its_content(tmp_path, picture, orientation):
+    """Pillow turns TIFFs while it decodes them: Pillow#7381."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    picture(80, 40).save(tmp_path / "turned.tif", exif=exif)
+    sample = dataset_of(tmp_path)[0, 0]
+    extent = [0.5, 1.0] if orientation > 4 else [1.0, 0.5]
+    assert sample["boxes"][:, 2:].max(0).values.tolist() == extent
+    covered = sample["pixel_values"].amax(0) > 0
+    assert bool(covered[:, 16:].any()) == (orientation <= 4) and bool(covered[16:].any()) == (orientation > 4)
+
+
+def test_an_image_whose_values_are_no_brightness_is_skipped_and_named(tmp_path):
+    Image.fromarray(np.linspace(-1, 1, 900, dtype=np.float32).reshape(30, 30)).save(tmp_path / "depth.tif")
+    skipped = dataset_of(tmp_path)[0, 0]["skipped"]
+    assert "depth.tif: ValueError: float32 values from -1 to 1 are no brightness" in skipped

@@ -234,3 +234,9 @@ def test_an_image_the_teacher_could_not_be_shown_is_skipped_and_named_in_trainin
     (images / "000003.jpg").write_bytes(whole)
     trainer = run_train(recipe(**options))
     assert [m for m in trainer.skipped if "000003.jpg" in m and "so when the teacher was asked" in m]
+
+
+def test_a_folder_that_cannot_be_made_is_said_before_a_model_is_read(recipe, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match="`--retrieval`: the folder .* cannot be made"):
+        run_retrieve(recipe(retrieval=tmp_path / "file" / "retrieval", teacher="nowhere"))

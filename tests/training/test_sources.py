@@ -3,6 +3,8 @@
 import http.server
 import io
 import json
+import os
+import shutil
 import tarfile
 import threading
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 from tests.shards import bomb, damage_shards, jpeg, sa1b_members, write_shards, write_tar
 from training import parquet_rows
 from training.sampling import EpochSampler
-from training.sources import Source, fingerprint, name_of, open_source, read_bytes
+from training.sources import Source, fingerprint, name_of, open_source, passed_over, read_bytes
 from training.tar_members import walk_tars
 
 
@@ -48,11 +50,47 @@ def test_an_empty_folder_and_a_missing_one_are_refused(tmp_path):
         open_source(Source(tmp_path / "nowhere"))
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"images": [{"id": 1}]}', '{"images": []}', '{"images": [5]}', "5"])
+@pytest.mark.parametrize("content", ["[]", '{"images": [{"id": 1}]}', '{"images": []}', '{"images": [5]}', "5"])
 def test_an_annotation_file_of_another_kind_is_refused(folder, content):
     (folder / "x.json").write_text(content)
     with pytest.raises(ValueError, match=r"x\.json has no list `images`"):
         open_source(Source(folder, folder / "x.json"))
+
+
+def test_an_annotation_file_is_read_in_every_encoding_of_json_and_one_that_is_cut_off_is_said_to_be(folder):
+    records = [{"id": 7, "file_name": "b.jpg"}, {"id": 3.0, "file_name": "a.png"}]
+    file, text = folder / "x.json", json.dumps({"images": records})
+    for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-32"):
+        file.write_text(text, encoding=encoding)
+        assert ids(folder, file) == ["7", "3"], encoding
+    for content in (text[:-10].encode(), b"", b"{", b"\x1f\x8b\x08", text.encode("latin-1")[:20] + b"\xff"):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=r"x\.json is no JSON: .* Is it cut off\?"):
+            open_source(Source(folder, file))
+
+
+@pytest.mark.parametrize(
+    ("record", "fault"),
+    [
+        ({"id": 9, "coco_url": "http://host/9.jpg"}, "has no `file_name`, but id, coco_url"),
+        ({"file_name": "a.png"}, "has no `id`, but file_name"),
+        ({"id": 9, "file_name": None}, "has the `file_name` null"),
+        ({"id": 1.5, "file_name": "a.png"}, "has the `id` 1.5"),
+        ({"id": True, "file_name": "a.png"}, "has the `id` true"),
+        ({"id": 9, "file_name": ""}, 'has the `file_name` ""'),
+        ({"id": 9, "file_name": "a\0.png"}, "has a `file_name` with a zero byte"),
+        ("a.png", 'is "a.png" and no record'),
+        ({"id": 9, "file_name": "\ud800.png"}, "its name is no UTF-8"),
+    ],
+)
+def test_one_bad_record_of_an_annotation_file_is_skipped_and_named_by_place_and_field(folder, record, fault):
+    records = [{"id": 7, "file_name": "b.jpg"}, record, {"id": 3, "file_name": "a.png"}]
+    (folder / "x.json").write_text(json.dumps({"images": records}))
+    index = open_source(Source(folder, folder / "x.json"))
+    assert [row["error"] is None for row in index] == [True, False, True]
+    assert fault in index[1]["error"] and (index[1]["error"].startswith("images[1] ") or "ud800" in index[1]["file"])
+    with pytest.raises(OSError, match="images|UTF-8"):
+        read_bytes(index[1])
 
 
 def test_an_annotation_none_of_whose_images_exist_is_refused(folder):
@@ -86,12 +124,19 @@ def test_an_index_of_tars_is_made_once_and_again_when_a_tar_has_changed(tmp_path
 class _Handler(http.server.SimpleHTTPRequestHandler):
     """Serves files with ranges, as object stores do."""
 
-    def do_GET(self):
+    def refused(self) -> bool:
+        status = self.server.refused.get(self.path.partition("?")[0])
         if self.server.failures:
             self.server.failures -= 1
-            self.send_error(503)
+            status = 503
+        if status is not None:
+            self.send_error(status)
+        return status is not None
+
+    def do_GET(self):
+        if self.refused():
             return
-        content = (self.server.folder / self.path.strip("/")).read_bytes()
+        content = (self.server.folder / self.path.partition("?")[0].strip("/")).read_bytes()
         start, end = 0, len(content) - 1
         if "Range" in self.headers:
             start, end = (int(n) if n else end for n in self.headers["Range"].removeprefix("bytes=").split("-"))
@@ -105,7 +150,10 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         self.wfile.write(part)
 
     def do_HEAD(self):
-        size = (self.server.folder / self.path.strip("/")).stat().st_size
+        if self.path.partition("?")[0] in self.server.refused:
+            self.refused()
+            return
+        size = (self.server.folder / self.path.partition("?")[0].strip("/")).stat().st_size
         self.send_response(200)
         self.send_header("Content-Length", str(size))
         self.send_header("Accept-Ranges", "bytes")
@@ -118,7 +166,7 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 @pytest.fixture
 def server(tmp_path):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.folder, server.sent, server.failures = tmp_path, 0, 0
+    server.folder, server.sent, server.failures, server.refused = tmp_path, 0, 0, {}
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -142,6 +190,233 @@ def test_a_tar_that_cannot_be_read_for_a_while_is_refused_and_not_forgotten_for_
         open_source(Source(address))
     server.failures = 0
     assert len(open_source(Source(address))) == 4
+
+
+@pytest.mark.parametrize("status", [401, 403, 429, 500, 503])
+def test_a_server_that_refuses_a_file_does_not_make_it_missing(tmp_path, server, status):
+    """Signed links expire: segment-anything#850."""
+    address = f"http://127.0.0.1:{server.server_port}"
+    datasets.Dataset.from_dict({"image": [{"bytes": jpeg(1)}]}).to_parquet(tmp_path / "b.parquet")
+    write_shards(tmp_path, [1, 1])
+    tars = [f"{address}/sa_{number:06d}.tar?signature=a*b[c]" for number in range(2)]
+    (tmp_path / "list.txt").write_text("\n".join(tars))
+    server.refused = {"/sa_000001.tar": status, "/b.parquet": status, "/list.txt": status}
+    for images in (tmp_path / "list.txt", f"{address}/sa_000001.tar", f"{address}/b.parquet", f"{address}/list.txt"):
+        with pytest.raises((ValueError, FileNotFoundError), match="cannot be read") as caught:
+            open_source(Source(images))
+        assert str(status) in str(caught.value) or "list.txt" in str(images)
+    server.refused = {}
+    assert len(open_source(Source(tmp_path / "list.txt"))) == 2
+
+
+@pytest.mark.parametrize("status", [404, 410])
+def test_a_file_that_a_server_does_not_have_is_missing(tmp_path, server, status):
+    address = f"http://127.0.0.1:{server.server_port}"
+    write_shards(tmp_path, [1, 1])
+    (tmp_path / "list.txt").write_text(f"{address}/sa_000000.tar\n{address}/sa_000001.tar\n")
+    server.refused = {"/sa_000001.tar": status}
+    assert [row["error"] is None for row in open_source(Source(tmp_path / "list.txt"))] == [True, False]
+    with pytest.raises(FileNotFoundError, match="there is no http"):
+        open_source(Source(f"{address}/sa_000001.tar"))
+
+
+def test_a_server_that_is_silent_is_not_one_without_the_file(tmp_path, server):
+    (tmp_path / "list.txt").write_text("http://127.0.0.1:9/a.tar\n")
+    for images in (tmp_path / "list.txt", "http://127.0.0.1:9/a.tar"):
+        with pytest.raises(ValueError, match="cannot be read"):
+            open_source(Source(images))
+
+
+def test_what_keeps_a_source_from_being_opened_is_said_with_the_remedy(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="`images`: nowhere://a.tar cannot be read"):
+        open_source(Source("nowhere://a.tar"))
+    for address, package in (("oci://bucket@space/a*.tar", "ocifs"), ("oss://bucket/a.parquet", "ossfs")):
+        with pytest.raises(ValueError, match=f"`images`: {address[:3]}.* `pip install {package}`"):
+            open_source(Source(address))
+    (tar,) = write_shards(tmp_path, [1])
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tar / "cache")
+    with pytest.raises(ValueError, match="the index cannot be kept in .* set HF_DATASETS_CACHE to a folder"):
+        open_source(Source(tar))
+
+
+ODD_NAMES = ["a::b", "[2024] *?", "100% #1", "http:", "zip::c", "~x", "a b"]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_path_that_exists_is_meant_as_it_stands(tmp_path, name):
+    """Also datasets#7468, fsspec#838."""
+    root = tmp_path / name
+    (root / "images" / name).mkdir(parents=True)
+    (root / "images" / name / f"{name}.jpg").write_bytes(jpeg(1))
+    records = [{"id": 1, "file_name": f"{name}/{name}.jpg"}]
+    (root / f"{name}.json").write_text(json.dumps({"images": records}))
+    (root / "tars").mkdir()
+    write_tar(root / "tars" / f"{name}.tar", {f"{name}.jpg": jpeg(1)})
+    (root / f"{name}.txt").write_text(f"{root}/tars/{name}.tar\n")
+    (root / "parquet" / "data").mkdir(parents=True)
+    table = tmp_path / "table"
+    datasets.Dataset.from_dict({"image": [{"bytes": jpeg(1), "path": None}]}).to_parquet(table)
+    for file in (root / "parquet" / "data" / "train-00000-of-00001.parquet", root / f"{name}.parquet"):
+        shutil.copy(table, file)
+    for images in (
+        "images",
+        f"images/{name}/{name}.jpg",
+        "images/**/*.jpg",
+        "tars",
+        "tars/*.tar",
+        f"tars/{name}.tar",
+        f"{name}.txt",
+        "parquet",
+        "parquet/**/*.parquet",
+        f"{name}.parquet",
+    ):
+        assert [read_bytes(row) for row in open_source(Source(root / images))] == [jpeg(1)], images
+    (row,) = open_source(Source(root / "images", root / f"{name}.json"))
+    assert read_bytes(row) == jpeg(1)
+
+
+def test_a_name_that_is_no_utf8_is_one_named_row_and_within_a_tar_does_not_matter(tmp_path):
+    bad = os.fsdecode(b"caf\xe9")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in (bad, "good"):
+        (folder / f"{name}.jpg").write_bytes(jpeg(1))
+    index = open_source(Source(folder))
+    assert sorted(row["error"] or "" for row in index) == ["", "its name is no UTF-8: rename it"]
+    assert any(row["error"] and row["id"] == r"caf\xe9.jpg" for row in index)
+    tars = tmp_path / "tars"
+    tars.mkdir()
+    with tarfile.open(tars / "good.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        info = tarfile.TarInfo(f"{bad}.jpg")
+        info.size = len(jpeg(1))
+        tar.addfile(info, io.BytesIO(jpeg(1)))
+    assert [(row["id"], read_bytes(row) == jpeg(1)) for row in open_source(Source(tars))] == [(r"caf\xe9.jpg", True)]
+    shutil.copy(tars / "good.tar", tars / f"{bad}.tar")
+    (tmp_path / "list.txt").write_bytes(b"".join(os.fsencode(f"{file}\n") for file in sorted(tars.iterdir())))
+    for images in (tars, f"{tars}/*.tar", tmp_path / "list.txt"):
+        rows = {row["file"].rsplit("/", 1)[-1]: row["error"] for row in open_source(Source(images))}
+        assert rows == {"good.tar": None, r"caf\xe9.tar": "its name is no UTF-8: rename it"}
+    parquet = tmp_path / "parquet"
+    parquet.mkdir()
+    for name in ("good", bad):
+        datasets.Dataset.from_dict({"image": [{"bytes": jpeg(1)}]}).to_parquet(tmp_path / "x.parquet")
+        (tmp_path / "x.parquet").rename(parquet / f"{name}.parquet")
+    assert sorted(row["error"] is None for row in open_source(Source(parquet))) == [False, True]
+
+
+def test_linked_folders_are_entered_each_once(tmp_path):
+    root, elsewhere = tmp_path / "images", tmp_path / "elsewhere"
+    (root / "tree").mkdir(parents=True)
+    (elsewhere / "deep").mkdir(parents=True)
+    (root / "tree" / "a.jpg").write_bytes(jpeg(1))
+    (elsewhere / "b.jpg").write_bytes(jpeg(2))
+    (elsewhere / "deep" / "c.jpg").write_bytes(jpeg(3))
+    (root / "another").symlink_to(root / "tree")
+    (root / "linked").symlink_to(elsewhere)
+    (root / "zlinked").symlink_to(elsewhere)
+    (elsewhere / "deep" / "loop").symlink_to(root)
+    (root / "itself").symlink_to(root / "itself")
+    (root / "d.jpg").symlink_to(elsewhere / "b.jpg")
+    index = open_source(Source(root))
+    assert list(index["id"]) == ["d.jpg", "linked/b.jpg", "linked/deep/c.jpg", "tree/a.jpg"]
+    assert passed_over(index) == {"folders linked again": 3, "others": 1}
+    for kind, sign in (("tars", "tar"), ("set", "parquet")):
+        real = tmp_path / f"real {kind}"
+        if sign == "tar":
+            write_shards(real, [2])
+        else:
+            real.mkdir()
+            datasets.Dataset.from_dict({"image": [{"bytes": jpeg(n)} for n in range(2)]}).to_parquet(
+                real / "a.parquet"
+            )
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "linked").symlink_to(real)
+        assert len(open_source(Source(tmp_path / kind))) == 2
+
+
+SEEN = ["a.jpg", "b.JPEG", "c.jfif", "d.jpe", "e.avif", "f.jp2", "g.ppm", "h.tiff", "i.tar.jpg"]
+PASSED_OVER = {
+    "j.heic": ".heic",
+    "k.heic": ".heic",
+    "l.txt": ".txt",
+    "m": "others",
+    "n.tar.gz": ".tar.gz",
+    "o.7": "others",
+}
+LITTER = [
+    "._a.jpg",
+    ".hidden.png",
+    ".ipynb_checkpoints/a.jpg",
+    "@eaDir/a.jpg",
+    "__MACOSX/a.jpg",
+    "Thumbs.db",
+    ".DS_Store",
+]
+
+
+def counts_of(names):
+    counts = {}
+    for kind in names:
+        counts[kind] = counts.get(kind, 0) + 1
+    return counts
+
+
+def test_of_folders_and_tars_nothing_is_passed_over_uncounted_and_litter_is_no_image(tmp_path):
+    root = tmp_path / "images"
+    names = [*SEEN, *PASSED_OVER, *LITTER]
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(jpeg(1))
+    (root / "folder.jpg").mkdir()
+    os.mkfifo(root / "pipe.jpg")
+    expected = counts_of([*PASSED_OVER.values(), *["hidden or of a system"] * len(LITTER)])
+    index = open_source(Source(root))
+    assert list(index["id"]) == SEEN
+    assert passed_over(index) == expected | {"pipes, sockets or devices": 1}
+    write_tar(tmp_path / "a.tar", {f"./{name}": jpeg(1) for name in names})
+    write_tar(tmp_path / "b.tar", {"x.jpg": jpeg(1), "x.json": b"{}", "x.txt": b""})
+    index = open_source(Source(f"{tmp_path}/*.tar"))
+    assert list(index["id"]) == [*(f"./{name}" for name in SEEN), "x.jpg"]
+    assert passed_over(index) == expected | {".json": 1, ".txt": 2}
+    # Also where the index is read from the cache, and where only a part of it is used.
+    assert passed_over(open_source(Source(f"{tmp_path}/*.tar", max_samples=1))) == expected | {".json": 1, ".txt": 2}
+
+
+def test_a_folder_of_several_kinds_is_refused_and_a_pattern_chooses(tmp_path, parquet):
+    write_shards(tmp_path / "tars", [2, 2])
+    (tmp_path / "tars" / "preview.png").write_bytes(jpeg(1))
+    with pytest.raises(ValueError, match=r"1 images \(preview\.png\) and 2 tars \(sa_000000\.tar\): which are meant"):
+        open_source(Source(tmp_path / "tars"))
+    assert len(ids(f"{tmp_path}/tars/**/*.tar")) == 4
+    assert ids(f"{tmp_path}/tars/*.png") == ["preview.png"]
+    (parquet / "assets").mkdir()
+    (parquet / "assets" / "teaser.png").write_bytes(jpeg(1))
+    with pytest.raises(ValueError, match=r"1 images \(assets/teaser\.png\) and 2 Parquet files .*/\*\*/\*\.parquet"):
+        open_source(Source(parquet))
+    assert len(ids(f"{parquet}/**/*.parquet")) == 14
+    (tmp_path / "tars" / "preview.png").unlink()
+    (tmp_path / "tars" / "sa_000002.tar.gz").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"2 tars .* and 1 compressed tars \(sa_000002\.tar\.gz\)"):
+        open_source(Source(tmp_path / "tars"))
+    for tar in (tmp_path / "tars").glob("*.tar"):
+        tar.unlink()
+    with pytest.raises(ValueError, match="holds 1 compressed tars .* Unpack them"):
+        open_source(Source(tmp_path / "tars"))
+
+
+def test_of_a_folder_with_tables_of_other_kinds_the_parquet_files_of_the_split_are_taken(parquet):
+    shutil.copy(parquet / "data" / "train-00000-of-00002.parquet", parquet / "data" / "test-00000-of-00001.parquet")
+    for name in ("a.csv", "b.csv", "c.json"):
+        (parquet / name).write_text("{}")
+    (parquet / ".cache").mkdir()
+    index = open_source(Source(parquet))
+    assert len(index) == 14 and len(open_source(Source(parquet, split="test"))) == 7
+    assert passed_over(index) == {
+        ".csv": 2,
+        ".json": 1,
+        ".parquet of no or another split": 1,
+        "hidden or of a system": 1,
+    }
 
 
 def test_damage_of_a_tar_is_a_row_of_its_index_and_what_follows_is_found_again(tmp_path):
