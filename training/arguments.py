@@ -101,6 +101,10 @@ class DataArguments:
     def __post_init__(self):
         if self.templates not in TEMPLATES:
             raise ValueError(f"`templates` is one of {', '.join(TEMPLATES)}, got {self.templates!r}.")
+        for key in ("image_size", "teacher_image_size", "crops"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ValueError(f"`{key}` is a whole number from 1 on, got {value}.")
         if not 1 <= self.max_grid <= 20:
             raise ValueError(f"`max_grid` is 1 to 20, got {self.max_grid}.")
         if self.retrieval_top_k < 0:

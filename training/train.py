@@ -274,8 +274,11 @@ def open_retrieval(arguments: Arguments, index: datasets.Dataset) -> RetrievalCa
 
 
 def load_categories(data_args: DataArguments) -> CategorySet:
-    categories = CategorySet.load(data_args.categories)
-    categories.require_flags("training")
+    try:
+        categories = CategorySet.load(data_args.categories)
+        categories.require_flags("training")
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"`categories`: {error}") from error
     return categories
 
 

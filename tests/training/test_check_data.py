@@ -3,7 +3,9 @@ import json
 import pytest
 
 from tests.shards import damage_shards, write_shards
+from training.arguments import parse_arguments
 from training.check_data import main
+from training.train import load_categories, open_sources
 
 
 def test_a_source_is_counted_timed_and_what_is_broken_listed(recipe, tmp_path, capsys):
@@ -50,9 +52,6 @@ def test_the_program_ends_with_1_where_something_is_broken(recipe, tmp_path, run
 
 
 def test_what_a_source_passes_over_is_in_the_report_and_training_says_it(recipe, folder, capsys, caplog):
-    from training.arguments import parse_arguments
-    from training.train import open_sources
-
     for name in ("x.heic", "y.heic", "._a.png"):
         (folder / name).write_bytes(b"")
     (result,) = main(recipe(images=folder))
@@ -76,3 +75,14 @@ def test_a_number_of_samples_is_one_or_more(recipe, capsys):
         with pytest.raises(SystemExit):
             main([*recipe(), "--samples", samples])
         assert "`--samples` is a whole number from 1 on" in capsys.readouterr().err
+
+
+def test_numbers_that_mean_nothing_and_a_missing_category_file_are_refused_by_their_key(recipe, capsys):
+    for key in ("image_size", "teacher_image_size", "crops"):
+        for value in ("-5", "0"):
+            with pytest.raises(SystemExit):
+                main(recipe(**{key: value}))
+            assert f"`{key}` is a whole number from 1 on" in capsys.readouterr().err
+    _, data_args, _ = parse_arguments(recipe(categories="nowhere.json"))
+    with pytest.raises(SystemExit, match=r"`categories`: nowhere\.json is neither a file nor"):
+        load_categories(data_args)
