@@ -56,6 +56,10 @@ def main(argv: Sequence[str] | None = None, prepare: Callable[[DenseTrainer], No
     arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
     *_, args = arguments
     checkpoint = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
+    try:
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(f"`output_dir`: the folder {args.output_dir} cannot be made: {error}.") from error
     set_seed(args.seed)
     trainer = build_trainer(arguments)
     if prepare is not None:

@@ -5,7 +5,10 @@ import pytest
 from tests.shards import damage_shards, write_shards
 from training.arguments import parse_arguments
 from training.check_data import main
+from training.sandbox.pretrain import main as pretrain_program
+from training.sandbox.scenes import main as scenes_program
 from training.train import load_categories, open_sources
+from training.train import main as train
 
 
 def test_a_source_is_counted_timed_and_what_is_broken_listed(recipe, tmp_path, capsys):
@@ -86,3 +89,15 @@ def test_numbers_that_mean_nothing_and_a_missing_category_file_are_refused_by_th
     _, data_args, _ = parse_arguments(recipe(categories="nowhere.json"))
     with pytest.raises(SystemExit, match=r"`categories`: nowhere\.json is neither a file nor"):
         load_categories(data_args)
+
+
+def test_an_output_folder_that_cannot_be_made_is_said_before_anything_is_read(recipe, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    output = tmp_path / "file" / "output"
+    with pytest.raises(SystemExit, match="`output_dir`: the folder .* cannot be made"):
+        train(recipe(output_dir=output, model="nowhere"))
+    for program, argv in ((scenes_program, ["--train", "1"]), (pretrain_program, ["U"])):
+        monkeypatch.setattr("sys.argv", ["program", *argv, "--output", str(output)])
+        with pytest.raises(SystemExit):
+            program()
+        assert "--output: the folder cannot be made" in capsys.readouterr().err

@@ -134,6 +134,13 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0, help="0 is that of the shipped models")
     arguments = parser.parse_args()
+    for key in ("steps", "scenes"):
+        if getattr(arguments, key) is not None and getattr(arguments, key) < 1:
+            parser.error(f"--{key} is a whole number from 1 on, got {getattr(arguments, key)}.")
+    try:
+        arguments.output.mkdir(parents=True, exist_ok=True)  # before the hours, not after
+    except OSError as error:
+        parser.error(f"--output: the folder cannot be made: {error}")
     steps = arguments.steps or TOWERS[arguments.name].steps
     pretrain(arguments.name, arguments.output, steps, arguments.scenes, repetition=arguments.seed)
 

@@ -394,7 +394,13 @@ def main() -> None:
     parser.add_argument("--val", type=int, default=600, help="validation images (the offset δ is chosen on them)")
     parser.add_argument("--test", type=int, default=1_200, help="test images (nothing is chosen on them)")
     arguments = parser.parse_args()
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "val", "test"):
+        if getattr(arguments, split) < 1:
+            parser.error(f"--{split} is a number of images, from 1 on; got {getattr(arguments, split)}.")
+    try:
+        arguments.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--output: the folder cannot be made: {error}")
     for split in ("train", "val", "test"):
         count = getattr(arguments, split)
         write_scenes(arguments.output, arguments.seed, split, count)
