@@ -56,10 +56,10 @@ def main(argv: Sequence[str] | None = None, prepare: Callable[[DenseTrainer], No
     arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
     *_, args = arguments
     checkpoint = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
-    try:
-        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SystemExit(f"`output_dir`: the folder {args.output_dir} cannot be made: {error}.") from error
+    folder = Path(args.output_dir).absolute()
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):  # not made yet: a run that is refused leaves nothing
+        raise SystemExit(f"`output_dir`: the folder {args.output_dir} cannot be made: {there} cannot be written in.")
     set_seed(args.seed)
     trainer = build_trainer(arguments)
     if prepare is not None:
