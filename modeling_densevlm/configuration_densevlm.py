@@ -84,6 +84,24 @@ class DenseVLMConfig(BackboneConfigMixin, PreTrainedConfig):
         own = getattr(self.vision_config, "stage_names", None)
         return [*(own or (f"block{i}" for i in range(self.vision_config.num_hidden_layers))), DENSE_STAGE]
 
+    # What heads of transformers read off the configuration of a backbone, where the vision tower has it.
+
+    @property
+    def hidden_size(self) -> int:
+        return self.vision_config.hidden_size
+
+    @property
+    def image_size(self) -> int:
+        return self.vision_config.image_size
+
+    @property
+    def num_channels(self) -> int:
+        return self.vision_config.num_channels
+
+    @property
+    def patch_size(self) -> int:
+        return self.vision_config.patch_size
+
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
         config, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)

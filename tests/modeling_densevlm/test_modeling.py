@@ -48,16 +48,21 @@ def test_image_and_text_features_are_those_of_clip(clip, model, pixel_values, to
     assert_close(model.get_text_features(tokens.input_ids, tokens.attention_mask).pooler_output, expected)
 
 
+@pytest.mark.parametrize("eos_token_id", [74, 2, 7])
 @torch.no_grad()
-def test_a_text_is_read_at_its_largest_token_whatever_the_config_says(clip, tokenizer):
-    model = DenseVLMModel.from_clip(clip)
-    config = copy.deepcopy(model.config)
-    config.text_config.eos_token_id = 7  # CLIP's own text tower would pool position 0
-    misled = DenseVLMModel(config).eval()
-    misled.load_state_dict(model.state_dict())
-    tokens = tokenizer(["a photo of a kite"], return_tensors="pt").input_ids
-    expected = model.get_text_features(tokens).pooler_output
-    assert_close(misled.get_text_features(tokens).pooler_output, expected)
+def test_a_text_is_read_where_clip_reads_it_for_the_end_that_the_configuration_says(clip, eos_token_id):
+    config = copy.deepcopy(clip.config)
+    config.text_config.eos_token_id = eos_token_id
+    theirs = CLIPModel(config).eval()
+    theirs.load_state_dict(clip.state_dict())
+    model = DenseVLMModel.from_clip(theirs)
+    # Padded with the end, which is not the last or the largest token; 7 stands before it, 2 nowhere.
+    tokens = torch.tensor([[73, 9, 7, 74, 74, 74], [73, 7, 8, 7, 70, 74]])
+    expected = theirs.get_text_features(tokens).pooler_output
+    assert_close(model.get_text_features(tokens).pooler_output, expected)
+    ends = {74: [3, 5], 2: [3, 5], 7: [2, 1]}[eos_token_id]
+    hidden_states = model.get_text_features(tokens).last_hidden_state[torch.arange(2), ends]
+    assert_close(model.text_projection(hidden_states), expected)
 
 
 def test_from_clip_keeps_the_attention_implementation(tokenizer, make_clip):

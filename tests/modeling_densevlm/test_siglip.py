@@ -83,7 +83,7 @@ def test_a_dense_feature_is_what_the_head_gives_when_it_sees_that_location_alone
     for block in tower.encoder.layers:
         hidden_states = block(hidden_states, *context)
     hidden_states = tower.post_layernorm(hidden_states)
-    dense = tower.extract(image).dense.flatten(1, 2)
+    dense = tower(image).dense.flatten(1, 2)
     for location in range(15):
         alone = siglip.vision_model.head(hidden_states[:, location : location + 1])
         assert_close(dense[:, location], alone, atol=1e-5, rtol=1e-4)

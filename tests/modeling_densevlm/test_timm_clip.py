@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from modeling_densevlm import DenseVLMConfig, DenseVLMModel
 
 
-pytest.importorskip("timm", reason="timm is not installed (extra `vision`)")
+timm = pytest.importorskip("timm", reason="timm is not installed (extra `vision`)")
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
 VITS = {
@@ -45,7 +45,9 @@ def make_vit(options, seed=0):
 def test_the_global_feature_is_that_of_timm(name):
     vision = make_vit(VITS[name]).vision_model
     image = torch.randn(2, 3, 32, 32)
-    assert_close(vision.extract(image, dense=False, pooled=True).pooled, vision.trunk(image), atol=1e-5, rtol=1e-4)
+    # The trunk's own call gives the first block's tokens; timm's is that of its class.
+    expected = timm.models.VisionTransformer.forward(vision.trunk, image)
+    assert_close(vision(image, dense=False, pooled=True).pooled, expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", VITS)
@@ -55,7 +57,7 @@ def test_taps_and_dense_path_leave_out_what_stands_before_the_patches(name):
     image = torch.randn(1, 3, 32, 32)
     _, maps = (
         vision.trunk.forward_intermediates(image, indices=[0, 1]),
-        vision.extract(image, stages=["block0", "block1"]),
+        vision(image, stages=["block0", "block1"]),
     )
     for tapped, expected in zip(maps.stages.values(), vision.trunk.forward_intermediates(image, indices=[0, 1])[1]):
         assert_close(tapped, expected, atol=1e-5, rtol=1e-4)
@@ -66,12 +68,12 @@ def test_taps_and_dense_path_leave_out_what_stands_before_the_patches(name):
 def test_the_global_feature_of_a_convnext_is_that_of_timm(make_tower):
     vision = make_tower("convnext").vision_model
     image = torch.randn(2, 3, 96, 160)
-    assert_close(vision.extract(image, dense=False, pooled=True).pooled, vision.trunk(image), atol=1e-5, rtol=1e-4)
+    assert_close(vision(image, dense=False, pooled=True).pooled, vision.trunk(image), atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()
 def test_where_the_map_is_one_cell_the_dense_feature_of_a_convnext_is_its_global_one(make_tower):
-    features = make_tower("convnext").vision_model.extract(torch.randn(2, 3, 32, 32), pooled=True)
+    features = make_tower("convnext").vision_model(torch.randn(2, 3, 32, 32), pooled=True)
     assert_close(features.dense[:, 0, 0], features.pooled)
 
 

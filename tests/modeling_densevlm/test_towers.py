@@ -175,7 +175,7 @@ def test_the_model_compiles_without_a_break_and_can_be_copied_and_pickled(model)
     image = images(model)
     expected = model.get_dense_features(image)
     extract = torch.compile(
-        lambda pixels: model.vision_model.extract(pixels).dense, backend="aot_eager", fullgraph=True
+        lambda pixels: model.vision_model(pixels).dense, backend="aot_eager", fullgraph=True
     )
     assert_close(model._project(extract(image)), expected, atol=1e-5, rtol=1e-4)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
@@ -329,7 +329,7 @@ def test_the_dense_path_of_the_last_block_is_what_it_does_to_a_location_alone(to
     *trunk, last = vision.blocks
     for block in trunk:
         tokens = block(tokens, *context)
-    dense = vision.extract(image).dense.flatten(1, 2)
+    dense = vision(image).dense.flatten(1, 2)
     # EVA's block turns queries and keys of the tokens behind the first; with one token, none.
     alone = [table[:0] for table in context] if tower == "eva02_clip" else context
     for location in range(15):
