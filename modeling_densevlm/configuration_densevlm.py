@@ -47,6 +47,10 @@ class DenseVLMConfig(BackboneConfigMixin, PreTrainedConfig):
             of a CNN, and `"dense"`, the dense map (the default).
         out_indices (`list[int]`, *optional*):
             The same by number: 0 is the first block (or stage), the last number is the dense map.
+        reshape_hidden_states (`bool`, *optional*, defaults to `True`):
+            Whether the maps a backbone gives are `(batch, channels, height, width)`. Some heads (DPT, Depth Anything)
+            need `False`: sequences `(batch, 1 + height * width, channels)`, each with the map's mean in front, where
+            such heads look for a class token.
     """
 
     model_type = "densevlm"
@@ -61,6 +65,7 @@ class DenseVLMConfig(BackboneConfigMixin, PreTrainedConfig):
     logit_scale_init_value: float = 2.6592
     logit_bias_init_value: float | None = None
     initializer_factor: float = 1.0
+    reshape_hidden_states: bool = True
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 

@@ -70,7 +70,8 @@ class CLIPResNetAttentionPool(nn.Module):
         """
         size = tuple(hidden_states.shape[-2:])
         positions = resize_positions(self.positional_embedding, size, prefix=1)
-        tokens = hidden_states.flatten(2).transpose(1, 2)  # (batch, height * width, dim)
+        # (batch, height * width, dim), in this order in memory: not every quantised layer looks at strides
+        tokens = hidden_states.flatten(2).transpose(1, 2).contiguous()
         if dense:
             return self.v_proj(tokens + positions[1:]).unflatten(1, size)
         tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1) + positions

@@ -48,7 +48,7 @@ class DenseVLMOutput(ModelOutput):
             The same, transposed.
         feature_maps (`tuple[torch.Tensor]`, given with images):
             The maps named by `config.out_features`, each of shape `(batch, channels, height, width)`; by default the
-            dense map alone.
+            dense map alone. As sequences where `config.reshape_hidden_states` is `False`.
         hidden_states (`tuple[torch.Tensor]`, *optional*):
             The maps of all blocks (of a CNN: stages), each of shape `(batch, channels, height, width)`.
     """
@@ -378,7 +378,7 @@ class DenseVLMModel(BackboneMixin, DenseVLMPreTrainedModel):
             dense_embeds=dense_embeds,
             region_embeds=None if boxes is None and masks is None else _pool_regions(dense_embeds, boxes, masks),
             image_embeds=self.visual_projection(features.pooled) if pooled else None,
-            feature_maps=tuple(maps[name] for name in self.out_features),
+            feature_maps=tuple(self._for_head(maps[name]) for name in self.out_features),
             hidden_states=tuple(maps[name] for name in blocks) if output_hidden_states else None,
         )
         if input_ids is not None:
@@ -386,6 +386,13 @@ class DenseVLMModel(BackboneMixin, DenseVLMPreTrainedModel):
             output.logits_per_image = self._logits(output.image_embeds, output.text_embeds)
             output.logits_per_text = output.logits_per_image.T
         return output
+
+    def _for_head(self, feature_map: Tensor) -> Tensor:
+        """A map `(batch, channels, height, width)` in the form that the head around the model takes."""
+        if self.config.reshape_hidden_states:
+            return feature_map
+        tokens = feature_map.flatten(2).transpose(1, 2)
+        return torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
 
     def _logits(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
         """Scaled cosines `(batch, texts)`, with SigLIP's bias where there is one."""
