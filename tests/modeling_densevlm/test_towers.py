@@ -6,8 +6,16 @@ import pickle
 import pytest
 import torch
 from torch.nn.functional import cosine_similarity
+from torch.export import Dim, export
 from torch.testing import assert_close
-from transformers import AutoBackbone, AutoModel, UperNetConfig, UperNetForSemanticSegmentation
+from transformers import (
+    AutoBackbone,
+    AutoModel,
+    DPTConfig,
+    DPTForDepthEstimation,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+)
 
 from modeling_densevlm import DenseVLMConfig, DenseVLMModel
 
@@ -182,6 +190,102 @@ def test_the_model_compiles_without_a_break_and_can_be_copied_and_pickled(model)
         assert torch.equal(other.get_dense_features(image), expected)
 
 
+class Adapted(torch.nn.Module):
+    """
+    A linear layer as quantisers and adapters leave it: its `weight` is integers, a part of it is in other parameters,
+    it takes no more than `(batch, tokens, hidden)`.
+    """
+
+    def __init__(self, layer: torch.nn.Linear):
+        super().__init__()
+        self.weight = torch.nn.Parameter((layer.weight * 50).round().to(torch.int8), requires_grad=False)
+        self.bias = layer.bias
+        self.low_rank = torch.nn.Parameter(0.1 * torch.randn(2, sum(layer.weight.shape)))
+        self.calls = 0
+
+    @property
+    def merged(self) -> torch.Tensor:
+        down, up = self.low_rank.split([self.weight.shape[1], self.weight.shape[0]], dim=1)
+        return self.weight / 50 + up.T @ down
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        assert hidden_states.ndim <= 3 and hidden_states.is_floating_point()
+        self.calls += 1
+        return torch.nn.functional.linear(hidden_states, self.merged, self.bias)
+
+
+def outputs_of(model: DenseVLMModel, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+    """By each way into the model."""
+    image = images(model)
+    output = model(image, boxes=[BOXES] * 2, input_ids=tokens)
+    return {
+        **{name: tensor for name, tensor in output.items() if isinstance(tensor, torch.Tensor)},
+        "get_dense_features": model.get_dense_features(image),
+        "get_image_features": model.get_image_features(image).pooler_output,
+        "get_text_features": model.get_text_features(tokens).pooler_output,
+    }
+
+
+@pytest.fixture
+def tokens(tokenizer):
+    return tokenizer(["a photo of a kite", "sky"], padding="max_length", max_length=32, return_tensors="pt").input_ids
+
+
+@torch.no_grad()
+def test_what_stands_in_place_of_a_linear_layer_is_called_wherever_it_stands(tower, make_tower, tokenizer, tokens):
+    # Adapters before and after merging, quantised layers (peft#2291, bitsandbytes#963).
+    model, merged = (make_tower(tower, tokenizer) for _ in range(2))
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    for name in linear:
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, Adapted(model.get_submodule(name)))
+        merged.get_submodule(name).weight.copy_(model.get_submodule(name).merged)
+    expected = outputs_of(merged, tokens)
+    for name, found in outputs_of(model, tokens).items():
+        assert_close(found, expected[name], atol=1e-4, rtol=1e-3, msg=lambda text, name=name: f"{name} {text}")
+    uncalled = [name for name in linear if not model.get_submodule(name).calls]
+    assert not uncalled
+    # The dense pass calls all that it trains.
+    for name in linear:
+        model.get_submodule(name).calls = 0
+    model.get_dense_features(images(model))
+    trained = {id(p) for block in model.vision_model.trainable_blocks() for p in block}
+    layers = [module for module in model.modules() if isinstance(module, Adapted) and id(module.low_rank) in trained]
+    assert layers or tower == "clip_resnet"  # its blocks are convolutions
+    assert all(layer.calls for layer in (*layers, *model.visual_projection.modules()) if isinstance(layer, Adapted))
+
+
+@torch.no_grad()
+def test_weights_that_are_offloaded_by_hooks_on_modules_give_the_same_features(tower, make_tower, tokenizer, tokens):
+    accelerate = pytest.importorskip("accelerate")
+    model = make_tower(tower, tokenizer)
+    expected = outputs_of(model, tokens)
+    accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    assert all(parameter.is_meta for parameter in model.parameters())
+    for name, found in outputs_of(model, tokens).items():
+        assert torch.equal(found, expected[name]), name
+
+
+class DenseFeatures(torch.nn.Module):
+    def __init__(self, model: DenseVLMModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.model.get_dense_features(pixel_values)
+
+
+@torch.no_grad()
+def test_an_exported_graph_holds_for_other_batches_and_sizes(model):
+    stride = model.vision_model.stride
+    rows, columns = (stride * Dim(name, min=2, max=64) for name in ("rows", "columns"))
+    image = images(model, 2, 3 * stride, 5 * stride)
+    graph = export(DenseFeatures(model), (image,), dynamic_shapes=({0: Dim("batch"), 2: rows, 3: columns},)).module()
+    for batch, height, width in ((1, 4, 4), (3, 3, 2)):  # 3 or 4 cells are native: nothing is resized
+        image = images(model, batch, height * stride, width * stride)
+        assert_close(graph(image), model.get_dense_features(image), atol=1e-5, rtol=1e-4)
+
+
 def gradients_of(model: DenseVLMModel) -> dict[str, torch.Tensor]:
     model.train().zero_grad()
     # Weights keep the sum from being constant, which that of unit vectors' squares is.
@@ -220,6 +324,43 @@ def test_activation_checkpointing_changes_no_gradient_and_reaches_every_block(mo
     assert checkpointed.keys() == plain.keys()
     for name, gradient in plain.items():
         assert_close(checkpointed[name], gradient, atol=1e-6, rtol=1e-4, msg=lambda text, name=name: f"{name} {text}")
+
+
+def test_re_entrant_checkpointing_gives_the_gradients_behind_a_frozen_stem(tower, make_tower):
+    # As in training, and as with adapters (transformers#21381): what stands before the first block is frozen.
+    def trained(model):
+        model.requires_grad_(False)
+        for block in model.vision_model.trainable_blocks()[1:]:
+            for parameter in block:
+                parameter.requires_grad_(True)
+        return model
+
+    plain = gradients_of(trained(make_tower(tower)))
+    for ask in (False, True):
+        model = trained(make_tower(tower))
+        model.activation_checkpointing_enable({"use_reentrant": True})
+        if ask:  # as PEFT does
+            model.enable_input_require_grads()
+        found = gradients_of(model)
+        assert found.keys() == plain.keys()
+        for name, gradient in plain.items():
+            assert_close(found[name], gradient, atol=1e-6, rtol=1e-4)
+    # Nothing is computed for a stem where re-entrance does not ask for it.
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    hidden_states = torch.zeros(1)
+    block = next(m for m in model.vision_model.modules() if hasattr(m, "gradient_checkpointing"))
+    assert model.vision_model.on_the_graph(hidden_states, block) is hidden_states
+
+
+def test_the_input_embeddings_are_what_reads_the_pixels(model):
+    seen = []
+    model.get_input_embeddings().register_forward_hook(lambda *_: seen.append("embedding"))
+    for module in model.vision_model.modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
+            module.register_forward_hook(lambda *_: seen.append("layer"))
+    model.get_dense_features(images(model))
+    assert seen[0] == "embedding" and seen.count("embedding") == 1
+    assert model.get_input_embeddings() is model.vision_model.get_input_embeddings()
 
 
 @torch.no_grad()
@@ -269,6 +410,37 @@ def test_a_segmenter_of_transformers_takes_the_maps_and_reaches_every_block(towe
     output.loss.backward()
     blocks = segmenter.backbone.vision_model.trainable_blocks()
     assert all(p.grad is not None for block in blocks for p in block)
+
+
+@torch.no_grad()
+def test_a_depth_head_of_transformers_takes_the_maps_as_sequences(tower, make_tower):
+    vision = make_tower(tower).config.vision_config
+    if not hasattr(vision, "patch_size"):
+        with pytest.raises(AttributeError, match="patch_size"):
+            _ = make_tower(tower).config.patch_size
+        pytest.skip("the maps of a CNN are of several sizes: heads that read a patch size take those of one size")
+    config = DenseVLMConfig(vision_config=vision, projection_dim=32, out_indices=[0, 1, 2], reshape_hidden_states=False)
+    assert (config.patch_size, config.hidden_size) == (8, 32)
+    depth = DPTForDepthEstimation(
+        DPTConfig(
+            backbone_config=config,
+            hidden_size=32,
+            fusion_hidden_size=16,
+            neck_hidden_sizes=[16] * 3,
+            reassemble_factors=[2, 1, 0.5],
+            readout_type="project",
+            is_hybrid=False,
+        )
+    ).eval()
+    assert type(depth.backbone) is DenseVLMModel
+    assert depth(torch.randn(1, 3, 32, 48)).predicted_depth.isfinite().all()
+    in_planes = DenseVLMConfig(**{**config.to_dict(), "reshape_hidden_states": True})
+    planes = DenseVLMModel(in_planes).eval()
+    planes.load_state_dict(depth.backbone.state_dict())
+    image = torch.randn(1, 3, 32, 48)
+    for sequence, plane in zip(depth.backbone(image).feature_maps, planes(image).feature_maps):
+        assert_close(sequence[:, 1:].transpose(1, 2).unflatten(2, (4, 6)), plane)
+        assert_close(sequence[:, 0], plane.mean((2, 3)))
 
 
 @torch.no_grad()
