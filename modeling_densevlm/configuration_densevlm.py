@@ -42,6 +42,8 @@ class DenseVLMConfig(BackboneConfigMixin, PreTrainedConfig):
             Bias of the logits of a sigmoid loss (SigLIP). `None` (the default) for a model without one.
         initializer_factor (`float`, *optional*, defaults to 1.0):
             Factor on the standard deviations of freshly drawn weights.
+        initializer_range (`float`, *optional*, defaults to 0.02):
+            Standard deviation of the freshly drawn weights of a head around the model.
         out_features (`list[str]`, *optional*):
             Maps the model gives as a backbone: `"block0"`, `"block1"` ... of a transformer, `"stage0"` to `"stage3"`
             of a CNN, and `"dense"`, the dense map (the default).
@@ -65,6 +67,7 @@ class DenseVLMConfig(BackboneConfigMixin, PreTrainedConfig):
     logit_scale_init_value: float = 2.6592
     logit_bias_init_value: float | None = None
     initializer_factor: float = 1.0
+    initializer_range: float = 0.02
     reshape_hidden_states: bool = True
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None

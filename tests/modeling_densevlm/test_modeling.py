@@ -6,9 +6,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cosine_similarity, normalize
 from torch.testing import assert_close
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor, CLIPModel
+from torch import nn
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor, CLIPModel, pipeline
 
 from modeling_densevlm import DenseVLMConfig, DenseVLMImageProcessor, DenseVLMModel, DenseVLMProcessor
+from modeling_densevlm.modeling_densevlm import DenseVLMPreTrainedModel
 
 
 @pytest.fixture
@@ -175,6 +177,58 @@ def test_the_dense_pass_computes_no_query_and_no_key_in_the_last_block(model, pi
     assert called == ["v_proj"]
 
 
+@torch.no_grad()
+def test_what_a_processor_gives_can_be_called_with_whatever_it_holds(student, clip, model, picture):
+    processor = DenseVLMProcessor.from_pretrained(student)
+    image, texts = picture(90, 60), ["a photo of a kite", "this is a bus"]
+    inputs = processor(images=image, text=texts, padding=True, return_tensors="pt")
+    output = model(**inputs, boxes=[torch.tensor([[0.0, 0.0, 0.5, 0.7]])])
+    theirs = clip(**{name: inputs[name] for name in ("pixel_values", "input_ids", "attention_mask")})
+    assert_close(output.logits_per_image, theirs.logits_per_image, atol=1e-4, rtol=1e-5)
+    assert_close(output.logits_per_text, theirs.logits_per_text, atol=1e-4, rtol=1e-5)
+    assert_close(normalize(output.text_embeds, dim=-1), theirs.text_embeds)
+    assert_close(normalize(output.image_embeds, dim=-1), theirs.image_embeds)
+    assert output.region_embeds.shape == (1, 24)
+    # One of both alone, and without the class of the output.
+    only_images, only_texts = processor(images=image, return_tensors="pt"), processor(text=texts, padding=True)
+    assert_close(model(**only_images).dense_embeds, output.dense_embeds)
+    assert model(**only_images).keys() == {"dense_embeds", "feature_maps"}
+    only_texts = model(**{name: torch.tensor(values) for name, values in only_texts.items()})
+    assert only_texts.keys() == {"text_embeds"} and torch.equal(only_texts.text_embeds, output.text_embeds)
+    dense_embeds, feature_maps = model(**only_images, return_dict=False)
+    assert torch.equal(dense_embeds, feature_maps[0])
+    with pytest.raises(ValueError, match="Give `pixel_values`, `input_ids` or both"):
+        model()
+    with pytest.raises(ValueError, match=r"Regions .* need `pixel_values`"):
+        model(input_ids=inputs["input_ids"], boxes=[])
+
+
+@torch.no_grad()
+def test_the_logits_of_a_sigmoid_loss_have_its_bias(make_tower, tokenizer):
+    model = make_tower("siglip", tokenizer)
+    model.logit_bias.fill_(-3.0)
+    tokens = tokenizer(["a photo of a kite"], padding="max_length", max_length=32, return_tensors="pt").input_ids
+    output = model(torch.randn(2, 3, 32, 32), input_ids=tokens)
+    cosine = cosine_similarity(output.image_embeds, output.text_embeds)[:, None]
+    assert_close(output.logits_per_image, cosine * model.logit_scale.exp() - 3.0)
+
+
+@torch.no_grad()
+def test_what_wrappers_and_tasks_of_transformers_pass_is_taken(student, model, pixel_values, picture):
+    # PEFT passes all of these to whatever it wraps (peft#796).
+    nothing = {"inputs_embeds": None, "output_attentions": False, "labels": None, "return_dict": None}
+    output = model(pixel_values, **nothing, output_hidden_states=True)
+    assert [tuple(m.shape) for m in output.hidden_states] == [(2, 32, 8, 8)] * 3
+    tapped = DenseVLMModel.from_pretrained(student, out_indices=[0, 1, 2])
+    assert all(map(torch.equal, output.hidden_states, tapped(pixel_values).feature_maps))
+    with pytest.raises(TypeError, match="DenseVLMModel has no output_attentions, threshold to take or give"):
+        model(pixel_values, output_attentions=True, threshold=0.5)
+    processor = DenseVLMImageProcessor.from_pretrained(student)
+    extract = pipeline("image-feature-extraction", model=model, image_processor=processor, device="cpu")
+    dense = model.get_dense_features(torch.as_tensor(processor(picture(90, 60), return_tensors="pt")["pixel_values"]))
+    assert_close(extract(picture(90, 60), return_tensors=True), dense)
+
+
 def test_boxes_and_masks_at_once_or_neither_are_refused(model, pixel_values):
     with pytest.raises(ValueError, match="either"):
         model.get_region_features(pixel_values)
@@ -247,6 +301,73 @@ def test_a_checkpoint_with_a_missing_key_is_refused_by_name(student, tmp_path):
         DenseVLMModel.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"Missing: visual_projection\.weight"):
         AutoModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("prefix", ["", "densevlm."])
+def test_learned_weights_without_a_place_are_refused_by_name_and_derived_ones_pass(clip, tmp_path, caplog, prefix):
+    clip.save_pretrained(tmp_path)
+    weights = {prefix + name: tensor for name, tensor in load_file(tmp_path / "model.safetensors").items()}
+    derived = {
+        "vision_model.embeddings.position_ids": torch.arange(65)[None],
+        "text_model.attn_mask": torch.zeros(32, 32),
+        "vision_model.rope.freqs_cos": torch.zeros(64, 8),
+    }
+    around = {"decoder.weight": torch.zeros(3)}  # of what stands around the model
+    weights |= {prefix + name: tensor for name, tensor in derived.items()} | around
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    assert torch.equal(DenseVLMModel.from_pretrained(tmp_path).logit_scale, clip.logit_scale)
+    for more in (
+        "text_model.embeddings.position_embedding_res.weight",
+        "vision_model.encoder.layers.0.adapter.weight",
+        "visual_projection.bias",
+        "logit_bias",
+    ):
+        save_file(weights | {prefix + more: torch.zeros(3)}, tmp_path / "model.safetensors", {"format": "pt"})
+        for loader in (DenseVLMModel, AutoModel):
+            with pytest.raises(ValueError, match=rf"learned weights that this model has no place for: \S*{more}\."):
+                loader.from_pretrained(tmp_path, config=DenseVLMConfig.from_pretrained(tmp_path))
+        # They are another tower's where a model is wanted without texts.
+        config = DenseVLMConfig.from_pretrained(tmp_path, text_config=None)
+        if more.startswith(("text_", "logit_")):
+            assert DenseVLMModel.from_pretrained(tmp_path, config=config).text_model is None
+
+
+class Head(DenseVLMPreTrainedModel):
+    """A head as users write it around the model."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.densevlm = DenseVLMModel(config)
+        self.conv, self.deconv = nn.Conv2d(24, 8, 3), nn.ConvTranspose2d(8, 8, 2, 2)
+        self.layer_norm, self.group_norm, self.batch_norm = nn.LayerNorm(8), nn.GroupNorm(2, 8), nn.BatchNorm2d(8)
+        self.linear, self.embedding = nn.Linear(8, 5), nn.Embedding(4, 8)
+        self.post_init()
+
+
+@torch.no_grad()
+def test_a_new_head_over_a_saved_model_is_drawn_and_the_model_in_it_is_loaded(student, tmp_path):
+    model = DenseVLMModel.from_pretrained(student)
+    junk = [torch.full((4096,), float("nan")) for _ in range(300)]  # what memory may hold
+    del junk
+    head = Head.from_pretrained(student)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(head.densevlm.state_dict()[name], tensor), name
+    for name, tensor in head.state_dict().items():
+        if name.startswith("densevlm."):
+            continue
+        assert tensor.isfinite().all() and tensor.abs().max() <= 1, name
+        if name.endswith("norm.weight"):
+            assert (tensor == 1).all(), name
+        assert name.endswith(("bias", "running_mean", "tracked")) or tensor.std() > 0 or "norm" in name, name
+    head.save_pretrained(tmp_path)
+    again = Head.from_pretrained(tmp_path)
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in head.state_dict().items())
+    # What the head's own parts lack is drawn, what the model in it lacks is not.
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["densevlm.visual_projection.weight"], weights["linear.weight"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"Missing: densevlm\.visual_projection\.weight\. Of another shape: nothing"):
+        Head.from_pretrained(tmp_path)
 
 
 def test_a_tower_that_nobody_knows_is_refused_with_those_that_are_known():

@@ -60,6 +60,44 @@ def test_boxes_are_pooled_as_by_torchvision_forward_and_backward(dtype):
     assert_close(*gradients, atol=20 * tolerance, rtol=0)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 6), (2, 3), (32, 5)])
+def test_boxes_of_any_extent_are_pooled_as_by_torchvision(size):
+    torchvision = pytest.importorskip("torchvision")
+    generator = torch.Generator().manual_seed(0)
+    height, width = size
+    feature_map = torch.randn(1, 4, height, width, generator=generator, dtype=torch.float64)
+    corners = torch.rand(2000, 2, 2, generator=generator, dtype=torch.float64).sort(dim=1).values
+    spread = torch.tensor([0.2, 1.0, 2.0, 8.0]).double().repeat(500)[:, None]  # up to `LARGEST_BOX` maps
+    boxes = corners.flatten(1) * spread - 0.4 * spread
+    boxes[::7] = (boxes[::7] * 8).round() / 8  # sampling points on the borders and the centres of cells
+    scale = torch.tensor([width, height, width, height], dtype=torch.float64)
+    expected = torchvision.ops.roi_align(feature_map, [boxes * scale], 1, 1.0, -1, aligned=True).flatten(1)
+    assert_close(pool_boxes(feature_map, [boxes]), expected, atol=1e-12, rtol=0)
+
+
+class Pooling(torch.nn.Module):
+    def forward(self, feature_map, boxes, masks):
+        return pool_boxes(feature_map, boxes), pool_masks(feature_map, masks)
+
+
+def test_a_graph_with_regions_holds_for_other_numbers_of_them():
+    generator = torch.Generator().manual_seed(0)
+
+    def arguments(height, width, counts):
+        boxes = [torch.rand(n, 2, 2, generator=generator).sort(dim=1).values.flatten(1) for n in counts]
+        masks = [torch.rand(n, height, width, generator=generator) for n in counts]
+        return torch.randn(2, 3, height, width, generator=generator), boxes, masks
+
+    dim = {name: torch.export.Dim(name, min=2, max=64) for name in ("height", "width")}
+    counts = [torch.export.Dim(f"n{image}", min=0, max=99) for image in range(2)]
+    plane = {1: dim["height"], 2: dim["width"]}
+    shapes = {2: dim["height"], 3: dim["width"]}, [{0: n} for n in counts], [{0: n, **plane} for n in counts]
+    graph = torch.export.export(Pooling(), arguments(4, 5, (3, 2)), dynamic_shapes=shapes).module()
+    for given in (arguments(4, 5, (3, 2)), arguments(7, 3, (1, 36)), arguments(5, 5, (0, 4)), arguments(3, 3, (0, 0))):
+        for found, expected in zip(graph(*given), Pooling()(*given)):
+            assert_close(found, expected)
+
+
 def test_an_inverted_and_an_empty_box_give_zero():
     boxes = torch.tensor([[0.9, 0.9, 0.1, 0.1], [0.2, 0.9, 0.8, 0.1], [0.5, 0.5, 0.5, 0.5]])
     assert (pool_boxes(torch.ones(1, 3, 4, 4), [boxes]) == 0).all()

@@ -182,9 +182,7 @@ def test_autocast_changes_features_by_its_precision_at_most(model):
 def test_the_model_compiles_without_a_break_and_can_be_copied_and_pickled(model):
     image = images(model)
     expected = model.get_dense_features(image)
-    extract = torch.compile(
-        lambda pixels: model.vision_model(pixels).dense, backend="aot_eager", fullgraph=True
-    )
+    extract = torch.compile(lambda pixels: model.vision_model(pixels).dense, backend="aot_eager", fullgraph=True)
     assert_close(model._project(extract(image)), expected, atol=1e-5, rtol=1e-4)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(other.get_dense_features(image), expected)
@@ -419,7 +417,9 @@ def test_a_depth_head_of_transformers_takes_the_maps_as_sequences(tower, make_to
         with pytest.raises(AttributeError, match="patch_size"):
             _ = make_tower(tower).config.patch_size
         pytest.skip("the maps of a CNN are of several sizes: heads that read a patch size take those of one size")
-    config = DenseVLMConfig(vision_config=vision, projection_dim=32, out_indices=[0, 1, 2], reshape_hidden_states=False)
+    config = DenseVLMConfig(
+        vision_config=vision, projection_dim=32, out_indices=[0, 1, 2], reshape_hidden_states=False
+    )
     assert (config.patch_size, config.hidden_size) == (8, 32)
     depth = DPTForDepthEstimation(
         DPTConfig(
