@@ -123,9 +123,9 @@ class DenseVLMPreTrainedModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
         """
-        As [`PreTrainedModel.from_pretrained`], but strict about the model itself (a head around it may be new): weights
-        that are missing or of another shape would be drawn at random, and learned ones that it has no place for would
-        be left out, so they raise a `ValueError` that names them. The text tower of a CLIP checkpoint is left out where
+        As [`PreTrainedModel.from_pretrained`], but strict about the model itself (a head around it may be new). Weights
+        that are missing or of another shape would be drawn at random, and learned ones without a place in it would be
+        left out, so they raise a `ValueError` that names them. The text tower of a CLIP checkpoint is left out where
         the given `config` has none.
         """
         source = args[0] if args else kwargs.get("pretrained_model_name_or_path")

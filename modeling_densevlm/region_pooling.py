@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 LARGEST_BOX = 8
@@ -104,9 +105,13 @@ def _pool(feature_map: Tensor, weights: Sequence[Tensor]) -> Tensor:
     with torch.autocast(feature_map.device.type, enabled=False):  # weights in bf16 would blur the borders
         tokens = feature_map.flatten(2).transpose(1, 2)
         tokens = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
-        # Without regions an image gives no row, but keeps the graph: its gradients are zero and not none.
-        pooled = [w.to(tokens) @ image for w, image in zip(weights, tokens.unbind())]
-    return torch.cat(pooled).to(feature_map.dtype)
+        most = 0
+        for w in weights:
+            most = torch.sym_max(most, w.shape[0])
+        padded = torch.stack([pad(w.to(tokens), (0, 0, 0, most - w.shape[0])) for w in weights])
+        pooled = padded @ tokens  # (batch, most regions, dim)
+    # A batch without regions gives no row, but keeps the graph: its gradients are zero and not none.
+    return torch.cat([rows[: w.shape[0]] for rows, w in zip(pooled, weights)]).to(feature_map.dtype)
 
 
 # Its shapes depend on the boxes: compiled, it would be compiled anew for every grid.

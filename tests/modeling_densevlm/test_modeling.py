@@ -4,9 +4,9 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 from torch.nn.functional import cosine_similarity, normalize
 from torch.testing import assert_close
-from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor, CLIPModel, pipeline
 
 from modeling_densevlm import DenseVLMConfig, DenseVLMImageProcessor, DenseVLMModel, DenseVLMProcessor

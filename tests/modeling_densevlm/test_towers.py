@@ -5,8 +5,8 @@ import pickle
 
 import pytest
 import torch
-from torch.nn.functional import cosine_similarity
 from torch.export import Dim, export
+from torch.nn.functional import cosine_similarity
 from torch.testing import assert_close
 from transformers import (
     AutoBackbone,
