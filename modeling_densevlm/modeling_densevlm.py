@@ -123,7 +123,7 @@ class DenseVLMPreTrainedModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
         """
-        As [`PreTrainedModel.from_pretrained`], but strict about the model itself (a head around it may be new). Weights
+        As [`PreTrainedModel.from_pretrained`], strict about the model itself (a head around it may be new). Weights
         that are missing or of another shape would be drawn at random, and learned ones without a place in it would be
         left out, so they raise a `ValueError` that names them. The text tower of a CLIP checkpoint is left out where
         the given `config` has none.

@@ -76,7 +76,7 @@ def axis_weights(start: Tensor, end: Tensor, cells: int) -> Tensor:
 def _check_extent(fits: Tensor, count: Tensor, cells: int) -> None:
     """Raises a `ValueError` for boxes in pixels or with NaN; where asking would stop a device or a graph, it fails."""
     message = "are fractions of the map, 0..1, not pixels."
-    if fits.device.type != "cpu" or torch.compiler.is_compiling():
+    if fits.is_cuda or torch.compiler.is_compiling():
         torch._assert_async(fits, f"A box spans more than {LARGEST_BOX} times the map, or holds NaN: boxes {message}")
     elif not fits:
         raise ValueError(f"A box spans {count.max() / cells:.0f} times the map, or holds NaN: boxes {message}")
