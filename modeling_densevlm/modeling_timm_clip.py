@@ -211,6 +211,8 @@ class TimmViTVisionModel(TransformerTower, TimmTower):
         check_plain_vit(self.trunk, config.architecture)
         if config.pooling not in ("avg", "token") or (config.pooling == "token" and self.trunk.cls_token is None):
             raise ValueError(f"`pooling` is 'avg', or 'token' where there is a class token; got {config.pooling!r}.")
+        # The image is cut to whole cells already, and timm's check of it would make its size a constant of a graph.
+        self.trunk.patch_embed.img_size = None
         self.trunk.__class__ = TimmTrunk
         self.blocks[-1].__class__ = DenseTimmBlock
         self.blocks[-1].attn.__class__ = DenseTimmAttention
