@@ -112,10 +112,10 @@ class DenseVLMPreTrainedModel(PreTrainedModel):
         # The towers draw their own weights; a head around the model has those of transformers.
         super()._init_weights(module)
         if isinstance(module, DenseVLMModel):
-            for projection in (module.visual_projection, module.text_projection):
-                if isinstance(projection, nn.Linear):
-                    std = projection.in_features**-0.5 * self.config.initializer_factor
-                    init.normal_(projection.weight, std=std)
+            projections = [p for p in (module.visual_projection, module.text_projection) if p is not None]
+            for layer in (layer for projection in projections for layer in projection.modules()):
+                if isinstance(layer, nn.Linear):
+                    init.normal_(layer.weight, std=layer.in_features**-0.5 * self.config.initializer_factor)
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
             if module.logit_bias is not None:
                 init.constant_(module.logit_bias, self.config.logit_bias_init_value)
