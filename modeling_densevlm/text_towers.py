@@ -3,7 +3,7 @@
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
-from transformers import CLIPTextModel, Siglip2TextModel, SiglipTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, Siglip2TextModel, SiglipTextModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 
@@ -24,8 +24,14 @@ class TextTower:
 class CLIPTextTower(TextTower, CLIPTextModel):
     """
     CLIP's text transformer; with GELU that of EVA-CLIP. A text is read at its first `eos_token_id`, or at its largest
-    token where the configuration has 2 there, which the first ones of transformers had by mistake.
+    token where the configuration has 2 there, which the first ones of transformers had by mistake, or what is no token
+    of its vocabulary: CLIP would read every text at its first token, and all alike.
     """
+
+    def __init__(self, config: CLIPTextConfig):
+        super().__init__(config)
+        if config.eos_token_id is None or config.eos_token_id >= config.vocab_size:
+            self.eos_token_id = 2
 
     def make_projection(self, dim):
         return nn.Linear(self.config.hidden_size, dim, bias=False)

@@ -601,7 +601,7 @@ def test_heads_of_timm_towers_convert_both_ways_and_are_applied_at_every_locatio
     theirs = build_open_clip(config)
     model = assert_same_features(theirs, config)
     image = torch.randn(1, 3, 96, 64)
-    hidden = model.vision_model.extract(image).dense
+    hidden = model.vision_model(image).dense
     if head is None:
         projected = theirs.visual.trunk.head.fc(hidden)
     else:

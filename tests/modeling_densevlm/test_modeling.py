@@ -65,6 +65,12 @@ def test_a_text_is_read_where_clip_reads_it_for_the_end_that_the_configuration_s
     ends = {74: [3, 5], 2: [3, 5], 7: [2, 1]}[eos_token_id]
     hidden_states = model.get_text_features(tokens).last_hidden_state[torch.arange(2), ends]
     assert_close(model.text_projection(hidden_states), expected)
+    for no_token in (49407, None):  # transformers' default, for a vocabulary that is smaller
+        config.text_config.eos_token_id = no_token
+        misled = DenseVLMModel(DenseVLMConfig.from_dict(DenseVLMConfig.translate(config.to_dict()))).eval()
+        misled.load_state_dict(clip.state_dict())
+        output = misled.get_text_features(tokens)
+        assert_close(output.pooler_output, misled.text_projection(output.last_hidden_state[torch.arange(2), [3, 5]]))
 
 
 def test_from_clip_keeps_the_attention_implementation(tokenizer, make_clip):
