@@ -42,11 +42,17 @@ class DenseVLMConfig(BackboneConfigMixin, PreTrainedConfig):
             Bias of the logits of a sigmoid loss (SigLIP). `None` (the default) for a model without one.
         initializer_factor (`float`, *optional*, defaults to 1.0):
             Factor on the standard deviations of freshly drawn weights.
+        initializer_range (`float`, *optional*, defaults to 0.02):
+            Standard deviation of the freshly drawn weights of a head around the model.
         out_features (`list[str]`, *optional*):
             Maps the model gives as a backbone: `"block0"`, `"block1"` ... of a transformer, `"stage0"` to `"stage3"`
             of a CNN, and `"dense"`, the dense map (the default).
         out_indices (`list[int]`, *optional*):
             The same by number: 0 is the first block (or stage), the last number is the dense map.
+        reshape_hidden_states (`bool`, *optional*, defaults to `True`):
+            Whether the maps a backbone gives are `(batch, channels, height, width)`. Some heads (DPT, Depth Anything)
+            need `False`: sequences `(batch, 1 + height * width, channels)`, each with the map's mean in front, where
+            such heads look for a class token.
     """
 
     model_type = "densevlm"
@@ -61,6 +67,8 @@ class DenseVLMConfig(BackboneConfigMixin, PreTrainedConfig):
     logit_scale_init_value: float = 2.6592
     logit_bias_init_value: float | None = None
     initializer_factor: float = 1.0
+    initializer_range: float = 0.02
+    reshape_hidden_states: bool = True
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
@@ -83,6 +91,24 @@ class DenseVLMConfig(BackboneConfigMixin, PreTrainedConfig):
         """The maps a backbone can give, in the order they are computed."""
         own = getattr(self.vision_config, "stage_names", None)
         return [*(own or (f"block{i}" for i in range(self.vision_config.num_hidden_layers))), DENSE_STAGE]
+
+    # What heads of transformers read off the configuration of a backbone, where the vision tower has it.
+
+    @property
+    def hidden_size(self) -> int:
+        return self.vision_config.hidden_size
+
+    @property
+    def image_size(self) -> int:
+        return self.vision_config.image_size
+
+    @property
+    def num_channels(self) -> int:
+        return self.vision_config.num_channels
+
+    @property
+    def patch_size(self) -> int:
+        return self.vision_config.patch_size
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):

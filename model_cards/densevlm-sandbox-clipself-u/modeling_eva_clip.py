@@ -62,11 +62,12 @@ class Eva02CLIPVisionEmbeddings(nn.Module):
         self.position_embedding = nn.Embedding((config.image_size // patch) ** 2 + 1, config.hidden_size)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
+        patches = self.patch_embedding(pixel_values)
         size = patches.shape[-2:]
         patches = patches.flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.class_embedding.expand(len(patches), 1, -1), patches], dim=1)
-        return tokens + resize_positions(self.position_embedding.weight, size, prefix=1)
+        tokens = torch.cat([self.class_embedding.expand(patches.shape[0], 1, -1), patches], dim=1)
+        native = torch.arange(self.position_embedding.num_embeddings, device=patches.device)
+        return tokens + resize_positions(self.position_embedding(native), size, prefix=1)
 
 
 class Eva02CLIPAttention(nn.Module):
@@ -90,7 +91,10 @@ class Eva02CLIPAttention(nn.Module):
         self.inner_norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
         self.out_proj = nn.Linear(dim, dim)
 
-    def forward(self, hidden_states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor, cos: Tensor, sin: Tensor, dense: bool = False) -> Tensor:
+        """In dense mode what a token would read if it looked at itself alone."""
+        if dense:
+            return self.out_proj(self.inner_norm(self.v_proj(hidden_states)))
         query, key, value = (
             projection(hidden_states)
             .unflatten(-1, (self.num_heads, self.head_dim))
@@ -101,10 +105,6 @@ class Eva02CLIPAttention(nn.Module):
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         merged = attention(self, query, key, value, None, scaling=self.head_dim**-0.5, dropout=0.0)[0]
         return self.out_proj(self.inner_norm(merged.flatten(2)))
-
-    def value_path(self, hidden_states: Tensor) -> Tensor:
-        """What a token would read if it looked at itself alone."""
-        return self.out_proj(self.inner_norm(self.v_proj(hidden_states)))
 
 
 class Eva02CLIPMLP(nn.Module):
@@ -133,9 +133,7 @@ class Eva02CLIPEncoderLayer(GradientCheckpointingLayer):
         self.mlp = Eva02CLIPMLP(config)
 
     def forward(self, hidden_states: Tensor, cos: Tensor, sin: Tensor, dense: bool = False) -> Tensor:
-        normed = self.layer_norm1(hidden_states)
-        attended = self.self_attn.value_path(normed) if dense else self.self_attn(normed, cos, sin)
-        hidden_states = hidden_states + attended
+        hidden_states = hidden_states + self.self_attn(self.layer_norm1(hidden_states), cos, sin, dense)
         return hidden_states + self.mlp(self.layer_norm2(hidden_states))
 
 
@@ -157,6 +155,7 @@ class Eva02CLIPVisionModel(TransformerTower, PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    _input_embed_layer = "patch_embedding"
     projection_bias = True
 
     def __init__(self, config: Eva02CLIPVisionConfig):

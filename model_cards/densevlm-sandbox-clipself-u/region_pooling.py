@@ -14,11 +14,17 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
+from torch.nn.functional import pad
 
 
 LARGEST_BOX = 8
 """Boxes may reach outside the map, but one that spans several maps is given in pixels by mistake."""
+
+SAMPLES_A_CELL = 4
+"""
+Sampling points that are looked at for each cell. A cell is reached from two cells' length, in which at most three lie:
+n of them are more than (n - 1) / n cells apart. Before them comes one that may lie just on the edge.
+"""
 
 
 def grid_boxes(rows: int, columns: int) -> Tensor:
@@ -52,21 +58,28 @@ def axis_weights(start: Tensor, end: Tensor, cells: int) -> Tensor:
     start, end = start - 0.5, end - 0.5  # aligned=True: the centre of cell i is at coordinate i
     extent = end - start
     count = extent.ceil().clamp(min=0)  # adaptive: one sample a cell of extent
-    most = count.max().item() if len(count) else 0
-    if not most <= LARGEST_BOX * cells:  # NaN too
-        raise ValueError(
-            f"A box spans {most / cells:.0f} times the map, or holds NaN: boxes are fractions of the map, 0..1, "
-            "not pixels."
-        )
-    index = torch.arange(int(most), device=start.device, dtype=start.dtype)
-    step = extent / count.clamp(min=1)
-    position = start[:, None] + (index + 0.5) * step[:, None]  # (boxes, samples)
+    _check_extent((count <= LARGEST_BOX * cells).all(), count, cells)  # False for NaN, too
+    count = count[:, None, None]  # (boxes, 1, 1)
+    step = torch.where(count > 0, extent[:, None, None] / count.clamp(min=1), 1)
+    start = start[:, None, None]
+    cell = torch.arange(cells, device=start.device, dtype=start.dtype)[:, None]  # (cells, 1)
+    # Of a box's samples, those that can reach a cell: from the last one that lies a cell or more before it.
+    before = ((cell - 1 - (start + 0.5 * step)) / step).floor().clamp(min=0)
+    index = before + torch.arange(SAMPLES_A_CELL, device=start.device, dtype=start.dtype)  # (boxes, cells, samples)
+    position = start + (index + 0.5) * step
     # Samples further than one cell outside count as zeros; nearer ones take the border's value.
-    counted = (index < count[:, None]) & (position >= -1) & (position <= cells)
-    position = position.clamp(0, cells - 1)
-    cell = torch.arange(cells, device=start.device, dtype=start.dtype)
-    hat = (1 - (position[:, :, None] - cell).abs()).clamp(min=0)  # (boxes, samples, cells)
-    return (hat * counted[:, :, None]).sum(1) / count.clamp(min=1)[:, None]
+    counted = (index < count) & (position >= -1) & (position <= cells)
+    hat = (1 - (position.clamp(0, cells - 1) - cell).abs()).clamp(min=0)
+    return (hat * counted).sum(-1) / count[..., 0].clamp(min=1)
+
+
+def _check_extent(fits: Tensor, count: Tensor, cells: int) -> None:
+    """Raises a `ValueError` for boxes in pixels or with NaN; where asking would stop a device or a graph, it fails."""
+    message = "are fractions of the map, 0..1, not pixels."
+    if fits.is_cuda or torch.compiler.is_compiling():
+        torch._assert_async(fits, f"A box spans more than {LARGEST_BOX} times the map, or holds NaN: boxes {message}")
+    elif not fits:
+        raise ValueError(f"A box spans {count.max() / cells:.0f} times the map, or holds NaN: boxes {message}")
 
 
 def box_weights(boxes: Tensor, height: int, width: int) -> Tensor:
@@ -78,24 +91,27 @@ def box_weights(boxes: Tensor, height: int, width: int) -> Tensor:
         `Tensor` of shape `(boxes, height * width)`: the weight of each location of the map in each box.
     """
     boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
-    x0, y0, x1, y1 = (boxes * boxes.new_tensor([width, height, width, height])).unbind(-1)
-    rows, columns = axis_weights(y0, y1, height), axis_weights(x0, x1, width)
+    x0, y0, x1, y1 = boxes.unbind(-1)
+    rows, columns = axis_weights(y0 * height, y1 * height, height), axis_weights(x0 * width, x1 * width, width)
     return (rows[:, :, None] * columns[:, None, :]).flatten(1)
 
 
 def _pool(feature_map: Tensor, weights: Sequence[Tensor]) -> Tensor:
     """Weighted sums over locations: map `(batch, dim, height, width)`, weights per image `(n_i, height * width)`."""
-    if len(weights) != len(feature_map):
-        raise ValueError(f"{len(feature_map)} maps but regions for {len(weights)} images.")
-    if sum(len(w) for w in weights) == 0:
-        # Keeps the graph, so that a batch without regions has zero gradients and not none.
-        return feature_map.sum(dim=(2, 3))[:0]
+    if len(weights) != feature_map.shape[0]:
+        raise ValueError(f"{feature_map.shape[0]} maps but regions for {len(weights)} images.")
+    if not weights:
+        return feature_map.sum(dim=(2, 3))
     with torch.autocast(feature_map.device.type, enabled=False):  # weights in bf16 would blur the borders
         tokens = feature_map.flatten(2).transpose(1, 2)
         tokens = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
-        padded = pad_sequence([w.to(tokens) for w in weights], batch_first=True)  # (batch, most regions, locations)
-        pooled = padded @ tokens
-    return torch.cat([rows[: len(w)] for rows, w in zip(pooled, weights)]).to(feature_map.dtype)
+        most = 0
+        for w in weights:
+            most = torch.sym_max(most, w.shape[0])
+        padded = torch.stack([pad(w.to(tokens), (0, 0, 0, most - w.shape[0])) for w in weights])
+        pooled = padded @ tokens  # (batch, most regions, dim)
+    # A batch without regions gives no row, but keeps the graph: its gradients are zero and not none.
+    return torch.cat([rows[: w.shape[0]] for rows, w in zip(pooled, weights)]).to(feature_map.dtype)
 
 
 # Its shapes depend on the boxes: compiled, it would be compiled anew for every grid.
@@ -127,7 +143,7 @@ def pool_boxes(feature_map: Tensor, boxes: Sequence[Tensor]) -> Tensor:
         return _pool(feature_map, [])
     together = torch.cat([box.to(feature_map.device) for box in boxes])
     weights = box_weights(together, *feature_map.shape[-2:])
-    return _pool(feature_map, weights.split([len(box) for box in boxes]))
+    return _pool(feature_map, weights.split([box.shape[0] for box in boxes]))
 
 
 def pool_masks(feature_map: Tensor, masks: Sequence[Tensor]) -> Tensor:
@@ -145,12 +161,13 @@ def pool_masks(feature_map: Tensor, masks: Sequence[Tensor]) -> Tensor:
     """
     masks = [torch.as_tensor(mask) for mask in masks]
     for mask in masks:
-        if mask.ndim != 3 or (len(mask) and mask.shape[1:] != feature_map.shape[2:]):
+        if mask.ndim != 3 or (mask.shape[1:] != feature_map.shape[2:] and mask.shape[0]):
             raise ValueError(
                 "`masks` is a list with one tensor (n, height, width) for each image, at the resolution of the map, "
                 f"{tuple(feature_map.shape[2:])}; got one of shape {tuple(mask.shape)}: resize it first."
             )
-    flat = [m.to(feature_map.device, torch.float32).flatten(1) for m in masks]
+    locations = feature_map.shape[2] * feature_map.shape[3]
+    flat = [m.to(feature_map.device, torch.float32).reshape(m.shape[0], locations) for m in masks]
     return _pool(feature_map, [m / (m.sum(1, keepdim=True) + 1e-12) for m in flat])
 
 

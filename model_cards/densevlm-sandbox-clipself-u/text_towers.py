@@ -1,24 +1,20 @@
 """The text towers: where a text's feature is read, how texts are padded, whether a projection follows."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
-from transformers import CLIPTextModel, Siglip2TextModel, SiglipTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, Siglip2TextModel, SiglipTextModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 
 class TextTower:
     r"""
-    Mixin of all text towers. `padding` is how texts have to be padded, in the words of transformers' tokenizers: with
+    Mixin of all text towers, which are those of transformers: the `pooler_output` of a pass is `(batch, hidden)`,
+    before the projection. `padding` is how texts have to be padded, in the words of transformers' tokenizers: with
     `"max_length"` the tower was trained on texts of full length and takes no attention mask.
     """
 
     padding: ClassVar[str] = "longest"
-
-    def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> BaseModelOutputWithPooling:
-        """`pooler_output` `(batch, hidden)` before the projection."""
-        raise NotImplementedError
 
     def make_projection(self, dim: int) -> nn.Module:
         """What takes `pooler_output` into an image-text space of width `dim`."""
@@ -26,14 +22,16 @@ class TextTower:
 
 
 class CLIPTextTower(TextTower, CLIPTextModel):
-    """CLIP's text transformer; with GELU that of EVA-CLIP."""
+    """
+    CLIP's text transformer; with GELU that of EVA-CLIP. A text is read at its first `eos_token_id`, or at its largest
+    token where the configuration has 2 there, which the first ones of transformers had by mistake, or what is no token
+    of its vocabulary: CLIP would read every text at its first token, and all alike.
+    """
 
-    def encode(self, input_ids, attention_mask=None):
-        hidden_states = self(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        # The end of the text is CLIP's largest token, whatever the configuration calls it.
-        end = input_ids.argmax(dim=-1).to(hidden_states.device)
-        pooled = hidden_states[torch.arange(len(end), device=hidden_states.device), end]
-        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
+    def __init__(self, config: CLIPTextConfig):
+        super().__init__(config)
+        if config.eos_token_id is None or config.eos_token_id >= config.vocab_size:
+            self.eos_token_id = 2
 
     def make_projection(self, dim):
         return nn.Linear(self.config.hidden_size, dim, bias=False)
@@ -44,17 +42,16 @@ class SiglipTextTowerMixin(TextTower):
 
     padding = "max_length"
 
-    def encode(self, input_ids, attention_mask=None):
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
         longest = self.config.max_position_embeddings
         if input_ids.shape[-1] != longest:
             raise ValueError(
                 f"SigLIP reads texts padded to {longest} tokens, got {input_ids.shape[-1]}: "
                 'tokenize with `padding="max_length"`.'
             )
-        output = self(input_ids=input_ids)
-        return BaseModelOutputWithPooling(
-            last_hidden_state=output.last_hidden_state, pooler_output=output.pooler_output
-        )
+        return super().forward(input_ids=input_ids, **kwargs)
 
     def make_projection(self, dim):
         if self.config.projection_size != dim:

@@ -70,7 +70,8 @@ class CLIPResNetAttentionPool(nn.Module):
         """
         size = tuple(hidden_states.shape[-2:])
         positions = resize_positions(self.positional_embedding, size, prefix=1)
-        tokens = hidden_states.flatten(2).transpose(1, 2)  # (batch, height * width, dim)
+        # (batch, height * width, dim), in this order in memory: not every quantised layer looks at strides
+        tokens = hidden_states.flatten(2).transpose(1, 2).contiguous()
         if dense:
             return self.v_proj(tokens + positions[1:]).unflatten(1, size)
         tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1) + positions
@@ -99,6 +100,7 @@ class CLIPResNetVisionModel(VisionTower, PreTrainedModel):
     _no_split_modules = ["CLIPResNetBottleneck", "CLIPResNetAttentionPool"]
     _supports_sdpa = True
     _supports_attention_backend = True
+    _input_embed_layer = "conv1"
     projection_bias = True
     stride = 32
 
@@ -151,12 +153,11 @@ class CLIPResNetVisionModel(VisionTower, PreTrainedModel):
     def stage_strides(self):
         return [4, 8, 16, 32]
 
-    def extract(self, pixel_values, dense=True, pooled=False, stages=()):
-        pixel_values, _ = self.whole_cells(pixel_values)
-        hidden_states = pixel_values.to(self.conv1.weight.dtype)
+    def forward(self, pixel_values, dense=True, pooled=False, stages=()):
+        hidden_states, _ = self.whole_cells(pixel_values)
         for conv, norm in ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)):
             hidden_states = nn.functional.relu(norm(conv(hidden_states)))
-        hidden_states = nn.functional.avg_pool2d(hidden_states, 2)
+        hidden_states = self.on_the_graph(nn.functional.avg_pool2d(hidden_states, 2), self.layer1[0])
         maps = {}
         for index, stage in enumerate(self.stages):
             hidden_states = stage(hidden_states)

@@ -3,16 +3,20 @@
 import copy
 import hashlib
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin
-from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
 
 from .configuration_densevlm import DENSE_STAGE, DenseVLMConfig
 from .modeling_clip_resnet import CLIPResNetVisionModel
@@ -25,25 +29,39 @@ from .text_towers import CLIPTextTower, Siglip2TextTower, SiglipTextTower
 
 
 @dataclass
-class DenseVLMOutput(BackboneOutput):
+class DenseVLMOutput(ModelOutput):
     r"""
     What a pass gives; as that of a transformers backbone, it has `feature_maps`.
 
     Args:
-        dense_embeds (`torch.Tensor` of shape `(batch, dim, height, width)`):
+        dense_embeds (`torch.Tensor` of shape `(batch, dim, height, width)`, given with images):
             The dense map, unit norm over `dim` at every location.
         region_embeds (`torch.Tensor` of shape `(regions, dim)`, *optional*):
             The map pooled over the given boxes or masks, in image order; not normalised again.
         image_embeds (`torch.Tensor` of shape `(batch, dim)`, *optional*):
             The global image features of the unmodified path, not normalised.
-        feature_maps (`tuple[torch.Tensor]`):
+        text_embeds (`torch.Tensor` of shape `(texts, dim)`, given with texts):
+            As [`~DenseVLMModel.get_text_features`] gives them, not normalised.
+        logits_per_image (`torch.Tensor` of shape `(batch, texts)`, given with images and texts):
+            Cosines of images and texts, scaled and shifted as the model was trained with.
+        logits_per_text (`torch.Tensor` of shape `(texts, batch)`, given with images and texts):
+            The same, transposed.
+        feature_maps (`tuple[torch.Tensor]`, given with images):
             The maps named by `config.out_features`, each of shape `(batch, channels, height, width)`; by default the
-            dense map alone.
+            dense map alone. As sequences where `config.reshape_hidden_states` is `False`.
+        hidden_states (`tuple[torch.Tensor]`, *optional*):
+            The maps of all blocks (of a CNN: stages), each of shape `(batch, channels, height, width)`.
     """
 
     dense_embeds: Tensor | None = None
     region_embeds: Tensor | None = None
     image_embeds: Tensor | None = None
+    text_embeds: Tensor | None = None
+    logits_per_image: Tensor | None = None
+    logits_per_text: Tensor | None = None
+    feature_maps: tuple[Tensor, ...] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: None = None  # heads of transformers ask for it; the last block of the dense pass has none
 
 
 VISION_TOWERS = {
@@ -63,6 +81,8 @@ UNTOLD_BY_FINGERPRINT = {
     "initializer_range",
     "out_features",
     "out_indices",
+    "projection",
+    "projection_bias",
     "projection_dim",
 }
 """Of a tower's configuration: what changes no feature, or is seen in the weights."""
@@ -89,13 +109,67 @@ class DenseVLMPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # The towers draw their own weights; what is left are the projections into the shared space.
-        if isinstance(module, nn.Linear):
-            init.normal_(module.weight, std=module.in_features**-0.5 * self.config.initializer_factor)
-        elif isinstance(module, DenseVLMModel):
+        # The towers draw their own weights; a head around the model has those of transformers.
+        super()._init_weights(module)
+        if isinstance(module, DenseVLMModel):
+            projections = [p for p in (module.visual_projection, module.text_projection) if p is not None]
+            for layer in (layer for projection in projections for layer in projection.modules()):
+                if isinstance(layer, nn.Linear):
+                    init.normal_(layer.weight, std=layer.in_features**-0.5 * self.config.initializer_factor)
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
             if module.logit_bias is not None:
                 init.constant_(module.logit_bias, self.config.logit_bias_init_value)
+
+    @classmethod
+    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
+        """
+        As [`PreTrainedModel.from_pretrained`], strict about the model itself (a head around it may be new). Weights
+        that are missing or of another shape would be drawn at random, and learned ones without a place in it would be
+        left out, so they raise a `ValueError` that names them. The text tower of a CLIP checkpoint is left out where
+        the given `config` has none.
+        """
+        source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        if source is not None and Path(source).is_file():
+            raise OSError(
+                f"{source} is a file and no folder. A checkpoint is converted first: `python -m "
+                "modeling_densevlm.convert_open_clip`."
+            )
+        try:
+            model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        except OSError as error:
+            if source is None or Path(source).exists():
+                raise
+            raise OSError(
+                f"There is no folder {source}, and it could not be had from the Hub: {str(error).splitlines()[0]} "
+                "Checkpoints of other layouts are converted first (modeling_densevlm.convert_open_clip)."
+            ) from error
+        model._refuse_what_is_not_its_own(source, info)
+        return (model, info) if output_loading_info else model
+
+    def _refuse_what_is_not_its_own(self, source: str | Path | None, info: dict[str, Any]) -> None:
+        def own(keys: Collection[Any]) -> list[str]:
+            names = (key if isinstance(key, str) else str(key[0]) for key in keys)
+            return sorted(name for name in names if name.startswith(inside) or self is self.base_model)
+
+        inside = f"{self.base_model_prefix}."
+        missing, mismatched = own(info["missing_keys"]), own(info["mismatched_keys"])
+        if missing or mismatched:
+            raise ValueError(
+                f"{source} does not hold this model. Missing: {_shorten(missing)}. Of another shape: "
+                f"{_shorten(mismatched)}. Use the folder the weights were saved with, or convert the checkpoint "
+                "(modeling_densevlm.convert_open_clip)."
+            )
+        parts = ("vision_model.", "visual_projection.")
+        if self.config.text_config is not None:
+            parts += ("text_model.", "text_projection.", "logit_bias")
+        more = sorted(
+            key for key in info["unexpected_keys"] if key.removeprefix(inside).startswith(parts) and not _follows(key)
+        )
+        if more:
+            raise ValueError(
+                f"{source} holds learned weights that this model has no place for: {_shorten(more)}. Without them its "
+                "features would be others; it is another model than its configuration says."
+            )
 
 
 class DenseVLMModel(BackboneMixin, DenseVLMPreTrainedModel):
@@ -147,37 +221,6 @@ class DenseVLMModel(BackboneMixin, DenseVLMPreTrainedModel):
         return [self.out_feature_strides[name] for name in self.out_features]
 
     @classmethod
-    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
-        """
-        As [`PreTrainedModel.from_pretrained`], but strict: weights that are missing or of another shape would be
-        drawn at random, so they raise a `ValueError` that names them. The text tower of a CLIP checkpoint is left
-        out where the given `config` has none.
-        """
-        source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
-        if source is not None and Path(source).is_file():
-            raise OSError(
-                f"{source} is a file and no folder. A checkpoint is converted first: `python -m "
-                "modeling_densevlm.convert_open_clip`."
-            )
-        try:
-            model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        except OSError as error:
-            if source is None or Path(source).exists():
-                raise
-            raise OSError(
-                f"There is no folder {source}, and it could not be had from the Hub: {str(error).splitlines()[0]} "
-                "Checkpoints of other layouts are converted first (modeling_densevlm.convert_open_clip)."
-            ) from error
-        missing, mismatched = sorted(info["missing_keys"]), sorted(str(key) for key in info["mismatched_keys"])
-        if missing or mismatched:
-            raise ValueError(
-                f"{source} does not hold this model. Missing: {_shorten(missing)}. Of another shape: "
-                f"{_shorten(mismatched)}. Use the folder the weights were saved with, or convert the checkpoint "
-                "(modeling_densevlm.convert_open_clip)."
-            )
-        return (model, info) if output_loading_info else model
-
-    @classmethod
     def from_clip(cls, clip: PreTrainedModel) -> "DenseVLMModel":
         """A DenseVLM with the weights (copied) of a [`CLIPModel`], [`SiglipModel`] or [`Siglip2Model`]."""
         config = DenseVLMConfig.from_dict(DenseVLMConfig.translate(copy.deepcopy(clip.config.to_dict())))
@@ -204,10 +247,15 @@ class DenseVLMModel(BackboneMixin, DenseVLMPreTrainedModel):
             )
         return digest.hexdigest()
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The layer that reads the image's patches, the first of the vision tower."""
+        return self.vision_model.get_input_embeddings()
+
     def _project(self, dense: Tensor) -> Tensor:
         """Hidden `(batch, height, width, hidden)` to the unit-norm map `(batch, dim, height, width)`."""
-        embeds = nn.functional.normalize(self.visual_projection(dense), dim=-1)
-        return embeds.permute(0, 3, 1, 2)
+        # As `(batch, locations, hidden)`: quantised layers and adapters take no more.
+        embeds = nn.functional.normalize(self.visual_projection(dense.flatten(1, 2)), dim=-1)
+        return embeds.unflatten(1, dense.shape[1:3]).permute(0, 3, 1, 2)
 
     def get_dense_features(self, pixel_values: Tensor) -> Tensor:
         r"""
@@ -218,7 +266,7 @@ class DenseVLMModel(BackboneMixin, DenseVLMPreTrainedModel):
         Returns:
             `torch.Tensor` of shape `(batch, dim, height / patch, width / patch)`, unit norm over `dim`.
         """
-        return self._project(self.vision_model.extract(pixel_values).dense)
+        return self._project(self.vision_model(pixel_values).dense)
 
     def get_region_features(
         self,
@@ -248,54 +296,109 @@ class DenseVLMModel(BackboneMixin, DenseVLMPreTrainedModel):
         Returns:
             [`BaseModelOutputWithPooling`] whose `pooler_output` has shape `(batch, dim)`, not normalised.
         """
-        pooled = self.vision_model.extract(pixel_values, dense=False, pooled=True).pooled
+        pooled = self.vision_model(pixel_values, dense=False, pooled=True).pooled
         return BaseModelOutputWithPooling(pooler_output=self.visual_projection(pooled))
 
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> BaseModelOutputWithPooling:
         r"""
-        The feature of a text. CLIP's is taken at the position of its largest token id, the end-of-text token; SigLIP's
-        at the last of a text padded to full length (`attention_mask` is then not used, as in its training).
+        The feature of a text. CLIP's is taken as [`CLIPModel`] does, at the first `eos_token_id` of the configuration
+        (at the largest token id where that is the historic 2); SigLIP's at the last of a text padded to full length
+        (`attention_mask` is then not used, as in its training).
 
         Returns:
             [`BaseModelOutputWithPooling`] whose `pooler_output` has shape `(batch, dim)`, not normalised.
         """
         if self.text_model is None:
             raise ValueError("This model has no text tower (`config.text_config` is None).")
-        output = self.text_model.encode(input_ids, attention_mask)
-        output.pooler_output = self.text_projection(output.pooler_output)
-        return output
+        output = self.text_model(input_ids=input_ids, attention_mask=attention_mask)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=output.last_hidden_state, pooler_output=self.text_projection(output.pooler_output)
+        )
 
-    def forward_with_filtered_kwargs(self, pixel_values: Tensor, **_) -> DenseVLMOutput:
-        """How transformers' segmenters call a backbone; hidden states and attentions are not kept."""
-        return self(pixel_values)
+    def forward_with_filtered_kwargs(
+        self, pixel_values: Tensor, output_hidden_states: bool | None = None, **_: Any
+    ) -> DenseVLMOutput:
+        """How transformers' segmenters call a backbone; attentions are not kept."""
+        return self(pixel_values, output_hidden_states=output_hidden_states)
 
+    @can_return_tuple
     def forward(
         self,
-        pixel_values: Tensor,
+        pixel_values: Tensor | None = None,
         boxes: Sequence[Tensor] | None = None,
         masks: Sequence[Tensor] | None = None,
         return_image_embeds: bool = False,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        content_extent: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
     ) -> DenseVLMOutput:
         r"""
-        The training entry, so that DDP and FSDP wrap what is trained. Arguments as in
-        [`~DenseVLMModel.get_region_features`], both regions optional.
+        The training entry, so that DDP and FSDP wrap what is trained, and what `model(**processor(...))` calls.
+        Arguments as in [`~DenseVLMModel.get_region_features`] and [`~DenseVLMModel.get_text_features`], all optional;
+        images, texts or both are given.
 
         Args:
             return_image_embeds (`bool`, *optional*, defaults to `False`):
-                Whether to give the global image features too; they share all blocks but the last.
+                Whether to give the global image features too; they share all blocks but the last. With texts they are
+                always given.
+            content_extent (`torch.Tensor` of shape `(batch, 2)`, *optional*):
+                Which part of the canvas an image covers, as the processor gives it. Features do not depend on it: the
+                processor's post-processing takes it to cut the padding off.
+            token_type_ids (`torch.Tensor` of shape `(texts, tokens)`, *optional*):
+                Given by some tokenizers; the text towers have no token types.
+            output_hidden_states (`bool`, *optional*):
+                Whether to give the maps of all blocks (or stages); `config.output_hidden_states` by default.
+            return_dict (`bool`, *optional*, defaults to `True`): a tuple of what there is if `False`.
+            kwargs: what transformers and wrappers around its models pass to all of them, if it asks for nothing
+                (`None` or `False`).
 
         Returns:
             [`DenseVLMOutput`]
         """
-        features = self.vision_model.extract(pixel_values, pooled=return_image_embeds, stages=self.out_features)
+        asked = sorted(name for name, value in kwargs.items() if value is not None and value is not False)
+        if asked:
+            raise TypeError(f"DenseVLMModel has no {', '.join(asked)} to take or give.")
+        if pixel_values is None:
+            if input_ids is None:
+                raise ValueError("Give `pixel_values`, `input_ids` or both.")
+            if boxes is not None or masks is not None:
+                raise ValueError("Regions (`boxes`, `masks`) need `pixel_values`.")
+            return DenseVLMOutput(text_embeds=self.get_text_features(input_ids, attention_mask).pooler_output)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        blocks = self.stage_names[:-1] if output_hidden_states else ()
+        pooled = return_image_embeds or input_ids is not None
+        features = self.vision_model(pixel_values, pooled=pooled, stages={*self.out_features, *blocks})
         dense_embeds = self._project(features.dense)
         maps = {**features.stages, DENSE_STAGE: dense_embeds}
-        return DenseVLMOutput(
+        output = DenseVLMOutput(
             dense_embeds=dense_embeds,
             region_embeds=None if boxes is None and masks is None else _pool_regions(dense_embeds, boxes, masks),
-            image_embeds=self.visual_projection(features.pooled) if return_image_embeds else None,
-            feature_maps=tuple(maps[name] for name in self.out_features),
+            image_embeds=self.visual_projection(features.pooled) if pooled else None,
+            feature_maps=tuple(self._for_head(maps[name]) for name in self.out_features),
+            hidden_states=tuple(maps[name] for name in blocks) if output_hidden_states else None,
         )
+        if input_ids is not None:
+            output.text_embeds = self.get_text_features(input_ids, attention_mask).pooler_output
+            output.logits_per_image = self._logits(output.image_embeds, output.text_embeds)
+            output.logits_per_text = output.logits_per_image.T
+        return output
+
+    def _for_head(self, feature_map: Tensor) -> Tensor:
+        """A map `(batch, channels, height, width)` in the form that the head around the model takes."""
+        if self.config.reshape_hidden_states:
+            return feature_map
+        tokens = feature_map.flatten(2).transpose(1, 2)
+        return torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
+
+    def _logits(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
+        """Scaled cosines `(batch, texts)`, with SigLIP's bias where there is one."""
+        images, texts = (nn.functional.normalize(embeds, dim=-1) for embeds in (image_embeds, text_embeds))
+        logits = images @ texts.to(images.device).T * self.logit_scale.exp().to(images.device)
+        return logits if self.logit_bias is None else logits + self.logit_bias.to(images.device)
 
 
 def _tower(towers: dict[str, type[PreTrainedModel]], config: PreTrainedConfig) -> PreTrainedModel:
@@ -308,6 +411,11 @@ def _pool_regions(dense_embeds: Tensor, boxes: Sequence[Tensor] | None, masks: S
     if (boxes is None) == (masks is None):
         raise ValueError("Give either `boxes` or `masks`. For both, pool the map of `get_dense_features` twice.")
     return pool_boxes(dense_embeds, boxes) if masks is None else pool_masks(dense_embeds, masks)
+
+
+def _follows(key: str) -> bool:
+    """Whether a tensor follows from the configuration and is computed anew, whatever once kept it with the weights."""
+    return re.search(r"(^|[._])(position_ids|freqs_cos|freqs_sin|inv_freq|attn_mask)$", key) is not None
 
 
 def _shorten(keys: Sequence[str], most: int = 8) -> str:

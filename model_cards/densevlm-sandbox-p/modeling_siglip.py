@@ -1,31 +1,88 @@
 """SigLIP and SigLIP 2 (Zhai et al., 2023; Tschannen et al., 2025) as dense backbones."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import Siglip2VisionConfig, Siglip2VisionModel, SiglipVisionConfig, SiglipVisionModel
-from transformers.models.siglip.modeling_siglip import SiglipMultiheadAttentionPoolingHead
-from transformers.models.siglip2.modeling_siglip2 import Siglip2MultiheadAttentionPoolingHead
+from transformers.models.siglip.modeling_siglip import SiglipMultiheadAttentionPoolingHead, SiglipVisionEmbeddings
+from transformers.models.siglip2.modeling_siglip2 import Siglip2MultiheadAttentionPoolingHead, Siglip2VisionEmbeddings
 
-from .vision_tower import TransformerTower
+from .vision_tower import TransformerTower, resize_positions
+
+
+class DenseSiglipVisionEmbeddings(SiglipVisionEmbeddings):
+    """SigLIP's patches and positions, for images of any size."""
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        patches = self.patch_embedding(pixel_values)
+        size = patches.shape[-2:]
+        positions = resize_positions(self.position_embedding(self.position_ids)[0], size, prefix=0)
+        return patches.flatten(2).transpose(1, 2) + positions
+
+
+class DenseSiglip2VisionEmbeddings(Siglip2VisionEmbeddings):
+    """The patches and positions of SigLIP 2, for images of any size, all of a batch of one size."""
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        # This tower takes patches, row by row, each with its channels last.
+        patch = (-1, self.patch_size)
+        patches = pixel_values.unflatten(2, patch).unflatten(4, patch)  # (batch, channels, h, p, w, p)
+        size = patches.shape[2], patches.shape[4]
+        patches = self.patch_embedding(patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2))
+        native = torch.arange(self.num_patches, device=patches.device)
+        return patches + self.resize(self.position_embedding(native), size)
+
+    def resize(self, positions: Tensor, size: tuple[int, int]) -> Tensor:
+        """Bilinear and antialiased, as in the training of this tower: `(side * side, dim)` to `(h * w, dim)`."""
+        side = self.position_embedding_size
+        plane = positions.float().unflatten(0, (side, side)).permute(2, 0, 1)[None]  # (1, dim, side, side)
+        plane = nn.functional.interpolate(plane, size=size, mode="bilinear", align_corners=False, antialias=True)
+        return plane[0].flatten(1).T.to(positions.dtype)
+
+
+class PoolingAttention(nn.MultiheadAttention):
+    """
+    The attention of SigLIP's pool, a head's parameters under the names of torch's own. That reads the weights of its
+    output projection; here the projection is called, so that it may be another layer (an adapter, a quantised one).
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int):
+        super().__init__(hidden_size, num_heads, batch_first=True)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, dense: bool = False) -> tuple[Tensor, None]:
+        """
+        `(batch, queries, hidden)` from `(batch, locations, hidden)`; in dense mode `(batch, locations, hidden)`: what
+        a query reads that looks at one location alone, over which the softmax is 1.
+        """
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        value = linear(value, weights[2], biases[2])
+        if dense:
+            return self.out_proj(value), None
+        query, key = linear(query, weights[0], biases[0]), linear(key, weights[1], biases[1])
+        query, key, value = (
+            states.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for states in (query, key, value)
+        )  # (batch, heads, tokens, head_dim)
+        # One query an image: nothing that a fused kernel would save.
+        attention = (query * self.head_dim**-0.5 @ key.transpose(-1, -2)).softmax(dim=-1)
+        return self.out_proj((attention @ value).transpose(1, 2).flatten(2)), None
 
 
 class DensePoolingHead:
     """
     Mixin of SigLIP's attention pool, with a second way through it: what the head gives when its probe looks at one
-    location alone. The softmax over a single location is 1, so its attention is the value path; the residual MLP
-    follows as in the head.
+    location alone. Its attention is then the value path; the residual MLP follows as in the head.
     """
 
-    def forward(self, hidden_state: Tensor, attention_mask: Tensor | None = None, dense: bool = False) -> Tensor:
+    def __init__(self, config: SiglipVisionConfig | Siglip2VisionConfig):
+        super().__init__(config)
+        self.attention = PoolingAttention(config.hidden_size, config.num_attention_heads)
+
+    def forward(self, hidden_state: Tensor, dense: bool = False) -> Tensor:
         """`(batch, locations, hidden)` to `(batch, locations, hidden)` in dense mode, to `(batch, hidden)` else."""
-        if not dense:
-            arguments = () if attention_mask is None else (attention_mask,)
-            return super().forward(hidden_state, *arguments)
-        weight, bias = (parameter.chunk(3)[2] for parameter in (self.attention.in_proj_weight,
-                                                                self.attention.in_proj_bias))  # fmt: skip
-        values = self.attention.out_proj(linear(hidden_state, weight, bias))
-        return values + self.mlp(self.layernorm(values))
+        probe = self.probe.expand(hidden_state.shape[0], -1, -1)
+        hidden_state, _ = self.attention(probe, hidden_state, hidden_state, dense=dense)
+        hidden_state = hidden_state + self.mlp(self.layernorm(hidden_state))
+        return hidden_state if dense else hidden_state[:, 0]
 
 
 class DenseSiglipPoolingHead(DensePoolingHead, SiglipMultiheadAttentionPoolingHead):
@@ -52,13 +109,18 @@ class SiglipTower(TransformerTower):
     dense_last_block = False
     projection_bias = None
     pooling_head: type
+    patch_embeddings: type
 
     def __init__(self, config: SiglipVisionConfig | Siglip2VisionConfig):
         super().__init__(config)
         if not config.vision_use_head:
             raise ValueError("A SigLIP tower without its attention pool (`vision_use_head`) has no image-text space.")
+        self.embeddings = self.patch_embeddings(config)
         self.head = self.pooling_head(config)
         self.post_init()
+
+    def embed(self, pixel_values, size):
+        return self.embeddings(pixel_values), (None,)  # no attention mask
 
     def read_dense(self, patches):
         return self.head(self.post_layernorm(patches), dense=True)
@@ -70,26 +132,17 @@ class SiglipTower(TransformerTower):
 class DenseSiglipVisionModel(SiglipTower, SiglipVisionModel):
     __doc__ = f"""SigLIP's vision tower, and that of SigLIP 2 at a fixed resolution. {SiglipTower.__doc__}"""
 
-    _no_split_modules = ["SiglipVisionEmbeddings", "SiglipEncoderLayer", "DenseSiglipPoolingHead"]
+    _no_split_modules = ["DenseSiglipVisionEmbeddings", "SiglipEncoderLayer", "DenseSiglipPoolingHead"]
     pooling_head = DenseSiglipPoolingHead
-
-    def embed(self, pixel_values, size):
-        return self.embeddings(pixel_values, interpolate_pos_encoding=True), (None,)  # no attention mask
+    patch_embeddings = DenseSiglipVisionEmbeddings
 
 
 class DenseSiglip2VisionModel(SiglipTower, Siglip2VisionModel):
     __doc__ = f"""The vision tower of SigLIP 2 at any aspect (NaFlex). {SiglipTower.__doc__}"""
 
-    _no_split_modules = ["Siglip2VisionEmbeddings", "Siglip2EncoderLayer", "DenseSiglip2PoolingHead"]
+    _no_split_modules = ["DenseSiglip2VisionEmbeddings", "Siglip2EncoderLayer", "DenseSiglip2PoolingHead"]
     pooling_head = DenseSiglip2PoolingHead
-
-    def embed(self, pixel_values, size):
-        patch = self.stride
-        # This tower takes patches, row by row, each with its channels last.
-        patches = pixel_values.unflatten(2, (-1, patch)).unflatten(4, (-1, patch))  # (batch, channels, h, p, w, p)
-        patches = patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
-        shapes = torch.tensor([size] * len(patches), device=patches.device)
-        return self.embeddings(patches, shapes), (None,)  # no attention mask
+    patch_embeddings = DenseSiglip2VisionEmbeddings
 
 
 __all__ = ["DenseSiglip2VisionModel", "DenseSiglipVisionModel"]

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from .configuration_vision_towers import TimmConvNextVisionConfig, TimmViTVisionConfig
@@ -14,10 +13,11 @@ from .vision_tower import TransformerTower, VisionFeatures, VisionTower, resize_
 
 try:
     import timm
-    from timm.layers import PatchEmbed
+    from timm.layers import Mlp, PatchEmbed
     from timm.models.vision_transformer import Attention, Block, VisionTransformer
 except ImportError:
-    timm, PatchEmbed, Attention, Block, VisionTransformer = None, nn.Module, nn.Module, nn.Module, nn.Module
+    timm = None
+    Attention = Block = Mlp = PatchEmbed = VisionTransformer = nn.Module
 
 
 def create_trunk(architecture: str, **arguments: Any) -> nn.Module:
@@ -41,8 +41,20 @@ def check_plain_vit(trunk: nn.Module, architecture: str) -> None:
         raise ValueError(f"timm's {architecture} is no plain vision transformer: it has no dense path here.")
 
 
-class TimmTower(PreTrainedModel):
-    """What the towers share: the trunk draws its own weights, and checkpoints block by block."""
+class MLPProjection(nn.Module):
+    """Two layers into the image-text space, the head of open_clip's larger ConvNeXts."""
+
+    def __init__(self, hidden_size: int, dim: int, bias: bool):
+        super().__init__()
+        self.fc1 = nn.Linear(hidden_size, 2 * dim)
+        self.fc2 = nn.Linear(2 * dim, dim, bias=bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.fc2(nn.functional.gelu(self.fc1(features)))
+
+
+class TimmTower(VisionTower, PreTrainedModel):
+    """What the towers share: the trunk draws its own weights, and checkpoints block by block; a head of two layers."""
 
     main_input_name = "pixel_values"
     input_modalities = ("image",)
@@ -53,13 +65,31 @@ class TimmTower(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """timm has drawn them; whatever of them a checkpoint lacks is an error of loading."""
 
+    @property
+    def projection_bias(self):
+        return self.config.projection_bias
+
+    def make_projection(self, dim):
+        if self.config.projection not in ("linear", "mlp"):
+            raise ValueError(f"`projection` is 'linear' or 'mlp', got {self.config.projection!r}.")
+        if self.config.projection == "mlp":
+            return MLPProjection(self.hidden_size, dim, bias=self.projection_bias)
+        return super().make_projection(dim)
+
     def run_block(self, block: nn.Module, hidden_states: Tensor, **options: Any) -> Tensor:
         if self.gradient_checkpointing and self.training:
             return self._gradient_checkpointing_func(partial(block, **options), hidden_states)
         return block(hidden_states, **options)
 
 
-class TimmConvNextVisionModel(TimmTower, VisionTower):
+class LocationMlp(Mlp):
+    """timm's MLP, whose layers get `(batch, locations, hidden)`: many replacements of a linear layer take no more."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(1, 2)).unflatten(1, x.shape[1:3])
+
+
+class TimmConvNextVisionModel(TimmTower):
     """
     A CLIP ConvNeXt. Dense features: the head's norm at every location of the last stage's map. The global feature is
     the norm of the map's mean, which is another thing than the mean of the norms.
@@ -73,7 +103,15 @@ class TimmConvNextVisionModel(TimmTower, VisionTower):
         super().__init__(config)
         sizes = {"depths": tuple(config.depths), "dims": tuple(config.dims)}
         self.trunk = create_trunk(config.architecture, **sizes, **(config.architecture_args or {}))
+        if not isinstance(self.trunk.norm_pre, nn.Identity):
+            raise ValueError(f"timm's {config.architecture} norms before it pools: it has no dense path here.")
+        for module in self.trunk.modules():
+            if type(module) is Mlp and isinstance(module.fc1, nn.Linear):  # others are made of convolutions
+                module.__class__ = LocationMlp
         self.post_init()
+
+    def get_input_embeddings(self):
+        return self.trunk.stem[0]
 
     @property
     def stage_channels(self):
@@ -83,9 +121,9 @@ class TimmConvNextVisionModel(TimmTower, VisionTower):
     def stage_strides(self):
         return [4, 8, 16, 32]
 
-    def extract(self, pixel_values, dense=True, pooled=False, stages=()):
+    def forward(self, pixel_values, dense=True, pooled=False, stages=()):
         pixel_values, _ = self.whole_cells(pixel_values)
-        hidden_states = self.trunk.stem(pixel_values.to(self.dtype))
+        hidden_states = self.on_the_graph(self.trunk.stem(pixel_values), self.trunk.stages[0].blocks[0])
         maps = {}
         for index, stage in enumerate(self.trunk.stages):
             hidden_states = stage.downsample(hidden_states)
@@ -109,25 +147,49 @@ class TimmConvNextVisionModel(TimmTower, VisionTower):
         return blocks
 
 
+class DenseTimmAttention(Attention):
+    """timm's attention, which can give its value path alone: what a token would read if it looked at itself only."""
+
+    def forward(self, x: Tensor, *args: Any, dense: bool = False, **kwargs: Any) -> Tensor:
+        if not dense:
+            return super().forward(x, *args, **kwargs)
+        # Query, key and value are one layer, which is called whole: an adapter or a quantised layer has no rows.
+        return self.proj(self.norm(self.qkv(x).chunk(3, dim=-1)[2]))
+
+
 class DenseTimmBlock(Block):
     """timm's transformer block with a second way through it, in which no location looks at another."""
 
     def forward(self, x: Tensor, dense: bool = False, **kwargs: Any) -> Tensor:
         if not dense:
             return super().forward(x, **kwargs)
-        attention = self.attn
-        dim = attention.qkv.out_features // 3
-        bias = None if attention.qkv.bias is None else attention.qkv.bias[2 * dim :]
-        values = attention.proj(attention.norm(linear(self.norm1(x), attention.qkv.weight[2 * dim :], bias)))
-        x = x + self.ls1(values)
+        x = x + self.ls1(self.attn(self.norm1(x), dense=True))
         return x + self.ls2(self.mlp(self.norm2(x)))
 
 
-class TimmViTVisionModel(TimmTower, TransformerTower):
+class TimmTrunk(VisionTransformer):
+    """
+    timm's vision transformer, whose call gives the tokens that enter its first block: patches, the tokens before them,
+    positions. They are its own parameters, so it is entered where they are used.
+    """
+
+    def forward(self, pixel_values: Tensor, size: tuple[int, int]) -> Tensor:
+        hidden_states = self.patch_embed(pixel_values).flatten(1, 2)  # (batch, patches, hidden)
+        before = [token for token in (self.cls_token, self.reg_token) if token is not None]
+        tokens = [token.expand(hidden_states.shape[0], -1, -1) for token in before]
+        if self.no_embed_class:
+            hidden_states = hidden_states + resize_positions(self.pos_embed[0], size, prefix=0)
+        hidden_states = torch.cat([*tokens, hidden_states], dim=1)
+        if not self.no_embed_class:
+            hidden_states = hidden_states + resize_positions(self.pos_embed[0], size, self.num_prefix_tokens)
+        return self.norm_pre(hidden_states)
+
+
+class TimmViTVisionModel(TransformerTower, TimmTower):
     """
     A plain vision transformer of timm. Dense features: the last block's value path, then the final norm.
 
-    Query, key and value are one matrix in timm. In training, the rows of the last block's query and key get zero
+    Query, key and value are one layer in timm. In training, the rows of the last block's query and key get zero
     gradients, but weight decay shrinks them with the rest; the dense path does not see it, the global feature does.
     """
 
@@ -149,12 +211,15 @@ class TimmViTVisionModel(TimmTower, TransformerTower):
         check_plain_vit(self.trunk, config.architecture)
         if config.pooling not in ("avg", "token") or (config.pooling == "token" and self.trunk.cls_token is None):
             raise ValueError(f"`pooling` is 'avg', or 'token' where there is a class token; got {config.pooling!r}.")
+        # The image is cut to whole cells already, and timm's check of it would make its size a constant of a graph.
+        self.trunk.patch_embed.img_size = None
+        self.trunk.__class__ = TimmTrunk
         self.blocks[-1].__class__ = DenseTimmBlock
+        self.blocks[-1].attn.__class__ = DenseTimmAttention
         self.post_init()
 
-    @property
-    def projection_bias(self):
-        return self.config.projection_bias
+    def get_input_embeddings(self):
+        return self.trunk.patch_embed.proj
 
     @property
     def prefix(self):
@@ -165,20 +230,11 @@ class TimmViTVisionModel(TimmTower, TransformerTower):
         return self.trunk.blocks
 
     def embed(self, pixel_values, size):
-        trunk = self.trunk
         fused = self.config._attn_implementation != "eager"
-        if trunk.blocks[0].attn.fused_attn != fused:  # it can be changed at any time
-            for block in trunk.blocks:
+        if self.blocks[0].attn.fused_attn != fused:  # it can be changed at any time
+            for block in self.blocks:
                 block.attn.fused_attn = fused
-        hidden_states = trunk.patch_embed(pixel_values.to(self.dtype)).flatten(1, 2)  # (batch, patches, hidden)
-        tokens = [t.expand(len(hidden_states), -1, -1) for t in (trunk.cls_token, trunk.reg_token) if t is not None]
-        positions = trunk.pos_embed[0]
-        if trunk.no_embed_class:
-            hidden_states = hidden_states + resize_positions(positions, size, prefix=0)
-        hidden_states = torch.cat([*tokens, hidden_states], dim=1)
-        if not trunk.no_embed_class:
-            hidden_states = hidden_states + resize_positions(positions, size, prefix=self.prefix)
-        return trunk.norm_pre(hidden_states), ()
+        return self.trunk(pixel_values, size), ()
 
     def read_dense(self, patches):
         return self.trunk.fc_norm(self.trunk.norm(patches))

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers.utils import logging
+from transformers.utils.import_utils import is_torchdynamo_exporting
 
 
 logger = logging.get_logger(__name__)
@@ -26,7 +27,9 @@ class VisionTower:
     r"""
     Mixin of all vision towers. A tower is a [`PreTrainedModel`] that says how it gives dense features:
 
-    * [`~VisionTower.extract`]: the dense map, the pooled feature and intermediate maps in one pass;
+    * its `forward`: the dense map, the pooled feature and intermediate maps in one pass. Towers, their blocks and
+      layers are always called, so that hooks (offloading, sharding) fire and layers put in their place (adapters,
+      quantised ones) are used; nothing reads the weights of a layer that it could call;
     * [`~VisionTower.trainable_blocks`]: which parameters the dense path trains, block by block;
     * `stride`, `hidden_size`, `stage_channels` and `stage_strides`: the geometry of its maps;
     * `projection_bias`: whether the projection into the image-text space has a bias; `None` where the tower's features
@@ -66,7 +69,7 @@ class VisionTower:
             )
         return nn.Identity()
 
-    def extract(
+    def forward(
         self, pixel_values: Tensor, dense: bool = True, pooled: bool = False, stages: Collection[str] = ()
     ) -> VisionFeatures:
         """
@@ -85,20 +88,39 @@ class VisionTower:
         """The parameters of each block that the dense path uses, first block first."""
         raise NotImplementedError
 
+    def run_block(self, block: nn.Module, hidden_states: Tensor, *context: Any, **options: Any) -> Tensor:
+        """A block's pass; a block that cannot be checkpointed by itself is so here."""
+        return block(hidden_states, *context, **options)
+
     def whole_cells(self, pixel_values: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """The image cut to whole cells, and how many there are: `(height, width)`."""
+        """The image cut to whole cells, in the tower's dtype, and how many there are: `(height, width)`."""
         if pixel_values.ndim != 4:
             raise ValueError(f"`pixel_values` is (batch, channels, height, width), got {tuple(pixel_values.shape)}.")
         sides = tuple(pixel_values.shape[-2:])
         height, width = (side // self.stride for side in sides)
-        if min(height, width) < 1:
+        if height < 1 or width < 1:
             raise ValueError(f"An image of {sides} pixels holds no patch of {self.stride}.")
-        if (height * self.stride, width * self.stride) != sides:
+        # Not while a graph is drawn: it would then be one for sides with a remainder, or for those without.
+        if not torch.compiler.is_compiling() and (height * self.stride, width * self.stride) != sides:
             logger.warning_once(
                 f"Image sides {sides} are no multiples of the patch size {self.stride}: the remainder at the right "
                 "and below is dropped, so boxes are fractions of what is left."
             )
-        return pixel_values[..., : height * self.stride, : width * self.stride], (height, width)
+        # The dtype of a tower is that of its first floating-point weight: a quantised layer stores integers.
+        pixel_values = pixel_values[..., : height * self.stride, : width * self.stride].to(self.dtype)
+        return pixel_values, (height, width)
+
+    def on_the_graph(self, hidden_states: Tensor, first: nn.Module) -> Tensor:
+        """
+        What enters the first block, so that checkpointing can be re-entrant: that gives the parameters of a block no
+        gradient unless its input has one, and behind a frozen embedding or stem it has none.
+        """
+        owner = first if hasattr(first, "gradient_checkpointing") else self
+        if owner.gradient_checkpointing and owner.training and not hidden_states.requires_grad:
+            options = getattr(owner._gradient_checkpointing_func, "keywords", {})
+            if torch.is_grad_enabled() and options.get("use_reentrant", True):
+                return hidden_states.detach().requires_grad_()
+        return hidden_states
 
 
 class TransformerTower(VisionTower):
@@ -130,12 +152,10 @@ class TransformerTower(VisionTower):
         """From the last block's tokens `(batch, prefix + patches, hidden)` to the global feature `(batch, hidden)`."""
         raise NotImplementedError
 
-    def run_block(self, block: nn.Module, hidden_states: Tensor, *context: Any, **options: Any) -> Tensor:
-        return block(hidden_states, *context, **options)
-
-    def extract(self, pixel_values, dense=True, pooled=False, stages=()):
+    def forward(self, pixel_values, dense=True, pooled=False, stages=()):
         pixel_values, size = self.whole_cells(pixel_values)
         hidden_states, context = self.embed(pixel_values, size)
+        hidden_states = self.on_the_graph(hidden_states, self.blocks[0])
         maps = {}
 
         def tap(index: int, tokens: Tensor, prefix: int) -> None:
@@ -169,6 +189,11 @@ class TransformerTower(VisionTower):
         return [[p for p in block.parameters() if id(p) not in left_out] for block in (*trunk, last)]
 
 
+def exporting() -> bool:
+    """Whether a graph is drawn that has to hold for images of other sizes, too."""
+    return is_torchdynamo_exporting() or torch.jit.is_tracing()
+
+
 def resize_positions(positions: Tensor, size: tuple[int, int], prefix: int) -> Tensor:
     """
     Learned positions for a grid of another size: bicubic over the plane, without antialiasing, in float32.
@@ -182,7 +207,8 @@ def resize_positions(positions: Tensor, size: tuple[int, int], prefix: int) -> T
         `Tensor` of shape `(prefix + height * width, dim)`.
     """
     side = round((len(positions) - prefix) ** 0.5)
-    if (side, side) == tuple(size):
+    # An exported graph always interpolates, which at the native size changes nothing: it holds for all sizes.
+    if not exporting() and (side, side) == tuple(size):
         return positions
     plane = positions[prefix:].float().unflatten(0, (side, side)).permute(2, 0, 1)[None]  # (1, dim, side, side)
     plane = nn.functional.interpolate(plane, size=size, mode="bicubic", align_corners=False)

@@ -79,6 +79,9 @@ class TimmConvNextVisionConfig(PreTrainedConfig):
         depths (`list[int]`, *optional*, defaults to `[3, 3, 27, 3]`): blocks in each of the four stages.
         dims (`list[int]`, *optional*, defaults to `[128, 256, 512, 1024]`): their widths.
         image_size (`int`, *optional*, defaults to 224): native side in pixels; other sizes work as well.
+        projection (`str`, *optional*, defaults to `"linear"`):
+            What takes the features into the image-text space: `"linear"`, or `"mlp"`, two layers with a GELU between.
+        projection_bias (`bool`, *optional*, defaults to `False`): whether the projection('s last layer) has a bias.
         architecture_args (`dict`, *optional*): further arguments of timm's constructor.
     """
 
@@ -90,6 +93,8 @@ class TimmConvNextVisionConfig(PreTrainedConfig):
     depths: list[int] | tuple[int, ...] = (3, 3, 27, 3)
     dims: list[int] | tuple[int, ...] = (128, 256, 512, 1024)
     image_size: int = 224
+    projection: str = "linear"
+    projection_bias: bool = False
     architecture_args: dict[str, Any] | None = None
 
     @property
@@ -111,7 +116,8 @@ class TimmViTVisionConfig(PreTrainedConfig):
         image_size (`int`, *optional*, defaults to 256): native side in pixels; other sizes work as well.
         patch_size (`int`, *optional*, defaults to 16): side of a patch in pixels.
         pooling (`str`, *optional*, defaults to `"avg"`): `"avg"` of the patches or the class `"token"`.
-        projection_bias (`bool`, *optional*, defaults to `False`): whether the projection has a bias.
+        projection (`str`, *optional*, defaults to `"linear"`): `"linear"` or `"mlp"`, as of the ConvNeXts.
+        projection_bias (`bool`, *optional*, defaults to `False`): whether the projection('s last layer) has a bias.
         architecture_args (`dict`, *optional*): further arguments of timm's constructor.
     """
 
@@ -125,6 +131,7 @@ class TimmViTVisionConfig(PreTrainedConfig):
     image_size: int = 256
     patch_size: int = 16
     pooling: str = "avg"
+    projection: str = "linear"
     projection_bias: bool = False
     architecture_args: dict[str, Any] | None = None
 
