@@ -1,35 +1,25 @@
-"""A dense pass that computes only what it uses, against one whose last block computes its attention and drops it."""
+"""A dense pass that computes only what it uses, against one whose last block computes its attention as well and drops it."""
 
 import torch
-from torch import nn
 
 from benchmarks.timing import compare
 from modeling_densevlm import DenseVLMModel
 from modeling_densevlm.checkpoint_configs import convert_config, load_config
+from modeling_densevlm.vision_tower import TransformerTower
 
 
-def discard_attention(block: nn.Module) -> None:
-    """As in the reference: the full attention of the last block is computed as well, and not used."""
+def discard_attention(tower: TransformerTower) -> None:
+    """As in the reference: the dense pass computes the attention of its last block as well, and drops it."""
+    block = tower.blocks[-1]
     forward = block.forward
 
-    def both(hidden_states, *context, dense=False):
-        if dense:
-            forward(hidden_states, *context)
-        return forward(hidden_states, *context, dense=dense)
+    def both(hidden_states, *context, dense=False, **options):
+        if dense:  # the prefix, which the dense path has left behind, is a token of the attention
+            tokens = torch.cat([hidden_states[:, : tower.prefix], hidden_states], dim=1)
+            block.self_attn(block.layer_norm1(tokens), *context)
+        return forward(hidden_states, *context, dense=dense, **options)
 
     block.forward = both
-
-
-def without_class_token(block: nn.Module) -> None:
-    """EVA's attention takes a class token in front, which the dense path has left behind."""
-    forward = block.forward
-
-    def padded(hidden_states, *context, dense=False):
-        if dense:
-            return forward(hidden_states, *context, dense=True)
-        return forward(torch.cat([hidden_states[:, :1], hidden_states], dim=1), *context)
-
-    block.forward = padded
 
 
 def main() -> None:
@@ -37,10 +27,7 @@ def main() -> None:
         torch.manual_seed(0)
         config = convert_config(load_config(name), text=False)
         model, baseline = DenseVLMModel(config).eval(), DenseVLMModel(config).eval()
-        last = baseline.vision_model.blocks[-1]
-        if name.startswith("EVA02"):
-            without_class_token(last)
-        discard_attention(last)
+        discard_attention(baseline.vision_model)
         pixel_values = torch.randn(1, 3, 512, 512)
         print(f"{name}, one image of 512 x 512, {torch.get_num_threads()} threads")
         with torch.inference_mode():

@@ -51,3 +51,10 @@ def compare(
     times = alternate({"ours": ours, "baseline": baseline}, repeats)
     fast, slow = times["ours"], times["baseline"]
     print(f"{title:54} {slow / fast:6.2f} x   ({1e3 * fast:.1f} ms; {against}: {1e3 * slow:.1f} ms)", flush=True)
+
+
+def bounded(value: float, ceiling: float, form: str = "{:.0%}") -> str:
+    """A ratio as text; one above what is possible at all is a mistake of measuring, and is left out."""
+    if value > ceiling:
+        return f"not printed: above its ceiling of {form.format(ceiling)}, measure again on a quieter machine"
+    return form.format(value)
