@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SEEDS ?= 0
 PRETRAINING_SEEDS ?= 0 1 2
 
-.PHONY: sandbox sandbox-pretraining test test-slow test-core style benchmark clean
+.PHONY: sandbox sandbox-pretraining test test-slow test-core style benchmark gpu clean
 
 # See the method work: scenes, two students, a table and a picture in runs/sandbox. No download.
 sandbox: $(VENV)/figures.stamp
@@ -90,8 +90,15 @@ benchmark: $(VENV)/all.stamp
 	$(BIN)/python -m benchmarks.kept_answers
 	$(BIN)/python -m benchmarks.evaluation
 
+# On a machine with one CUDA GPU and no network, in six minutes: docs/gpu.md. DEVICE=cpu shows that all of it runs.
+DEVICE ?= cuda
+OUT ?= runs/gpu
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+gpu:
+	$(GPU_PYTHON) -m benchmarks.gpu --device $(DEVICE) --output $(OUT) $(if $(WHEELS),--wheels $(WHEELS))
+
 clean:
-	rm -rf $(VENV) $(VENV)-core runs *.egg-info
+	rm -rf $(VENV) $(VENV)-core $(VENV)-gpu runs *.egg-info
 
 $(VENV)/figures.stamp: setup.cfg pyproject.toml
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)

@@ -1,4 +1,4 @@
-"""A dense pass that computes only what it uses, against one whose last block computes its attention as well and drops it."""
+"""A dense pass that computes only what it uses, against one that computes its last attention as well, and drops it."""
 
 import torch
 

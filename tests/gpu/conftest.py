@@ -1,0 +1,57 @@
+"""
+What runs on a GPU, against the same on the CPU. Without CUDA these tests are skipped; GPU_TESTS_ON=cpu runs them on
+the CPU against itself, which shows that they can be run. `make gpu` does either (docs/gpu.md).
+"""
+
+import json
+import os
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session")
+def device() -> str:
+    name = os.environ.get("GPU_TESTS_ON", "cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA GPU here (GPU_TESTS_ON=cpu runs this on the CPU)")
+    return name
+
+
+@pytest.fixture(autouse=True)
+def exact_float32(device):
+    """Products and convolutions in full float32: with TF32 a GPU keeps ten bits of what it multiplies."""
+    convolutions = torch.backends.cudnn.allow_tf32
+    products = torch.get_float32_matmul_precision()
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.backends.cudnn.allow_tf32 = convolutions
+    torch.set_float32_matmul_precision(products)
+
+
+@pytest.fixture
+def on_device(recipe, device):
+    """[`recipe`] on the device; `on="cpu"` for what it is compared with."""
+
+    def arguments(on: str = device, **overrides) -> list[str]:
+        return recipe(use_cpu=on == "cpu", **overrides)
+
+    return arguments
+
+
+def pytest_runtest_logreport(report):
+    """Keeps each result as soon as it is there, with the numbers that the test has recorded."""
+    file = os.environ.get("GPU_RESULTS")
+    if not file or not (report.when == "call" or report.outcome in ("failed", "skipped")):
+        return
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr or "")[-1500:]
+    found = {
+        "test": report.nodeid.partition("tests/gpu/")[2] or report.nodeid,
+        "outcome": report.outcome,
+        "seconds": round(report.duration, 2),
+        "recorded": dict(report.user_properties),
+        "reason": reason,
+    }
+    with open(file, "a") as results:
+        results.write(json.dumps(found) + "\n")

@@ -1,0 +1,117 @@
+"""A step on the GPU moves the parameters as on the CPU; kept answers, NCCL and a kill change nothing of it."""
+
+import os
+import re
+
+import pytest
+
+from tests.distributed.launching import compare, kill, launch, start, wait_for
+from tests.distributed.test_ranks import SGD
+from training import retrieve
+from training.train import main
+
+
+PAIRS = [
+    ("densevlm", "clip_vit", "eva02_clip"),
+    ("densevlm", "eva02_clip", "clip_vit"),
+    ("densevlm", "clip_resnet", "siglip"),
+    ("densevlm", "convnext", "timm_vit"),
+    ("densevlm", "siglip2", "convnext"),
+    ("clipself", "clip_vit", None),
+    ("clipself", "eva02_clip", None),
+]
+
+
+def losses_of(trainer) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+@pytest.mark.parametrize(("method", "student", "teacher"), PAIRS)
+def test_a_step_gives_the_parameters_of_the_cpu(
+    on_device, folder_of, tower_names, tmp_path, method, student, teacher, record_property
+):
+    if missing := {student, teacher or student} - set(tower_names):
+        pytest.skip(f"{', '.join(missing)}: built by timm (extra `vision`)")
+    options = SGD | {"method": method, "model": folder_of(student, 0), "threshold": 0.1, "max_steps": 1}
+    if teacher:
+        options["teacher"] = folder_of(teacher, 1)
+    here, there = tmp_path / "cpu", tmp_path / "device"
+    expected = losses_of(main(on_device(on="cpu", output_dir=here, **options)))
+    trainer = main(on_device(output_dir=there, **options))
+    moved, apart = compare(folder_of(student, 0), here), compare(here, there)
+    record_property("moved", f"{moved:.1e}")
+    record_property("largest difference", f"{apart:.1e}")
+    assert losses_of(trainer) == pytest.approx(expected, rel=1e-3)
+    assert moved > 1e-5 and apart < max(1e-5, 0.01 * moved)
+
+
+def test_steps_in_bfloat16_stay_near_those_in_float32(on_device, folder_of, tmp_path):
+    options = SGD | {"model": folder_of("eva02_clip", 0), "teacher": folder_of("clip_vit", 1), "threshold": 0.05}
+    full = losses_of(main(on_device(output_dir=tmp_path / "full", **options)))
+    half = losses_of(main(on_device(output_dir=tmp_path / "half", bf16=True, teacher_dtype="bfloat16", **options)))
+    assert half == pytest.approx(full, rel=0.1)
+
+
+def test_training_from_answers_kept_on_the_device_is_training_with_the_teacher(on_device, student, tmp_path):
+    retrieve.main(on_device(retrieval=tmp_path / "answers", retrieval_top_k=0))
+    online, offline = tmp_path / "online", tmp_path / "offline"
+    asked = main(on_device(output_dir=online, **SGD))
+    read = main(on_device(output_dir=offline, retrieval=tmp_path / "answers", **SGD))
+    assert read.teacher is None and losses_of(read) == pytest.approx(losses_of(asked), rel=1e-3)
+    assert compare(online, offline) < 0.02 * compare(student, online)
+
+
+MODULE = "tests.gpu.train_with_one_rank"
+ONE_RANK = SGD | {"learning_rate": 0.005, "max_steps": 24, "save_strategy": "steps", "save_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def whole_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("whole")
+
+
+@pytest.fixture
+def gpu(device) -> str:
+    """What a launched program sees."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0") if device == "cuda" else ""
+
+
+@pytest.fixture
+def whole(on_device, gpu, whole_folder):
+    """The folder of a run on one rank under DDP, and what it printed: the same for both tests, and run once."""
+    output = whole_folder / "output.txt"
+    if not output.exists():
+        output.write_text(launch(on_device(output_dir=whole_folder, **ONE_RANK), ranks=1, module=MODULE, gpu=gpu))
+    return whole_folder
+
+
+def test_one_rank_under_ddp_and_under_fsdp_trains_as_without(
+    on_device, student, device, gpu, whole, tmp_path, record_property
+):
+    """Over NCCL on a GPU."""
+    alone, sharded = tmp_path / "alone", tmp_path / "sharded"
+    main(on_device(output_dir=alone, **ONE_RANK | {"save_strategy": "no"}))
+    moved = compare(student, alone)
+    options = ONE_RANK | {"save_strategy": "no"}
+    output = launch([*on_device(output_dir=sharded, **options), "--fsdp"], ranks=1, module=MODULE, gpu=gpu)
+    backend = "nccl" if device == "cuda" else "gloo"
+    assert re.search(f"Trained as DistributedDataParallel over .*{backend}", (whole / "output.txt").read_text())
+    assert re.search(f"Trained as FSDPDenseVLMModel over .*{backend}", output)
+    for folder, name in ((whole, "DDP"), (sharded, "FSDP")):
+        apart = compare(alone, folder)
+        record_property(f"{name}, largest difference, of {moved:.1e} moved", f"{apart:.1e}")
+        assert moved > 1e-3 and apart < (1e-6 if device == "cpu" else 0.01 * moved), name
+
+
+def test_killed_and_resumed_is_as_uninterrupted(on_device, student, device, gpu, whole, tmp_path, record_property):
+    """On a CPU bit for bit; a GPU may add up in another order."""
+    killed = tmp_path / "killed"
+    process = start(on_device(output_dir=killed, **ONE_RANK), ranks=1, module=MODULE, gpu=gpu)
+    wait_for((killed / "checkpoint-2").exists, process)
+    kill(process)
+    assert not (killed / "model.safetensors").exists()
+    arguments = on_device(output_dir=killed, resume_from_checkpoint="last", **ONE_RANK)
+    assert "Resumed from" in launch(arguments, ranks=1, module=MODULE, gpu=gpu)
+    apart, moved = compare(whole, killed), compare(student, whole)
+    record_property(f"largest difference, of {moved:.1e} moved", f"{apart:.1e}")
+    assert apart <= (0 if device == "cpu" else 0.01 * moved)

@@ -1,0 +1,115 @@
+"""What the benchmarks reckon with, and that a part of the GPU's that goes wrong costs the others nothing."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import gpu, gpu_parts, step
+from benchmarks.dense_features import discard_attention
+from benchmarks.timing import bounded
+
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_a_ratio_above_what_is_possible_is_not_printed():
+    assert bounded(0.88, 1) == "88%" and bounded(1.95, 2.0, "{:.2f} x") == "1.95 x"
+    assert "not printed" in bounded(1.02, 1) and "1.02" not in bounded(1.02, 1)
+    ours = {"teacher": 6.0, "student": 4.0, "retrieval": 9.0, "pass": 6.0, "memory": 1, "rate": 10.0}
+    gain, ceiling = step.kept_answers(ours, {"student": 4.0})
+    assert gain == pytest.approx(60 / 33) and ceiling == pytest.approx(60 / 30) and gain < ceiling
+    found = {"fused": ours, "naive": ours | {"teacher": 9.0}, "ours": ours, "cached": ours | {"student": 2.0}}
+    lines = {title: value for title, value, _ in step.summarize(found, {"teacher": 54.0, "student": 41.0})}
+    assert lines["step, against the reference with fused attention"] == "1.00 x"
+    assert lines["step, against the reference with naive attention"] == "1.30 x"
+    assert "not printed" in lines["6 epochs with kept answers, against online"]  # its student was measured too fast
+    assert lines["FLOP/s of the teacher, of a 4096 x 4096 product's"] == "90%"
+    assert "not printed" in lines["FLOP/s of the student, of a 4096 x 4096 product's"]
+
+
+def test_flop_are_those_of_the_products(make_tower):
+    """Of a transformer, by hand: the last block has neither query nor key nor attention, and no class token."""
+    config = make_tower("clip_vit").config
+    hidden, inner, layers, patch, side = 32, 48, 3, 8, 64
+    patches = (side // patch) ** 2
+    tokens = patches + 1
+    blocks = (layers - 1) * (8 * tokens * hidden**2 + 4 * tokens**2 * hidden + 4 * tokens * hidden * inner)
+    last = 4 * patches * hidden**2 + 4 * patches * hidden * inner
+    ends = 2 * patches * 3 * patch**2 * hidden + 2 * patches * hidden * config.projection_dim
+    assert step.count_flop(config, side) == blocks + last + ends
+    # Blocks twice more in the backward; the first layer norm's input and what is frozen need none.
+    trained = step.count_flop(config, side, train=True)
+    assert 2.5 < trained / step.count_flop(config, side) < 3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tower", ["clip_vit", "eva02_clip"])
+def test_the_side_that_stands_for_the_reference_computes_one_attention_more_and_the_same_features(tower, make_tower):
+    model, calls = make_tower(tower), []
+    last = model.vision_model.blocks[-1]
+    images = torch.randn(2, 3, 64, 64)
+    expected = model.get_dense_features(images)
+    last.self_attn.register_forward_hook(lambda module, inputs, output: calls.append("attention"))
+    last.mlp.register_forward_hook(lambda module, inputs, output: calls.append("mlp"))
+    discard_attention(model.vision_model)
+    assert torch.equal(model.get_dense_features(images), expected)
+    assert sorted(calls) == ["attention", "mlp"]
+    model.set_attn_implementation("written_out")
+    torch.testing.assert_close(model.get_dense_features(images), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_part_that_fails_or_does_not_end_keeps_what_it_had_found(tmp_path):
+    found = (
+        "import os, time; f = open(os.environ['GPU_RESULTS'], 'a'); f.write('{\"a\": 1}\\n{\"a\": 0.12345}\\n{\"a'); "
+    )
+    found += "f.flush(); "
+    results = {"card": "a card", "cpu": "", "device": "cuda", "date": "today", "remarks": ["timm: not there"]}
+    results |= dict.fromkeys(("driver", "torch", "cuda", "transformers", "python"), "1.0")
+    results["parts"] = {
+        "good": gpu.run([sys.executable, "-c", found], 60, "cpu"),
+        "bad": gpu.run([sys.executable, "-c", found + "raise ValueError('the reason')"], 60, "cpu"),
+        "slow": gpu.run([sys.executable, "-c", found + "time.sleep(60)"], 1.5, "cpu"),
+    }
+    good, bad, slow = results["parts"].values()
+    assert good["status"] == "done" and bad["status"] == "failed" and slow["status"].startswith("stopped")
+    assert good["found"] == bad["found"] == slow["found"] == [{"a": 1}, {"a": 0.12345}]
+    assert "the reason" in bad["output"] and "output" not in good
+    gpu.write(results, tmp_path)
+    assert json.loads((tmp_path / "gpu.json").read_text()) == results
+    text = (tmp_path / "gpu.txt").read_text()
+    for part in ("a card", "timm: not there", "0.123", "the reason", "slow: stopped"):
+        assert part in text, part
+
+
+def test_results_of_tests_are_told_with_their_numbers_and_reasons():
+    passed = {"test": "a.py::b", "outcome": "passed", "seconds": 1, "recorded": {"apart": "1e-6"}, "reason": ""}
+    failed = passed | {"test": "a.py::c", "outcome": "failed", "reason": "E\nAssertionError: 3"}
+    lines = gpu.summarize_tests([passed, failed])
+    assert lines == [
+        "  1 passed, 1 failed, 0 skipped",
+        "  a.py::b   apart 1e-6",
+        "  a.py::c   FAILED: AssertionError: 3",
+    ]
+
+
+def test_every_part_has_a_program_and_every_need_is_asked_for():
+    assert {"tests", *gpu_parts.RUN} == set(gpu.PARTS)
+    needs = gpu.requirements((ROOT / "setup.cfg").read_text())
+    assert any(need.startswith("transformers>=") for need in needs) and any(
+        need.startswith("pytest") for need in needs
+    )
+
+
+def test_the_parts_run_on_a_cpu(tmp_path, monkeypatch):
+    file = tmp_path / "found.jsonl"
+    monkeypatch.setenv("GPU_RESULTS", str(file))
+    gpu_parts.rates("cpu")
+    gpu_parts.RUN["steps_eva"]("cpu")
+    found = gpu.parse(file.read_text().splitlines())
+    assert {"ViT-B-16", "EVA02-CLIP-L-14-336"} <= {row.get("model") for row in found}
+    assert [row["step"] for row in found if "step" in row] == ["online", "kept answers", "online, eager attention"]
+    assert all(row["images_per_s"] > 0 for row in found if "images_per_s" in row)
+    assert gpu_parts.teacher_side(512) == 518 and gpu_parts.teacher_side(224) == 224
