@@ -2,7 +2,7 @@
 
 import torch
 
-from benchmarks.timing import compare
+from benchmarks.timing import compare, print_row
 from modeling_densevlm import DenseVLMModel
 from modeling_densevlm.checkpoint_configs import convert_config, load_config
 from modeling_densevlm.vision_tower import TransformerTower
@@ -23,6 +23,7 @@ def discard_attention(tower: TransformerTower) -> None:
 
 
 def main() -> None:
+    dense, trunk = [], []
     for name in ("ViT-B-16", "EVA02-CLIP-B-16"):
         torch.manual_seed(0)
         config = convert_config(load_config(name), text=False)
@@ -31,18 +32,23 @@ def main() -> None:
         pixel_values = torch.randn(1, 3, 512, 512)
         print(f"{name}, one image of 512 x 512, {torch.get_num_threads()} threads")
         with torch.inference_mode():
-            compare(
+            ratio = compare(
                 "dense features",
                 lambda m=model, x=pixel_values: m.get_dense_features(x),
                 lambda m=baseline, x=pixel_values: m.get_dense_features(x),
                 "last attention discarded",
             )
-            compare(
+            dense.append(ratio)
+            ratio = compare(
                 "dense and global features of one trunk",
                 lambda m=model, x=pixel_values: m(x, return_image_embeds=True),
                 lambda m=model, x=pixel_values: (m.get_dense_features(x), m.get_image_features(x)),
                 "two passes",
             )
+            trunk.append(ratio)
+    what = "dense features at 512 pixels, ViT-B/16 and EVA-02 B/16"
+    print_row(what, "the last attention computed as well and dropped", dense)
+    print_row("dense and global features of one trunk", "two passes", trunk)
 
 
 if __name__ == "__main__":

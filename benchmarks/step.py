@@ -33,7 +33,7 @@ from transformers import TrainerCallback
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from benchmarks.dense_features import discard_attention
-from benchmarks.timing import bounded, clock, machine
+from benchmarks.timing import bounded, clock, machine, print_row
 from modeling_densevlm import (
     CategoryEmbeddings,
     CategorySet,
@@ -315,6 +315,17 @@ def summarize(found: dict[str, dict[str, float]], flop: dict[str, float]) -> lis
     return lines
 
 
+README_COLUMNS = (
+    ("step, against the reference with fused attention",),
+    ("- teacher", "- student"),
+    ("step, against the reference with naive attention",),
+    ("peak memory of a step, of the fused reference's",),
+    (f"{EPOCHS} epochs with kept answers, against online",),
+    ("FLOP/s of the teacher, of a 4096 x 4096 product's", "FLOP/s of the student, of a 4096 x 4096 product's"),
+)
+"""Titles of [`summarize`] that stand in README's table."""
+
+
 def report(options: argparse.Namespace) -> None:
     runs: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     for number in range(options.rounds):
@@ -331,8 +342,11 @@ def report(options: argparse.Namespace) -> None:
         f"\n{student} at {STUDENT_SIDE} px learns from {teacher} at {SIDES['ours'].teacher_side} px, {options.dtype}, "
         f"{options.batch} images, {options.rounds} x {options.steps} steps"
     )
-    for title, value, remark in summarize(found, flop):
+    lines = summarize(found, flop)
+    for title, value, remark in lines:
         print(f"  {title:50} {value:>8}   ({remark})", flush=True)
+    values = {title: value for title, value, _ in lines}
+    print_row(options.pair, *(", ".join(values[title] for title in titles) for titles in README_COLUMNS))
 
 
 def medians(runs: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -3,7 +3,7 @@
 import datetime
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -46,11 +46,12 @@ def alternate(
 
 def compare(
     title: str, ours: Callable[[], object], baseline: Callable[[], object], against: str, repeats: int = 7
-) -> None:
-    """Prints how many times faster `ours` is than `baseline`."""
+) -> float:
+    """Prints and returns how many times as fast `ours` is as `baseline`."""
     times = alternate({"ours": ours, "baseline": baseline}, repeats)
     fast, slow = times["ours"], times["baseline"]
     print(f"{title:54} {slow / fast:6.2f} x   ({1e3 * fast:.1f} ms; {against}: {1e3 * slow:.1f} ms)", flush=True)
+    return slow / fast
 
 
 def bounded(value: float, ceiling: float, form: str = "{:.0%}") -> str:
@@ -58,3 +59,9 @@ def bounded(value: float, ceiling: float, form: str = "{:.0%}") -> str:
     if value > ceiling:
         return f"not printed: above its ceiling of {form.format(ceiling)}, measure again on a quieter machine"
     return form.format(value)
+
+
+def print_row(*cells: str | Sequence[float]) -> None:
+    """A row of README's tables; numbers are how many times as fast something is."""
+    shown = (cell if isinstance(cell, str) else ", ".join(f"{number:.2f}" for number in cell) for cell in cells)
+    print(f"| {' | '.join(shown)} |", flush=True)

@@ -23,6 +23,7 @@ def test_a_ratio_above_what_is_possible_is_not_printed():
     assert gain == pytest.approx(60 / 33) and ceiling == pytest.approx(60 / 30) and gain < ceiling
     found = {"fused": ours, "naive": ours | {"teacher": 9.0}, "ours": ours, "cached": ours | {"student": 2.0}}
     lines = {title: value for title, value, _ in step.summarize(found, {"teacher": 54.0, "student": 41.0})}
+    assert all(title in lines for titles in step.README_COLUMNS for title in titles)
     assert lines["step, against the reference with fused attention"] == "1.00 x"
     assert lines["step, against the reference with naive attention"] == "1.30 x"
     assert "not printed" in lines["6 epochs with kept answers, against online"]  # its student was measured too fast
