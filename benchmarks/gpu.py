@@ -20,6 +20,7 @@ import platform
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Sequence
@@ -80,15 +81,24 @@ def install(wheels: Path) -> tuple[str, list[str]]:
     folder = ROOT / ".venv-gpu"
     python = folder / "bin" / "python"
     if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", "--system-site-packages", str(folder)], check=True)
+        venv = [sys.executable, "-m", "venv", "--system-site-packages", "--without-pip", str(folder)]
+        subprocess.run(venv, check=True)
+        # Where this Python is that of an environment itself, its packages are not the system's.
+        packages = folder / "lib" / "python{}.{}".format(*sys.version_info) / "site-packages"
+        paths = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+        (packages / "machine.pth").write_text("\n".join(sorted(paths)) + "\n")
     remarks = []
     for requirement in requirements((ROOT / "setup.cfg").read_text()):
         # One by one, so that one that is in neither keeps none away. What the machine has is left as it is.
         pip = [str(python), "-m", "pip", "install", "--quiet", "--no-index", "--find-links", str(wheels), requirement]
         done = subprocess.run(pip, capture_output=True, text=True)
         if done.returncode:
-            remarks.append(f"{requirement}: neither installed nor in {wheels}")
+            remarks.append(f"{requirement}: neither installed nor in {wheels} ({_last_line(done.stderr)})")
     return str(python), remarks
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or [""])[-1]
 
 
 def requirements(setup: str) -> list[str]:
@@ -217,7 +227,7 @@ def summarize_tests(found: Sequence[dict[str, Any]]) -> list[str]:
     for test in found:
         recorded = "; ".join(f"{key} {value}" for key, value in test["recorded"].items())
         if test["outcome"] != "passed":
-            recorded = f"{test['outcome'].upper()}: {(test['reason'].splitlines() or [''])[-1]}"
+            recorded = f"{test['outcome'].upper()}: {_last_line(test['reason'])}"
         lines.append(f"  {test['test']}" + (f"   {recorded}" if recorded else ""))
     return lines
 

@@ -27,7 +27,6 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback
 
 from benchmarks.step import PAIRS, OneImage, Side, build, count_flop, make_trainer, matrix_rate, vision_config
-from benchmarks.timing import bounded
 from modeling_densevlm import DenseVLMConfig
 from training.trainer import DenseVLMTrainer
 
@@ -86,9 +85,10 @@ def peak_gib(device: str) -> float | None:
     return torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None
 
 
-def share(flop: float, seconds: float, rate: float) -> str:
-    """Of a large product's rate; above it is a mistake of measuring."""
-    return bounded(flop / seconds / rate, 1)
+def share(flop: float, seconds: float, rate: float) -> float | None:
+    """Of a large product's rate; above it is a mistake of measuring, and None."""
+    found = flop / seconds / rate
+    return found if found <= 1 else None
 
 
 @contextmanager

@@ -113,4 +113,5 @@ def test_the_parts_run_on_a_cpu(tmp_path, monkeypatch):
     assert {"ViT-B-16", "EVA02-CLIP-L-14-336"} <= {row.get("model") for row in found}
     assert [row["step"] for row in found if "step" in row] == ["online", "kept answers", "online, eager attention"]
     assert all(row["images_per_s"] > 0 for row in found if "images_per_s" in row)
+    assert gpu_parts.share(40.0, 2.0, 25.0) == pytest.approx(0.8) and gpu_parts.share(60.0, 2.0, 25.0) is None
     assert gpu_parts.teacher_side(512) == 518 and gpu_parts.teacher_side(224) == 224

@@ -15,10 +15,11 @@ from training.train import main
 
 
 if __name__ == "__main__":
+    torch.backends.cudnn.allow_tf32 = False  # as in the tests themselves
     PartialState.use_distributed = property(lambda self: self.distributed_type != DistributedType.NO)
     if "--fsdp" in sys.argv:
         accelerate.accelerator.AcceleratorState = _State
     trainer = main()
     backend = torch.distributed.get_backend()
-    print(f"Trained as {type(trainer.model_wrapped).__name__} over {backend}")
+    print(f"Trained as {type(trainer.model_wrapped).__name__} over {backend}", flush=True)
     trainer.accelerator.end_training()
