@@ -112,21 +112,25 @@ def requirements(setup: str) -> list[str]:
 def describe(python: str, device: str) -> dict[str, Any]:
     """Which machine it is, as its own programs say."""
     versions = (
-        "import torch as t; print(t.__version__, t.version.cuda, t.cuda.is_available());"
-        "import transformers; print(transformers.__version__)"
+        "import json, torch as t, transformers, accelerate, datasets, modeling_densevlm;"
+        "card = t.cuda.get_device_name() if t.cuda.is_available() else None;"
+        "print(json.dumps([t.__version__, t.version.cuda, card, transformers.__version__]))"
     )
-    torch, cuda, available, transformers = (_output([python, "-c", versions]).split() + [""] * 4)[:4]
-    if device == "cuda" and available != "True":
-        raise SystemExit(f"torch {torch or '(missing)'} finds no CUDA GPU. `--device cpu` shows that the parts run.")
-    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
-    query += ["--id", _first_gpu()]
+    asked = subprocess.run([python, "-c", versions], cwd=ROOT, capture_output=True, text=True)
+    if asked.returncode:
+        reason = _last_line(asked.stderr)
+        raise SystemExit(f"{python} lacks something: {reason}. It can come from `--wheels FOLDER` (docs/gpu.md).")
+    torch, cuda, card, transformers = json.loads(asked.stdout.splitlines()[-1])
+    if device == "cuda" and card is None:
+        raise SystemExit(f"torch {torch} finds no CUDA GPU. `--device cpu` shows that the parts run.")
+    query = ["nvidia-smi", "--query-gpu=driver_version,memory.total", "--format=csv,noheader", f"--id={_first_gpu()}"]
     told = _output(query).split(", ") if device == "cuda" else []
-    card, driver, memory = told if len(told) == 3 else [None] * 3
+    driver, memory = told if len(told) == 2 else (None, None)
     cpu = [line.partition(":")[2].strip() for line in _output(["lscpu"]).splitlines() if line.startswith("Model name")]
     return {
         "date": datetime.datetime.now().isoformat(timespec="minutes"),
         "device": device,
-        "card": card,
+        "card": card if device == "cuda" else None,
         "driver": driver,
         "memory": memory,
         "cpu": f"{cpu[0] if cpu else platform.machine()}, {len(os.sched_getaffinity(0))} cores",
