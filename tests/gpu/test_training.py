@@ -1,12 +1,12 @@
 """A step on the GPU moves the parameters as on the CPU; kept answers, NCCL and a kill change nothing of it."""
 
-import os
 import re
 
 import pytest
 
-from tests.distributed.launching import compare, kill, launch, start, wait_for
+from tests.distributed.launching import compare, kill, wait_for
 from tests.distributed.test_ranks import SGD
+from tests.gpu.launching import launch, start
 from training import retrieve
 from training.train import main
 
@@ -61,7 +61,6 @@ def test_training_from_answers_kept_on_the_device_is_training_with_the_teacher(o
     assert compare(online, offline) < 0.02 * compare(student, online)
 
 
-MODULE = "tests.gpu.train_with_one_rank"
 ONE_RANK = SGD | {"learning_rate": 0.005, "max_steps": 24, "save_strategy": "steps", "save_steps": 2}
 
 
@@ -71,29 +70,23 @@ def whole_folder(tmp_path_factory):
 
 
 @pytest.fixture
-def gpu(device) -> str:
-    """What a launched program sees."""
-    return os.environ.get("CUDA_VISIBLE_DEVICES", "0") if device == "cuda" else ""
-
-
-@pytest.fixture
-def whole(on_device, gpu, whole_folder):
+def whole(on_device, whole_folder):
     """The folder of a run on one rank under DDP, and what it printed: the same for both tests, and run once."""
     output = whole_folder / "output.txt"
     if not output.exists():
-        output.write_text(launch(on_device(output_dir=whole_folder, **ONE_RANK), ranks=1, module=MODULE, gpu=gpu))
+        output.write_text(launch(on_device(output_dir=whole_folder, **ONE_RANK)))
     return whole_folder
 
 
 def test_one_rank_under_ddp_and_under_fsdp_trains_as_without(
-    on_device, student, device, gpu, whole, tmp_path, record_property
+    on_device, student, device, whole, tmp_path, record_property
 ):
     """Over NCCL on a GPU."""
     alone, sharded = tmp_path / "alone", tmp_path / "sharded"
     main(on_device(output_dir=alone, **ONE_RANK | {"save_strategy": "no"}))
     moved = compare(student, alone)
     options = ONE_RANK | {"save_strategy": "no"}
-    output = launch([*on_device(output_dir=sharded, **options), "--fsdp"], ranks=1, module=MODULE, gpu=gpu)
+    output = launch([*on_device(output_dir=sharded, **options), "--fsdp"])
     backend = "nccl" if device == "cuda" else "gloo"
     assert re.search(f"Trained as DistributedDataParallel over .*{backend}", (whole / "output.txt").read_text())
     assert re.search(f"Trained as FSDPDenseVLMModel over .*{backend}", output)
@@ -103,15 +96,15 @@ def test_one_rank_under_ddp_and_under_fsdp_trains_as_without(
         assert moved > 1e-3 and apart < (1e-6 if device == "cpu" else 0.01 * moved), name
 
 
-def test_killed_and_resumed_is_as_uninterrupted(on_device, student, device, gpu, whole, tmp_path, record_property):
+def test_killed_and_resumed_is_as_uninterrupted(on_device, student, device, whole, tmp_path, record_property):
     """On a CPU bit for bit; a GPU may add up in another order."""
     killed = tmp_path / "killed"
-    process = start(on_device(output_dir=killed, **ONE_RANK), ranks=1, module=MODULE, gpu=gpu)
+    process = start(on_device(output_dir=killed, **ONE_RANK))
     wait_for((killed / "checkpoint-2").exists, process)
     kill(process)
     assert not (killed / "model.safetensors").exists()
     arguments = on_device(output_dir=killed, resume_from_checkpoint="last", **ONE_RANK)
-    assert "Resumed from" in launch(arguments, ranks=1, module=MODULE, gpu=gpu)
+    assert "Resumed from" in launch(arguments)
     apart, moved = compare(whole, killed), compare(student, whole)
     record_property(f"largest difference, of {moved:.1e} moved", f"{apart:.1e}")
     assert apart <= (0 if device == "cpu" else 0.01 * moved)

@@ -11,6 +11,7 @@ from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 
 from tests.distributed.train_with_fsdp import _State
+from training.interruptions import close_process_group
 from training.train import main
 
 
@@ -22,4 +23,5 @@ if __name__ == "__main__":
     trainer = main()
     backend = torch.distributed.get_backend()
     print(f"Trained as {type(trainer.model_wrapped).__name__} over {backend}", flush=True)
-    trainer.accelerator.end_training()
+    del trainer
+    close_process_group()
