@@ -53,7 +53,7 @@ def test_the_side_that_stands_for_the_reference_computes_one_attention_more_and_
     last = model.vision_model.blocks[-1]
     images = torch.randn(2, 3, 64, 64)
     expected = model.get_dense_features(images)
-    last.self_attn.register_forward_hook(lambda module, inputs, output: calls.append("attention"))
+    last.self_attn.q_proj.register_forward_hook(lambda module, inputs, output: calls.append("attention"))
     last.mlp.register_forward_hook(lambda module, inputs, output: calls.append("mlp"))
     discard_attention(model.vision_model)
     assert torch.equal(model.get_dense_features(images), expected)
