@@ -5,6 +5,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded; read when transformers is imported
 
+import gc
 import importlib.util
 import json
 import subprocess
@@ -25,6 +26,11 @@ from training.sandbox.tokenizer import category_sentences, word_tokenizer
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
+
+
+def pytest_collection_finish() -> None:
+    # accelerate collects garbage in every run: what was imported need not be looked at each time.
+    gc.freeze()
 
 
 class Golden:

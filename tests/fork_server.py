@@ -4,6 +4,7 @@ transformers. A server imports them once; each program is a fork of it, and ends
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -18,6 +19,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
+
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 
 ROOT = Path(__file__).parent.parent
@@ -135,6 +138,8 @@ def rank_environment() -> dict[str, str]:
 def serve(connection: socket.socket) -> None:
     for module in IMPORTED:
         importlib.import_module(module)
+    get_checkpoint_conversion_mapping("clip")  # compiles a thousand patterns, once
+    gc.freeze()  # what is here is looked at by no collection of a fork, which would copy all of it
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how the children below have ended
     while True:
         size, files, _, _ = socket.recv_fds(connection, 4, 3)

@@ -8,6 +8,7 @@ the end of both interpreters.
 """
 
 import argparse
+import gc
 import os
 import shutil
 import sys
@@ -70,6 +71,7 @@ def main() -> int:
     failed, began = 0, time.time()
     folder = Path(tempfile.mkdtemp())  # no object that removes it: the children would have a copy of it, and end
     os.waitpid(in_a_child(write_inputs, folder), 0)
+    gc.freeze()
     for number in range(runs):
         output = open(folder / "output.txt", "w+")  # noqa: SIM115 - likewise
         ranks = [in_a_child(run_rank, folder, number, rank, output.fileno()) for rank in (0, 1)]
