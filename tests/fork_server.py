@@ -165,6 +165,7 @@ def watch(request: dict, output: int, errors: int, status: int) -> None:
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         os.write(status, f"{code}\n".encode())
         os._exit(0)
+    os.setsid()  # so that a signal can be sent to it and its workers, as schedulers do
     os.close(status)
     os.dup2(output, 1)
     os.dup2(errors, 2)

@@ -1,10 +1,6 @@
 """Region accuracies of the student while it trains."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,22 +9,6 @@ from evaluation.charts import accuracy_chart
 from evaluation.evaluate_regions import evaluate_regions, region_metrics
 from evaluation.while_training import RegionEvaluation
 from training.train import main
-
-
-ROOT = Path(__file__).parents[2]
-
-SCRIPT = """
-import sys
-from evaluation.while_training import RegionEvaluation
-from training.interruptions import close_process_group
-from training.train import main
-
-scenes, *arguments = sys.argv[1:]
-main(arguments, prepare=lambda trainer: trainer.add_callback(RegionEvaluation(
-    trainer, f"{scenes}/panoptic.json", f"{scenes}/images", f"{scenes}/panoptic", steps=2, count=5, templates="short"
-)))
-close_process_group()
-"""
 
 
 @pytest.fixture
@@ -81,17 +61,12 @@ def test_it_changes_nothing_of_the_run(watched, recipe, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_two_ranks_log_what_one_logs(recipe, scenes, tmp_path):
+def test_two_ranks_log_what_one_logs(recipe, scenes, run_module, tmp_path):
     logs = []
     for ranks in (1, 2):
         folder = tmp_path / str(ranks)
         arguments = recipe(output_dir=folder, max_steps=2, per_device_train_batch_size=8 // ranks, optim="sgd")
-        script = tmp_path / "watched.py"
-        script.write_text(SCRIPT)
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-        command = [sys.executable, *launcher, str(script), str(scenes / "test"), *arguments]
-        environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-        subprocess.run(command, env=os.environ | environment, check=True, capture_output=True)
+        run_module("tests.evaluation.watched_run", [scenes / "test", *arguments], ranks=ranks)
         logs.append(evaluations_of(json.loads((folder / "trainer_state.json").read_text())["log_history"]))
     assert [entry["step"] for entry in logs[0]] == [0, 2] and logs[0][0]["eval_images"] == 5
     assert logs[0][0] == pytest.approx(logs[1][0], abs=1e-9)  # before the first step the models are the same

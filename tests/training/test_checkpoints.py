@@ -6,12 +6,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests import fork_server
 from training.checkpoints import check_run, damage_of, find_checkpoint, last_checkpoint
 from training.retrieval_cache import RetrievalCache
 from training.retrieve import main as run_retrieve
@@ -172,24 +174,23 @@ def test_a_disk_that_is_full_while_saving_costs_a_checkpoint_and_not_the_run(rec
     assert not list((tmp_path / "run").glob("checkpoint-*")) and not (tmp_path / "run" / ".saving").exists()
 
 
-def test_sigterm_saves_ends_cleanly_and_the_run_goes_on_as_if_nothing_had_been(recipe, tmp_path):
+def test_sigterm_saves_ends_cleanly_and_the_run_goes_on_as_if_nothing_had_been(recipe, run_module, tmp_path):
     options = {"max_steps": 40, "save_strategy": "no", "dataloader_num_workers": 2, "per_device_train_batch_size": 4}
-    whole = start(recipe(**options, output_dir=tmp_path / "whole"))
-    assert whole.wait(timeout=120) == 0
+    run_module("training.train", recipe(**options, output_dir=tmp_path / "whole"))
     arguments = recipe(**options, output_dir=tmp_path / "stopped", resume_from_checkpoint="auto")
-    process = start(arguments)
-    output = ""
-    for line in process.stdout:
-        output += line
-        if output.count("'loss'") == 3:
-            os.killpg(process.pid, signal.SIGTERM)  # to its workers, too, as schedulers do
-            break
-    output += process.communicate(timeout=120)[0]
-    assert process.returncode == 0, output[-3000:]
-    assert "Stopped by SIGTERM after step" in output
+    log = tmp_path / "log.txt"
+    with log.open("w") as output:
+        (program,) = fork_server.start("training.train", arguments, None, output, output)
+    deadline = time.time() + 120
+    while log.read_text().count("'loss'") < 3:
+        assert program.poll() is None and time.time() < deadline
+        time.sleep(0.02)
+    os.killpg(program.pid, signal.SIGTERM)  # to its workers, too, as schedulers do
+    assert program.wait(timeout=120) == 0, log.read_text()[-3000:]
+    assert "Stopped by SIGTERM after step" in log.read_text()
     assert not (tmp_path / "stopped" / "model.safetensors").exists()
-    output = start(arguments).communicate(timeout=120)[0]
-    assert "Resumed from" in output and "Trained by densevlm" in output, output[-3000:]
+    output = run_module("training.train", arguments).stdout
+    assert "Resumed from" in output and "Trained by densevlm" in output
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
     assert all(torch.equal(first[name], second[name]) for name in first)
 

@@ -106,8 +106,11 @@ def test_after_a_run_and_in_children_of_it_sigterm_ends_a_process_as_ever(recipe
     main(recipe(max_steps=1))
     assert signal.getsignal(signal.SIGTERM) is before
     with StopSignal() as stop:
-        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        context = multiprocessing.get_context("fork")
+        begun = context.Event()
+        child = context.Process(target=lambda: (begun.set(), time.sleep(60)))
         child.start()
+        assert begun.wait(timeout=60)  # a signal that comes while Python is being copied is lost
         child.terminate()
         child.join(timeout=10)
         assert child.exitcode == -signal.SIGTERM and not stop.received

@@ -66,7 +66,7 @@ ELSEWHERE = {
     "ddp_timeout": "tests/distributed/test_ranks.py",
     "fsdp": "tests/distributed/test_fsdp.py",
     "fsdp_config": "tests/training/test_launch.py",
-    "local_rank": "tests/distributed/launching.py",
+    "local_rank": "tests/fork_server.py",
     "output_dir": "tests/training/test_train.py",
     "per_device_train_batch_size": "tests/distributed/test_ranks.py",
     "resume_from_checkpoint": "tests/training/test_checkpoints.py",
