@@ -63,7 +63,8 @@ def _end_workers() -> None:
     """Python ends its child processes by SIGTERM, and waits for them: those that do not see it would never end."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would take them for workers that have failed
     for child in multiprocessing.active_children():
-        child.kill()
+        if child.daemon:
+            child.kill()
 
 
 def close_process_group() -> None:
@@ -75,6 +76,7 @@ def close_process_group() -> None:
     The threads end with the group, and the group when the last reference to it goes. A model under DDP has one, and
     is itself in cycles with its trainer; so has the mesh of a sharded model, which torch keeps in caches.
     """
+    _end_workers()  # a loader that is collected could not tell its own to end, and would wait for them in vain
     gc.collect()
     if torch.distributed.is_initialized():
         for mesh in (thing for thing in gc.get_objects() if type(thing) is DeviceMesh):

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import TrainerCallback
 
 from training.arguments import parse_arguments
-from training.interruptions import StopSignal
+from training.interruptions import StopSignal, close_process_group
 from training.train import build_trainer, main
 
 
@@ -99,6 +99,15 @@ def test_the_last_step_of_an_epoch_is_filled_up_with_nothing_where_all_images_ar
     assert trainer.state.num_train_epochs == 1
     assert [len(names) for names in seen] == [10, 10, 4]
     assert len({name for names in seen for name in names}) == 24
+
+
+def test_a_run_with_workers_is_ended_at_once(recipe):
+    """A loader that is collected with its run waits five seconds for each worker, which it cannot tell to end."""
+    main(recipe(dataloader_num_workers=2, max_steps=1))
+    began = time.perf_counter()
+    close_process_group()
+    assert time.perf_counter() - began < 4
+    assert not multiprocessing.active_children()
 
 
 def test_after_a_run_and_in_children_of_it_sigterm_ends_a_process_as_ever(recipe):
