@@ -5,8 +5,8 @@ import os
 from io import BytesIO
 from os import PathLike
 from typing import Any, BinaryIO
+from urllib.request import Request, urlopen
 
-import httpx
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
@@ -241,8 +241,8 @@ def _fetch(source: str | PathLike) -> Image.Image:
     if os.path.exists(source) or isinstance(source, PathLike):
         return load_image(source)
     if source.startswith(("http://", "https://")):
-        answer = httpx.get(source, follow_redirects=True).raise_for_status()
-        return load_image(BytesIO(answer.content))
+        with urlopen(Request(source, headers={"User-Agent": "densevlm"})) as answer:
+            return load_image(BytesIO(answer.read()))
     text = source.split(",", 1)[1] if source.startswith("data:image/") and "," in source else source
     try:
         return load_image(BytesIO(base64.b64decode("".join(text.split()), validate=True)))
