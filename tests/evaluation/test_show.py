@@ -72,6 +72,7 @@ def test_a_side_of_no_whole_cells_becomes_the_nearest_one_that_is(shown, student
 
 
 def test_what_is_missing_is_named(student, tmp_path):
+    pytest.importorskip("matplotlib", reason="figures need matplotlib (extra `figures`)")
     with pytest.raises(SystemExit, match="gone.jpg"):
         main(
             [
