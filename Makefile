@@ -66,7 +66,7 @@ runs/pretraining-%/all-seed0/model.safetensors: $(READY) | runs/sandbox/data/cat
 test: $(VENV)/all.stamp
 	$(PYTEST) -m "not slow"
 
-# Kills at ten random moments, the fuzz in full, a browser, models of many sizes.
+# Ten kills at random moments, photographs of COCO, models of full size.
 test-slow: $(VENV)/all.stamp
 	$(PYTEST) -m slow
 

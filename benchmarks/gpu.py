@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def install(wheels: Path) -> tuple[str, list[str]]:
-    """A Python with the machine's packages and, from a folder, those that it lacks; and what could not be had."""
+    """A Python with the machine's packages and, from a folder, those that are missing; and what is unavailable."""
     folder = ROOT / ".venv-gpu"
     python = folder / "bin" / "python"
     if not python.exists():

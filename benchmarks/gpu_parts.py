@@ -3,9 +3,8 @@ The parts of [`benchmarks.gpu`] that measure, one a process:
 
     python -m benchmarks.gpu_parts steps_eva [--device cuda|cpu]
 
-Models are freshly drawn. A student B/16 at 512 pixels learns from an L/14 at 518, 48 images a step, bfloat16, by the
-real trainer. Images of the same batch come again and again, so that a step waits for no loader; `loader` says how many
-images that gives.
+Models are randomly initialized. A student B/16 at 512 pixels learns from an L/14 at 518, 48 images per step, bfloat16,
+by the real trainer. Every step has the same batch, so that none waits for a loader; `loader` measures what it gives.
 """
 
 import argparse

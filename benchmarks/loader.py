@@ -151,7 +151,7 @@ def main() -> None:
     what = "loader, one core, 512 and 518 pixels: drawn JPEGs of 640 × 480, of 2,250 × 1,500"
     what += ", photographs of COCO" if len(ratios) == 3 else ""
     print_row(what, "crops of the reference's grids, 18 on average, cut and dropped", online)
-    print_row("– with kept answers, where the teacher's pixels are not needed", "the same", kept)
+    print_row("– with cached teacher predictions, which need no pixels for the teacher", "the same", kept)
 
 
 if __name__ == "__main__":

@@ -191,6 +191,7 @@ __all__ = [
     "ACCELERATOR_REFUSED",
     "ACCELERATOR_WORKS",
     "FIXED",
+    "LAUNCHER_REFUSED",
     "REFUSED",
     "REFUSED_VALUES",
     "WORKS",

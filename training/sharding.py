@@ -54,7 +54,7 @@ def prepare_student(model: PreTrainedModel, accelerator: Accelerator) -> None:
     # No casts by FSDP: they would round the boxes, too. Autocast chooses operation by operation, as it does for DDP;
     # weights and gradients travel in float32.
     plugin.mixed_precision_policy = MixedPrecisionPolicy(cast_forward_inputs=False)
-    model.get_input_embeddings = lambda: None  # accelerate asks for them, and a model of images has none
+    model.get_input_embeddings = lambda: None  # accelerate would shard them after the model they are part of
     # accelerate leaves the precision of a sharded model to FSDP; in evaluation mode this is autocast and nothing else.
     accelerator.prepare_model(model, evaluation_mode=True)
 
