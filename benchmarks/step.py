@@ -79,9 +79,14 @@ CATEGORIES = CategorySet.load("coco_stuff_ade20k_316")
 
 
 def written_out(module, query, key, value, attention_mask, scaling, **_) -> tuple[torch.Tensor, None]:
-    """Attention as two products and a softmax between them: of its matrices no more than these two are made."""
-    weights = ((query * scaling) @ key.transpose(-1, -2)).softmax(-1)
-    return (weights @ value).transpose(1, 2).contiguous(), None
+    """Attention as two products and a softmax between them. Image by image, and in place where there is no gradient:
+    the pages of a matrix that is made anew in each layer cost as much time as its softmax."""
+    outputs = []
+    for queries, keys, values in zip(query, key, value, strict=True):
+        logits = (queries * scaling) @ keys.transpose(-1, -2)  # (heads, tokens, tokens)
+        weights = logits.softmax(-1) if logits.requires_grad else torch.softmax(logits, -1, out=logits)
+        outputs.append(weights @ values)
+    return torch.stack(outputs).transpose(1, 2).contiguous(), None
 
 
 ALL_ATTENTION_FUNCTIONS.register("written_out", written_out)
