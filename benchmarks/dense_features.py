@@ -4,7 +4,7 @@ import torch
 
 from benchmarks.timing import compare, print_row
 from modeling_densevlm import DenseVLMModel
-from modeling_densevlm.checkpoint_configs import convert_config, load_config
+from modeling_densevlm.conversion.configs import convert_config, load_config
 from modeling_densevlm.vision_tower import TransformerTower
 
 

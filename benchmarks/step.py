@@ -41,7 +41,7 @@ from modeling_densevlm import (
     DenseVLMImageProcessor,
     DenseVLMModel,
 )
-from modeling_densevlm.checkpoint_configs import convert_config, load_config
+from modeling_densevlm.conversion.configs import convert_config, load_config
 from training.alignment import Retrieval, region_logits, retrieve
 from training.arguments import MethodArguments
 from training.data import RegionCollator

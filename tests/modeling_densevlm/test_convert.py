@@ -1,7 +1,9 @@
 import argparse
 import json
+import os
 import pickle
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from modeling_densevlm import DenseVLMModel, DenseVLMProcessor
-from modeling_densevlm.checkpoint_files import read_checkpoint
+from modeling_densevlm.conversion.files import read_checkpoint
 from modeling_densevlm.convert_open_clip import convert_checkpoint, main
 from modeling_densevlm.processing_densevlm import load_processing
 
@@ -298,3 +300,76 @@ def test_the_command_line_writes_a_folder_that_loads(checkpoint, tmp_path, run_m
     assert image_processor.size == {"longest_edge": 32} and tokenizer is None
     with pytest.raises(ValueError, match="out holds no tokenizer"):
         DenseVLMProcessor.from_pretrained(tmp_path / "out")
+
+
+def test_every_error_of_the_command_is_one_line_and_leaves_nothing_behind(checkpoint, tmp_path, make_tower, capsys):
+    file, config, ours = tmp_path / "c.safetensors", tmp_path / "c.json", tmp_path / "ours"
+    save_file(checkpoint, file)
+    config.write_text(json.dumps(CONFIG))
+    make_tower("clip_vit").save_pretrained(ours)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text("garbage")
+    shutil.copytree(ours, tmp_path / "garbled")
+    (tmp_path / "garbled" / "model.safetensors").write_bytes(b"garbage")
+    shutil.copytree(ours, tmp_path / "unconfigured")
+    (tmp_path / "unconfigured" / "config.json").write_text("garbage")
+    (tmp_path / "back.json").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    out = tmp_path / "new" / "out"
+    cases = {
+        r"ours is a folder: .* give a file, such as its model\.safetensors": [ours, out],
+        r"There is no checkpoint .*nothing\.pt": [tmp_path / "nothing.pt", out],
+        r"empty is a folder: .* give a file\.$": [tmp_path / "empty", out],
+        r"c\.json/out cannot be written: .*Not a directory|c\.json/out cannot be written: .*File exists": [
+            *(file, config / "out", "--config", config)
+        ],
+        "empty is neither a file nor a known configuration": [file, out, "--config", tmp_path / "empty"],
+        "--processor .*tokenizer: there is no tokenizer": [file, out, "--processor", tmp_path / "tokenizer"],
+        r"c\.safetensors cannot be loaded": ["--export", file, tmp_path / "back.pt"],
+        "nowhere cannot be loaded": ["--export", tmp_path / "nowhere", tmp_path / "back.pt"],
+        "empty cannot be loaded": ["--export", tmp_path / "empty", tmp_path / "back.pt"],
+        "garbled cannot be loaded": ["--export", tmp_path / "garbled", tmp_path / "back.pt"],
+        "unconfigured cannot be loaded": ["--export", tmp_path / "unconfigured", tmp_path / "back.pt"],
+        r"back\.json cannot be written": ["--export", ours, tmp_path / "back.pt"],
+    }
+    for message, arguments in cases.items():
+        with pytest.raises(SystemExit) as error:
+            main([str(part) for part in arguments])
+        assert re.search(message, error.value.code) and "\n" not in error.value.code, error.value.code
+        assert str(tmp_path) in error.value.code
+    for arguments, message in (
+        ([file, config], "is there already; give a new folder"),
+        (["--export", ours, tmp_path / "empty"], "is a folder; with --export it is a .pt or .safetensors file"),
+        (["--export", ours, tmp_path / "b.json"], "ends in '.json'; with --export it is a .pt or .safetensors file"),
+    ):
+        with pytest.raises(SystemExit):
+            main([str(part) for part in arguments])
+        assert message in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+    file.chmod(0)
+    if not os.access(file, os.R_OK):  # permissions do not bind root
+        with pytest.raises(SystemExit, match=r"c\.safetensors cannot be read: Permission denied\.$"):
+            main([str(part) for part in (file, out, "--config", config)])
+
+
+def test_a_full_disk_leaves_nothing_half_written(checkpoint, tmp_path, make_tower):
+    resource = pytest.importorskip("resource", reason="files are limited in size by POSIX")
+    save_file(checkpoint, tmp_path / "c.safetensors")
+    (tmp_path / "c.json").write_text(json.dumps(CONFIG))
+    make_tower("clip_vit").save_pretrained(tmp_path / "ours")
+    before = sorted(tmp_path.rglob("*"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for arguments, name in (
+        ([tmp_path / "c.safetensors", tmp_path / "out", "--config", tmp_path / "c.json"], "out"),
+        (["--export", tmp_path / "ours", tmp_path / "back.pt"], r"back\.pt"),
+        (["--export", tmp_path / "ours", tmp_path / "back.safetensors"], r"back\.safetensors"),
+    ):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+        try:
+            with pytest.raises(SystemExit, match=rf"^\S*/{name} cannot be written: .+$"):
+                main([str(part) for part in arguments])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert sorted(tmp_path.rglob("*")) == before

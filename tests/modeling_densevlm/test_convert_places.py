@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from modeling_densevlm.checkpoint_files import unwrap
-from modeling_densevlm.convert_open_clip import convert_checkpoint, convert_with_report, export_checkpoint, main
+from modeling_densevlm.conversion import convert_with_report
+from modeling_densevlm.conversion.files import unwrap
+from modeling_densevlm.convert_open_clip import convert_checkpoint, export_checkpoint, main
 from modeling_densevlm.modeling_eva_clip import rotary_tables
 
 

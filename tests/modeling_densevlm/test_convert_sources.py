@@ -12,23 +12,18 @@ from torch.testing import assert_close
 from transformers import SiglipConfig, SiglipModel
 
 from modeling_densevlm import DenseVLMModel, DenseVLMProcessor
-from modeling_densevlm.checkpoint_configs import (
-    SIGLIP_SIZES,
+from modeling_densevlm.conversion import convert_with_report
+from modeling_densevlm.conversion.configs import (
     config_kind,
     config_names,
     convert_config,
     load_config,
     siglip_architectures,
 )
-from modeling_densevlm.checkpoint_layouts import LAYOUTS, rename
-from modeling_densevlm.convert_open_clip import (
-    convert_checkpoint,
-    convert_with_report,
-    export_checkpoint,
-    image_processor_for,
-    main,
-    recognise,
-)
+from modeling_densevlm.conversion.layouts import CHECKPOINT_LAYOUTS, rename
+from modeling_densevlm.conversion.open_clip import image_processor_for
+from modeling_densevlm.conversion.recognition import recognise
+from modeling_densevlm.convert_open_clip import convert_checkpoint, export_checkpoint, main
 
 
 TEXT = {"context_length": 16, "vocab_size": 64, "width": 32, "heads": 4, "layers": 2}
@@ -146,13 +141,18 @@ def test_the_table_of_siglip_towers_is_that_of_timm():
     names = [name for name in timm.list_models("vit_*_siglip_*") if "gap" not in name]
     assert set(siglip_architectures()) == set(names)
     activations = {"GELU": "gelu", "GELUTanh": "gelu_pytorch_tanh"}
-    for name, (size, patch, side, activation) in siglip_architectures().items():
+    for name, fields in siglip_architectures().items():
         trunk = timm.create_model(name, device="meta")
         block = trunk.blocks[0]
-        sizes = (trunk.embed_dim, len(trunk.blocks), block.attn.num_heads, block.mlp.fc1.out_features)
-        assert sizes == SIGLIP_SIZES[size], name
-        assert (trunk.patch_embed.patch_size[0], trunk.patch_embed.img_size[0]) == (patch, side), name
-        assert activations[type(block.mlp.act).__name__] == activation, name
+        assert fields == {
+            "hidden_size": trunk.embed_dim,
+            "intermediate_size": block.mlp.fc1.out_features,
+            "num_hidden_layers": len(trunk.blocks),
+            "num_attention_heads": block.attn.num_heads,
+            "image_size": trunk.patch_embed.img_size[0],
+            "patch_size": trunk.patch_embed.patch_size[0],
+            "hidden_act": activations[type(block.mlp.act).__name__],
+        }, name
 
 
 @pytest.mark.slow
@@ -211,7 +211,7 @@ def test_half_a_convnext_is_refused_by_what_is_missing(exported, cut):
 def test_a_wrong_known_configuration_is_answered_with_the_one_that_fits(tmp_path):
     with torch.device("meta"):
         model = DenseVLMModel(convert_config(load_config("RN50")))
-    weights, _ = rename(model.state_dict(), LAYOUTS["clip_resnet_vision_model"].rules, to_ours=False)
+    weights, _ = rename(model.state_dict(), CHECKPOINT_LAYOUTS["clip_resnet_vision_model"].rules, to_ours=False)
     with pytest.raises(ValueError, match=r"\(RN50x4\). It has the shapes of RN50, RN50-quickgelu\. .* and \d+ more"):
         convert_checkpoint(weights, "RN50x4")
 
@@ -219,7 +219,7 @@ def test_a_wrong_known_configuration_is_answered_with_the_one_that_fits(tmp_path
 def test_what_does_not_fit_is_named_without_a_configuration_too():
     with torch.device("meta"):
         model = DenseVLMModel(convert_config(load_config("EVA02-CLIP-B-16")))
-    weights, _ = rename(model.state_dict(), LAYOUTS["eva02_clip_vision_model"].rules, to_ours=False)
+    weights, _ = rename(model.state_dict(), CHECKPOINT_LAYOUTS["eva02_clip_vision_model"].rules, to_ours=False)
     without = {key: tensor for key, tensor in weights.items() if key != "visual.head.bias"}
     with pytest.raises(ValueError, match=r"The nearest is EVA02-CLIP-B-16, but: missing: .*\(visual.head.bias\)\."):
         recognise(without)
@@ -324,7 +324,7 @@ def test_every_known_model_is_recognised_by_its_shapes_or_ambiguous_by_name(name
         pytest.importorskip("timm", reason="this tower is built by timm (extra `vision`)")
     with torch.device("meta"):
         model = DenseVLMModel(convert_config(config))
-    weights, left = rename(model.state_dict(), LAYOUTS[kind].rules, to_ours=False)
+    weights, left = rename(model.state_dict(), CHECKPOINT_LAYOUTS[kind].rules, to_ours=False)
     assert not left
     if name.startswith(("convnext_base_w", "convnext_large_d")):  # its sizes are the same whatever the image's
         plain = name.removesuffix("_320")
@@ -344,14 +344,14 @@ def test_every_known_model_is_recognised_by_its_shapes_or_ambiguous_by_name(name
 def test_regionclip_is_recognised_with_the_activation_it_was_trained_with():
     with torch.device("meta"):
         model = DenseVLMModel(convert_config(load_config("RN50x4")))
-    weights, _ = rename(model.state_dict(), LAYOUTS["clip_resnet_vision_model"].rules, to_ours=False)
+    weights, _ = rename(model.state_dict(), CHECKPOINT_LAYOUTS["clip_resnet_vision_model"].rules, to_ours=False)
     assert recognise(weights, "RegionCLIP")[0] == "RN50x4-quickgelu"
 
 
 def test_a_known_model_with_resized_positions_is_recognised():
     with torch.device("meta"):
         model = DenseVLMModel(convert_config(load_config("EVA02-CLIP-L-14-336")))
-    weights, _ = rename(model.state_dict(), LAYOUTS["eva02_clip_vision_model"].rules, to_ours=False)
+    weights, _ = rename(model.state_dict(), CHECKPOINT_LAYOUTS["eva02_clip_vision_model"].rules, to_ours=False)
     weights["visual.pos_embed"] = torch.empty(1, 37 * 37 + 1, 1024, device="meta")
     name, config = recognise(weights)
     assert convert_config(config, weights).vision_config.image_size == 518

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from modeling_densevlm import DenseVLMModel
-from modeling_densevlm.checkpoint_configs import convert_config, load_config
+from modeling_densevlm.conversion.configs import convert_config, load_config
 
 
 # Millions, of the image tower with its projection: as open_clip's own models count them.

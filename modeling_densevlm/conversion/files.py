@@ -1,8 +1,10 @@
 """Checkpoint files: read without executing anything in them, and written."""
 
+import contextlib
 import json
 import pickle
 import re
+import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from os import PathLike
@@ -14,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .checkpoint_derived import SIZES
-from .checkpoint_names import clean, clip_prefixes, same_tensors
+from .derived import SIZES
+from .names import clean, clip_prefixes, same_tensors
 
 
 WRAPPERS = ("state_dict", "model", "module")
@@ -71,7 +73,15 @@ def _inside(folder: Path) -> str:
     return f", such as its {', '.join(names[:4])}" if names else ""
 
 
+def _check_readable(file: Path) -> None:
+    try:
+        file.open("rb").close()
+    except OSError as error:
+        raise OSError(f"{file} cannot be read: {error.strerror}.") from None
+
+
 def _read_shards(index: Path) -> dict[str, Tensor]:
+    _check_readable(index)
     try:
         files = json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"]
         shards = {name: index.parent / name for name in sorted(set(files.values()))}
@@ -89,6 +99,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
 
 
 def _read(file: Path) -> Any:
+    _check_readable(file)
     if file.suffix != ".safetensors":
         return _load_torch(file)
     try:
@@ -139,7 +150,7 @@ def unwrap(content: Any, source: str, prefix: str | None = None) -> Checkpoint:
     """
     held = dict(_held(content))
     found = [(path, before) for path, tensors in held.items() for before in clip_prefixes(tensors)]
-    everywhere = _told(found)
+    everywhere = _listed(found)
     if prefix is not None:
         found = _chosen(held, found, clean(prefix).strip("."))
         if not found:
@@ -148,7 +159,7 @@ def unwrap(content: Any, source: str, prefix: str | None = None) -> Checkpoint:
     found = _distinct(held, found)
     if len(found) > 1:
         raise ValueError(
-            f"{source} holds {len(found)} CLIPs, under {_told(found)}. Choose one as `prefix` (`--prefix`), "
+            f"{source} holds {len(found)} CLIPs, under {_listed(found)}. Choose one as `prefix` (`--prefix`), "
             f"e.g. `--prefix {_place(*found[-1])}`."
         )
     path, before = found[0] if found else (_only(held, source), "")
@@ -193,7 +204,7 @@ def _place(path: str, prefix: str) -> str:
     return (f"{path}.{prefix}" if path else prefix) or '""'
 
 
-def _told(places: list[tuple[str, str]]) -> str:
+def _listed(places: list[tuple[str, str]]) -> str:
     return ", ".join(f"`{_place(*place)}`" for place in places)
 
 
@@ -235,4 +246,34 @@ def write_checkpoint(tensors: dict[str, Tensor], file: str | PathLike) -> None:
         torch.save(tensors, file)
 
 
-__all__ = ["Checkpoint", "read_checkpoint", "unwrap", "write_checkpoint"]
+@contextlib.contextmanager
+def staged(path: str | PathLike) -> Iterator[Path]:
+    """
+    A place beside `path` to write a file or a folder to, which takes the place of `path` at the end. Where writing
+    fails, nothing of it is left.
+
+    Raises:
+        `OSError` that names `path`, whatever the writers of safetensors and PyTorch raise on a full disk.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            content = Path(folder) / path.name
+            yield content
+            if content.is_dir() and path.is_dir():
+                path.rmdir()  # an empty one
+            content.replace(path)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if str(path) in str(error):
+            raise OSError(first_line(error)) from None
+        raise OSError(f"{path} cannot be written: {first_line(error)}") from None
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without the advice that other libraries put below it; the error's type where it is mute."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+__all__ = ["SUFFIXES", "Checkpoint", "first_line", "read_checkpoint", "staged", "unwrap", "write_checkpoint"]

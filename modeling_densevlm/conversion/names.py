@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint_layouts import LAYOUTS, our_names, rename, their_names
+from .layouts import CHECKPOINT_LAYOUTS, our_names, rename, their_names
 
 
 _WRAPPED = re.compile(
@@ -63,9 +63,9 @@ _ALONE = "vision tower alone"
 
 def _signatures() -> dict[str, str]:
     """Names that tell a CLIP, and the form they are of; the longest first, for the others end like them."""
-    forms = {layout.signature: "open_clip" for layout in LAYOUTS.values()}
+    forms = {layout.signature: "open_clip" for layout in CHECKPOINT_LAYOUTS.values()}
     forms |= {f"visual.{trunk}{_TIMM_EVA_SIGNATURE}": "open_clip" for trunk in ("", "trunk.")}
-    ours = {our_names(layout.signature, layout.rules)[0]: "transformers" for layout in LAYOUTS.values()}
+    ours = {our_names(layout.signature, layout.rules)[0]: "transformers" for layout in CHECKPOINT_LAYOUTS.values()}
     alone = {name.removeprefix("visual."): _ALONE for name in forms}
     return dict(sorted((alone | ours | forms).items(), key=lambda item: -len(item[0])))
 
@@ -265,7 +265,7 @@ def _to_timm_eva(name: str, prefix: str) -> str:
 
 def _from_transformers(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Those of transformers' CLIP and SigLIP are ours; ours are of every tower."""
-    results = {layout.signature: rename(named, layout.rules, to_ours=False) for layout in LAYOUTS.values()}
+    results = {layout.signature: rename(named, layout.rules, to_ours=False) for layout in CHECKPOINT_LAYOUTS.values()}
     _, (renamed, left) = min(results.items(), key=lambda item: (item[0] not in item[1][0], len(item[1][1])))
     return renamed | {key: named[key] for key in left}
 

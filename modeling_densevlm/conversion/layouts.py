@@ -3,7 +3,7 @@ Under which names public checkpoints keep what ours do, as data: one list of rul
 
 The names on the left are those of open_clip and EVA-CLIP, as the reference code uses them (text keys without their
 `text.` prefix). Other layouts (RegionCLIP, timm, transformers, vision towers alone) are first brought to these
-(`checkpoint_names.py`).
+(`names.py`).
 """
 
 import re
@@ -243,7 +243,7 @@ SIGLIP_VIT = [
 
 
 @dataclass(frozen=True)
-class Layout:
+class CheckpointLayout:
     r"""
     How one kind of tower is kept.
 
@@ -260,37 +260,41 @@ class Layout:
     text_prefix: str = ""
 
 
-LAYOUTS = {
-    "clip_vision_model": Layout("CLIP ViT", "visual.class_embedding", CLIP_VIT + CLIP_TEXT),
-    "eva02_clip_vision_model": Layout(
+CHECKPOINT_LAYOUTS = {
+    "clip_vision_model": CheckpointLayout("CLIP ViT", "visual.class_embedding", CLIP_VIT + CLIP_TEXT),
+    "eva02_clip_vision_model": CheckpointLayout(
         "EVA-02 CLIP",
         "visual.blocks.0.attn.inner_attn_ln.weight",
         EVA02_CLIP + CLIP_TEXT,
         text_prefix="text.",
     ),
-    "clip_resnet_vision_model": Layout("CLIP ResNet", "visual.layer1.0.conv1.weight", CLIP_RESNET + CLIP_TEXT),
-    "timm_convnext_vision_model": Layout(
+    "clip_resnet_vision_model": CheckpointLayout(
+        "CLIP ResNet", "visual.layer1.0.conv1.weight", CLIP_RESNET + CLIP_TEXT
+    ),
+    "timm_convnext_vision_model": CheckpointLayout(
         "CLIP ConvNeXt", "visual.trunk.stages.0.blocks.0.conv_dw.weight", TIMM_CONVNEXT + CLIP_TEXT
     ),
-    "siglip_vision_model": Layout(
+    "siglip_vision_model": CheckpointLayout(
         "SigLIP", "visual.trunk.attn_pool.latent", SIGLIP_VIT + SIGLIP_TEXT, text_prefix="text."
     ),
-    "timm_vit_vision_model": Layout("timm CLIP ViT", "visual.trunk.blocks.0.attn.qkv.weight", TIMM_VIT + CLIP_TEXT),
+    "timm_vit_vision_model": CheckpointLayout(
+        "timm CLIP ViT", "visual.trunk.blocks.0.attn.qkv.weight", TIMM_VIT + CLIP_TEXT
+    ),
 }
 """By the vision tower's `model_type`; the first whose signature a checkpoint has is the one."""
 
 
 def find_kind(tensors: Mapping[str, Tensor], in_file: Callable[[str], str] = str) -> str:
     """The vision tower's `model_type`, told by the reference's names; `in_file` gives those of messages."""
-    for kind, layout in LAYOUTS.items():
+    for kind, layout in CHECKPOINT_LAYOUTS.items():
         if layout.signature in tensors:
             return kind
     hint = ""
     if "visual.blocks.0.attn.qkv.weight" in tensors or "visual.blocks.0.attn.q_bias" in tensors:
         hint = " It looks like an EVA-CLIP of the first generation or without sub-LayerNorm, which is not supported."
     shown = ", ".join(map(in_file, sorted(tensors)[:5])) or "nothing"
-    known = ", ".join(layout.name for layout in LAYOUTS.values())
+    known = ", ".join(layout.name for layout in CHECKPOINT_LAYOUTS.values())
     raise ValueError(f"The checkpoint holds no vision tower that is known ({known}); its keys: {shown} ...{hint}")
 
 
-__all__ = ["LAYOUTS", "Layout", "Rule", "find_kind", "our_names", "rename", "their_names"]
+__all__ = ["CHECKPOINT_LAYOUTS", "CheckpointLayout", "Rule", "find_kind", "our_names", "rename", "their_names"]

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .configuration_densevlm import DenseVLMConfig
-from .modeling_eva_clip import rotary_tables
+from ..configuration_densevlm import DenseVLMConfig
+from ..modeling_eva_clip import rotary_tables
 
 
 SIZES = ("input_resolution", "context_length", "vocab_size")

@@ -1,6 +1,6 @@
 """
-Sizes of public models as data (`model_configs/*.json`, in open_clip's form), and that form as our configuration and
-back.
+Sizes of public models as data (`model_configs/*.json`, in open_clip's form; `timm_siglip.json`, those that open_clip
+names by timm's name alone), and open_clip's form as our configuration and back.
 """
 
 import functools
@@ -14,11 +14,12 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from .configuration_densevlm import DenseVLMConfig
-from .modeling_timm_clip import check_plain_vit, create_trunk
+from ..configuration_densevlm import DenseVLMConfig
+from ..modeling_timm_clip import check_plain_vit, create_trunk
 
 
-MODEL_CONFIGS = Path(__file__).parent / "model_configs"
+MODEL_CONFIGS = Path(__file__).parent.parent / "model_configs"
+TIMM_SIGLIP = Path(__file__).parent / "timm_siglip.json"
 QUICK_GELU = "-quickgelu"
 """Put behind the name of a ViT or ResNet: the activation that OpenAI and DFN trained with, QuickGELU for GELU."""
 
@@ -338,37 +339,13 @@ def _timm_vit(vision: Json, config: Json, weights: Mapping[str, Tensor]) -> dict
     }
 
 
-SIGLIP_SIZES = {
-    "base": (768, 12, 12, 3072),
-    "large": (1024, 24, 16, 4096),
-    "so400m": (1152, 27, 16, 4304),
-    "giantopt": (1536, 40, 16, 6144),
-}
-"""Width, blocks, heads and width of the MLP of timm's SigLIP towers."""
-
-SIGLIP_EXACT_GELU = {
-    "base_patch16": (224, 256, 384, 512),
-    "large_patch16": (256, 384),
-    "so400m_patch14": (224, 378, 384),
-}
-SIGLIP_TANH_GELU = {
-    "base_patch32": (256,),
-    "large_patch16": (512,),
-    "so400m_patch16": (256, 384, 512),
-    "giantopt_patch16": (256, 384),
-}
-"""Image sizes of timm's SigLIP towers: those it runs with the exact GELU, and with its approximation by tanh, as
-transformers runs all of them."""
-
-
-def siglip_architectures() -> dict[str, tuple[str, int, int, str]]:
-    """timm's name of each SigLIP tower: its size's name, patch, image size and activation."""
-    known = {}
-    for activation, towers in (("gelu", SIGLIP_EXACT_GELU), ("gelu_pytorch_tanh", SIGLIP_TANH_GELU)):
-        for tower, image_sizes in towers.items():
-            size, patch = tower.split("_patch")
-            known |= {f"vit_{tower}_siglip_{side}": (size, int(patch), side, activation) for side in image_sizes}
-    return known
+@functools.cache
+def siglip_architectures() -> dict[str, dict[str, Any]]:
+    """
+    Fields of the configuration of each of timm's SigLIP towers, by timm's name. timm runs most with the exact GELU,
+    some with its approximation by tanh; transformers runs all of them with the latter.
+    """
+    return json.loads(TIMM_SIGLIP.read_text())
 
 
 def _siglip(vision: Json, config: Json, weights: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -379,18 +356,10 @@ def _siglip(vision: Json, config: Json, weights: Mapping[str, Tensor]) -> dict[s
             f"`vision_cfg.timm_model_name`: timm's {vision['timm_model_name']} is no SigLIP that is known here "
             f"({', '.join(known)})."
         )
-    size, patch, native, activation = known[vision["timm_model_name"]]
-    width, layers, heads, mlp = SIGLIP_SIZES[size]
-    image_size = _number(vision, "image_size", "vision_cfg.", native)
-    return {
-        "hidden_size": width,
-        "intermediate_size": mlp,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "image_size": _native_side(weights, "visual.trunk.pos_embed", 0, patch, image_size),
-        "patch_size": patch,
-        "hidden_act": activation,
-    }
+    fields = known[vision["timm_model_name"]]
+    image_size = _number(vision, "image_size", "vision_cfg.", fields["image_size"])
+    side = _native_side(weights, "visual.trunk.pos_embed", 0, fields["patch_size"], image_size)
+    return {**fields, "image_size": side}
 
 
 _VISION: dict[str, Callable[[Json, Json, Mapping[str, Tensor]], dict[str, Any]]] = {
@@ -574,9 +543,11 @@ def _export_timm(pool: str, vision: Any) -> dict[str, Any]:
 
 
 def _export_siglip(vision: Any) -> dict[str, Any]:
-    sizes = (vision.hidden_size, vision.num_hidden_layers, vision.num_attention_heads, vision.intermediate_size)
-    wanted = (sizes, vision.patch_size, vision.image_size, vision.hidden_act)
-    names = [n for n, (size, *rest) in siglip_architectures().items() if (SIGLIP_SIZES[size], *rest) == wanted]
+    names = [
+        name
+        for name, fields in siglip_architectures().items()
+        if all(getattr(vision, field) == value for field, value in fields.items())
+    ]
     if not names:
         raise ValueError(
             f"open_clip has no SigLIP tower of width {vision.hidden_size}, patch {vision.patch_size} and image size "
@@ -611,10 +582,12 @@ _EXPORTED: dict[str, Callable[[Any], dict[str, Any]]] = {
 __all__ = [
     "MODEL_CONFIGS",
     "QUICK_GELU",
+    "VISION_TOWER_ALONE",
     "config_kind",
     "config_names",
     "convert_config",
     "export_config",
     "has_text_tower",
     "load_config",
+    "siglip_architectures",
 ]
