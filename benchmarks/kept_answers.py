@@ -56,7 +56,7 @@ def sandbox() -> None:
         source = f"model_cards/densevlm-sandbox-{role}"
         model = DenseVLMModel.from_pretrained(source, dtype=torch.float32).eval()
         processor = DenseVLMProcessor.from_pretrained(source)
-        text = CategoryEmbeddings.compute(CATEGORIES, model, processor.tokenizer).embeds
+        text = CategoryEmbeddings.compute(CATEGORIES, model, processor.tokenizer, "short").embeds
         boxes = [all_boxes(content_extent(*image.size), 6) for image in images]
         embeds = model(pixel_values=processor(images=images)["pixel_values"], boxes=boxes).region_embeds
         features[role] = (embeds, text)

@@ -23,7 +23,7 @@ from transformers.utils import logging
 from benchmarks.pictures import LARGE_PHOTO, PHOTO, draw_jpeg
 from benchmarks.timing import alternate, machine, print_row
 from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMImageProcessor, DenseVLMModel
-from modeling_densevlm.categories import encoder_fingerprint
+from modeling_densevlm.category_embeddings import encoder_fingerprint
 from modeling_densevlm.image_processing_densevlm import load_image
 from modeling_densevlm.processing_densevlm import load_processing
 from training import retrieve

@@ -24,8 +24,8 @@ from modeling_densevlm import (
     DenseVLMImageProcessor,
     DenseVLMModel,
 )
-from modeling_densevlm.categories import TEMPLATES, encoder_fingerprint
 from modeling_densevlm.processing_densevlm import load_processing
+from modeling_densevlm.templates import DEFAULT_TEMPLATES, TEMPLATES
 
 from .command_line import check_output, whole_number
 from .comparison import write
@@ -75,7 +75,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     models.add_argument("--model", help="folder or Hub name of a DenseVLM or a CLIP")
     models.add_argument("--models", nargs="+", help="several of them, to be compared")
     parser.add_argument("--output", type=Path, required=True, help="JSON to write")
-    parser.add_argument("--templates", default="vild", choices=TEMPLATES, help="prompt templates")
+    parser.add_argument("--templates", default=DEFAULT_TEMPLATES, choices=TEMPLATES, help="prompt templates")
     parser.add_argument("--embeddings", help="category embeddings (safetensors) of `--model`; computed by default")
     parser.add_argument(
         "--image_size", type=whole_number(), nargs="+", help="input sides in pixels; the processor's by default"
@@ -118,18 +118,15 @@ class Candidate:
 
     def embeddings(self, categories: CategorySet) -> CategoryEmbeddings:
         """Those of the given file, checked; else computed in float32. The model then takes the dtype asked for."""
-        has_text = self.model.text_model is not None and self.tokenizer is not None
-        encoder = encoder_fingerprint(self.model, self.tokenizer) if has_text else None
-        if self.arguments.embeddings:
-            found = CategoryEmbeddings.load(self.arguments.embeddings)
-            named = f"--embeddings {self.arguments.embeddings}"
-            found.check(categories, self.model.config.projection_dim, encoder, source=named)
-        elif not has_text:
-            raise ValueError(f"{self.source} has no text tower or no tokenizer: give --embeddings.")
-        else:
-            templates = TEMPLATES[self.arguments.templates]
-            found = CategoryEmbeddings.compute(categories, self.model, self.tokenizer, templates)
-            found.embeds = found.embeds.cpu()
+        found = CategoryEmbeddings.resolve(
+            categories,
+            self.model,
+            self.tokenizer,
+            self.arguments.templates,
+            given=self.arguments.embeddings,
+            option="--embeddings",
+        )
+        found.embeds = found.embeds.cpu()
         self.model.to(getattr(torch, self.arguments.dtype))
         return found
 

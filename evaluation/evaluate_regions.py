@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from torch import Tensor
-from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 from transformers.utils import logging
 
 from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMModel
+from modeling_densevlm.category_embeddings import region_cosines
 from modeling_densevlm.region_pooling import pool_boxes, pool_masks
 
 from .balance import Margins, balance_numbers, held_out_balance
@@ -122,7 +122,7 @@ def _nothing(categories: int) -> dict[str, np.ndarray]:
 
 
 def _cosines(region_embeds: Tensor, text_embeds: Tensor) -> np.ndarray:
-    cosines = normalize(region_embeds.float(), dim=-1) @ text_embeds.T
+    cosines = region_cosines(region_embeds, text_embeds)
     cosines[(region_embeds == 0).all(dim=-1)] = torch.nan
     return cosines.cpu().numpy()
 

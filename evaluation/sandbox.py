@@ -23,7 +23,7 @@ from PIL import Image
 from transformers.image_transforms import rgb_to_id
 
 from modeling_densevlm import CategoryEmbeddings, DenseVLMModel, DenseVLMProcessor
-from modeling_densevlm.categories import SHORT_TEMPLATES, CategorySet
+from modeling_densevlm.categories import CategorySet
 from modeling_densevlm.image_processing_densevlm import load_image
 
 from . import report as page
@@ -40,6 +40,9 @@ from .segmentation import segment
 
 BASELINE = "all_against_all"
 """What the decoupled contrast adds is seen against this: the others are compared with it."""
+
+SANDBOX_TEMPLATES = "short"
+"""Its models are trained with them (`training/recipes/sandbox.yaml`)."""
 
 COLUMNS = {
     "boxes_top1": "Boxes",
@@ -74,7 +77,7 @@ def measure(folder: Path, data: Path, categories: CategorySet) -> Measured:
     """Evaluates the model of a folder on the validation and the test split."""
     model = DenseVLMModel.from_pretrained(folder, dtype=torch.float32).eval()
     processor = DenseVLMProcessor.from_pretrained(folder)
-    embeddings = CategoryEmbeddings.compute(categories, model, processor.tokenizer, SHORT_TEMPLATES)
+    embeddings = CategoryEmbeddings.compute(categories, model, processor.tokenizer, SANDBOX_TEMPLATES)
     side = map_side(model, processor.image_processor.size["longest_edge"])
     scores = []
     for split in ("val", "test"):
@@ -88,7 +91,7 @@ def measure(folder: Path, data: Path, categories: CategorySet) -> Measured:
             "fingerprint": model.fingerprint(),
             "categories": list(categories.names),
             "is_thing": list(categories.is_thing),
-            "templates": len(SHORT_TEMPLATES),
+            "templates": len(embeddings.templates),
             "split": split,
             "code": code_digest(),
             "commit": commit(),
@@ -192,7 +195,7 @@ def draw(entries: Sequence[Entry], data: Path, categories: CategorySet, file: Pa
     for entry in entries:
         model = DenseVLMModel.from_pretrained(entry.folders[0], dtype=torch.float32).eval()
         processor = DenseVLMProcessor.from_pretrained(entry.folders[0])
-        text = CategoryEmbeddings.compute(categories, model, processor.tokenizer, SHORT_TEMPLATES).embeds
+        text = CategoryEmbeddings.compute(categories, model, processor.tokenizer, SANDBOX_TEMPLATES).embeds
         with torch.inference_mode():
             pixel_values = processor.image_processor(images)["pixel_values"]
             sizes = [(image.height, image.width) for image in images]

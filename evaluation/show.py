@@ -16,13 +16,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn.functional import interpolate, normalize
+from torch.nn.functional import interpolate
 
 from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMImageProcessor, DenseVLMModel
-from modeling_densevlm.categories import TEMPLATES
+from modeling_densevlm.category_embeddings import region_cosines
 from modeling_densevlm.image_processing_densevlm import content_extent, load_image
 from modeling_densevlm.processing_densevlm import load_processing
 from modeling_densevlm.region_pooling import grid_boxes
+from modeling_densevlm.templates import DEFAULT_TEMPLATES, TEMPLATES
 
 from .candidates import whole_cells
 from .command_line import finite_number, whole_number
@@ -54,8 +55,8 @@ def classify_cells(
     width, height = content_extent(*image.size)
     boxes = grid_boxes(*grid) * torch.tensor([width, height, width, height])
     pixel_values = image_processor(image)["pixel_values"]
-    region_embeds = model.get_region_features(pixel_values, boxes=[boxes]).float()
-    probabilities, labels = (normalize(region_embeds, dim=-1) @ text_embeds.T / temperature).softmax(-1).max(-1)
+    region_embeds = model.get_region_features(pixel_values, boxes=[boxes])
+    probabilities, labels = (region_cosines(region_embeds, text_embeds) / temperature).softmax(-1).max(-1)
     return labels, probabilities
 
 
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--grid", type=whole_number(), nargs=2, default=(4, 4), metavar=("ROWS", "COLUMNS"))
     parser.add_argument("--temperature", type=finite_number(above=0), default=0.01)
     parser.add_argument("--threshold", type=finite_number(), default=0.3, help="cells not above it are dropped")
-    parser.add_argument("--templates", default="short", choices=TEMPLATES)
+    parser.add_argument("--templates", default=DEFAULT_TEMPLATES, choices=TEMPLATES, help="prompt templates")
     parser.add_argument("--image_size", type=whole_number(), help="input side in pixels; the processor's by default")
     arguments = parser.parse_args(argv)
     try:
@@ -86,17 +87,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 def draw(arguments: argparse.Namespace) -> None:
     image = load_image(arguments.image)
     texts = arguments.texts
-    categories = CategorySet("texts", texts) if texts else CategorySet.load(arguments.categories)
+    categories = CategorySet(texts) if texts else CategorySet.load(arguments.categories)
     names, panels = Counter(Path(source).name for source in arguments.models), {}
     for source in arguments.models:
         model = DenseVLMModel.from_pretrained(source, dtype=torch.float32).eval()
         image_processor, tokenizer = load_processing(source)
-        if tokenizer is None:
-            raise ValueError(f"{source} has no tokenizer: texts cannot be embedded.")
         if arguments.image_size:
             side = whole_cells(arguments.image_size, model.vision_model.stride, source)
             image_processor.size = {"longest_edge": side}
-        embeds = CategoryEmbeddings.compute(categories, model, tokenizer, TEMPLATES[arguments.templates]).embeds
+        embeds = CategoryEmbeddings.resolve(categories, model, tokenizer, arguments.templates).embeds
         title = Path(source).name if names[Path(source).name] == 1 else source
         if texts:
             panels[title] = dict(zip(texts, similarities(model, image_processor, image, embeds)))

@@ -17,7 +17,7 @@ from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback
 
 from modeling_densevlm import CategoryEmbeddings, CategorySet
-from modeling_densevlm.categories import TEMPLATES
+from modeling_densevlm.templates import DEFAULT_TEMPLATES
 
 from .evaluate_regions import evaluate_regions, map_side, region_metrics
 from .panoptic import PanopticRegions
@@ -35,7 +35,7 @@ class RegionEvaluation(TrainerCallback):
         steps (`int`): evaluate after every so many steps, before the first, and after the last.
         count (`int`, *optional*, defaults to 256): images, evenly spread over the annotated ones.
         categories ([`CategorySet`], *optional*): the annotation file's own by default.
-        templates (`str`, *optional*, defaults to `"vild"`): prompt templates.
+        templates (`str`, *optional*, defaults to the paper's): prompt templates.
         batch_size, num_workers (`int`, *optional*): of the evaluation.
     """
 
@@ -48,7 +48,7 @@ class RegionEvaluation(TrainerCallback):
         steps: int,
         count: int = 256,
         categories: CategorySet | None = None,
-        templates: str = "vild",
+        templates: str = DEFAULT_TEMPLATES,
         batch_size: int = 8,
         num_workers: int = 0,
     ):
@@ -68,9 +68,7 @@ class RegionEvaluation(TrainerCallback):
         self.regions = PanopticRegions(annotations, images, panoptic, image_processor, side, categories)
         self.regions.categories.require_flags("thing / stuff metrics")
         # The text tower is frozen: its embeddings stay what they are.
-        self.embeddings = CategoryEmbeddings.compute(
-            self.regions.categories, model, processor.tokenizer, TEMPLATES[templates]
-        )
+        self.embeddings = CategoryEmbeddings.compute(self.regions.categories, model, processor.tokenizer, templates)
         count = min(count, len(self.regions))
         self.rows = torch.linspace(0, len(self.regions) - 1, count).int().tolist()
 

@@ -2,7 +2,8 @@
 
 from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
 
-from .categories import CategoryEmbeddings, CategorySet
+from .categories import CategorySet
+from .category_embeddings import CategoryEmbeddings
 from .configuration_densevlm import DenseVLMConfig
 from .image_processing_densevlm import DenseVLMImageProcessor
 from .modeling_densevlm import DenseVLMModel, DenseVLMOutput

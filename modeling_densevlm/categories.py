@@ -1,18 +1,14 @@
-"""Category names with their groups, the sentences they are put into, and the embeddings of those sentences."""
+"""
+Category names and their groups. *Things* are countable objects (a kite, a dog), *stuff* is amorphous background (sky,
+grass); the distinction is that of COCO's panoptic annotations.
+"""
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 
@@ -20,59 +16,23 @@ logger = logging.get_logger(__name__)
 
 CATEGORY_SETS = Path(__file__).parent / "category_sets"
 
-SHORT_TEMPLATES = ("a photo of {article} {}.",)
-"""The default where time matters more than the last percent."""
-
-_ADJECTIVES = ("good", "bad")
-_SIGHTS = ("nice", "cool", "weird", "small", "large", "clean", "dirty")
-_LIGHTS = ("bright", "dark")
-_QUALITIES = ("low resolution", "cropped", "close-up", "jpeg corrupted", "blurry", "pixelated")
-
-VILD_TEMPLATES = (
-    "There is {article} {} in the scene.",
-    "There is the {} in the scene.",
-    "a photo of {article} {} in the scene.",
-    "a photo of the {} in the scene.",
-    "a photo of one {} in the scene.",
-    "itap of {article} {}.",
-    "itap of my {}.",
-    "itap of the {}.",
-    "a photo of {article} {}.",
-    "a photo of my {}.",
-    "a photo of the {}.",
-    "a photo of one {}.",
-    "a photo of many {}.",
-    *(f"a {kind} photo of {which} {{}}." for kind in _ADJECTIVES for which in ("{article}", "the")),
-    *(f"a photo of {which} {kind} {{}}." for kind in _SIGHTS for which in ("a", "the")),
-    *(f"a {kind} photo of {which} {{}}." for kind in _LIGHTS for which in ("{article}", "the")),
-    *(f"a photo of {which} hard to see {{}}." for which in ("a", "the")),
-    *(f"a {kind} photo of {which} {{}}." for kind in _QUALITIES for which in ("{article}", "the")),
-    *(f"a black and white photo of {which} {{}}." for which in ("the", "{article}")),
-    *(f"{which} {kind} {{}}." for kind in ("plastic", "toy", "plushie", "cartoon") for which in ("a", "the")),
-    "an embroidered {}.",
-    "the embroidered {}.",
-    "a painting of the {}.",
-    "a painting of a {}.",
-)
-"""The 63 templates of ViLD (Gu et al., 2022), which the paper uses."""
-
-TEMPLATES = {"short": SHORT_TEMPLATES, "vild": VILD_TEMPLATES}
-
 
 class CategorySet:
     r"""
-    Category names, each a thing or a piece of stuff.
+    Category names, each a thing or stuff where the set says so.
 
     ```python
+    >>> CategorySet(["boat", "water"])  # names alone; flags may follow: CategorySet(["boat", "water"], [True, False])
     >>> CategorySet.load("coco_stuff_ade20k_316")  # a built-in set
     >>> CategorySet.load("my_categories.json")  # {"categories": [{"name": "kite", "is_thing": true}, ...]}
     ```
 
     Args:
-        name (`str`): what the set is called in messages and files.
+        name (`str`, *optional*, defaults to `"categories"`):
+            What the set is called in messages and files. It may be left out, also where all is given by position.
         names (`list[str]`): the categories' names; a comma inside is part of the name, as in the paper's sets.
         is_thing (`list[bool]` or `list[int]`, *optional*):
-            One flag a category. Integers name finer groups (0 = thing, 1 = stuff, 2 ...). `None` where the set has
+            One flag per category. Integers name finer groups (0 = thing, 1 = stuff, 2 ...). `None` where the set has
             no flags: training and the thing / stuff metrics then refuse it.
         ids (`list[int]`, *optional*): the dataset's category ids.
         synonyms (`list[list[str]]`, *optional*):
@@ -81,12 +41,19 @@ class CategorySet:
 
     def __init__(
         self,
-        name: str,
-        names: Sequence[str],
+        name: str | Sequence[str] = "categories",
+        names: Sequence[str] | Sequence[bool] | Sequence[int] | None = None,
         is_thing: Sequence[bool] | Sequence[int] | None = None,
         ids: Sequence[int] | None = None,
         synonyms: Sequence[Sequence[str]] | None = None,
     ):
+        if not isinstance(name, str):  # the names come first, and the flags behind them
+            if names is not None and is_thing is not None:
+                raise ValueError("CategorySet: without a name, the categories' names and their flags come first.")
+            name, names, is_thing = "categories", name, is_thing if names is None else names
+        if names is None or isinstance(names, str):
+            got = name if names is None else names
+            raise ValueError(f"CategorySet: the categories' names are a list, got {got!r}.")
         self.name = name
         self.names = list(names)
         # Tensors and arrays become lists of plain bools or ints.
@@ -241,171 +208,4 @@ def _read_flag(path: Path, index: int, category: dict) -> bool | int | None:
     raise ValueError(f"{where}: `is_thing` is true, false or the number of a group, got {flag!r}.")
 
 
-def fill_template(template: str, name: str) -> str:
-    """
-    A sentence about a category: lower case, `_` to a blank, `/` to " or ", no trailing dot in the name; "This is" is
-    put before a template that starts with an article.
-    """
-    name = name.lower().replace("_", " ").replace("/", " or ").rstrip(".")
-    article = "an" if name[:1] in "aeiou" else "a"
-    sentence = template.replace("{article}", article).replace("{}", name)
-    return f"This is {sentence}" if template.startswith(("a", "the")) else sentence
-
-
-def encoder_fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
-    """
-    Names a text encoder by its weights and its vocabulary, so that embeddings cannot be used in another one's space.
-    For a model in float32 or float16; bfloat16 has lost the digits that tell.
-    """
-    digest = hashlib.sha256()
-    for module in ("text_model", "text_projection"):
-        for key, tensor in sorted(getattr(model, module).state_dict().items()):
-            # Rounded to half precision: the same weights in another dtype are the same encoder.
-            digest.update(key.encode() + tensor.detach().cpu().to(torch.float16).contiguous().numpy().tobytes())
-    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    digest.update(json.dumps(vocabulary).encode())
-    return digest.hexdigest()[:16]
-
-
-@dataclass
-class CategoryEmbeddings:
-    r"""
-    One unit-norm text embedding a category, with everything they depend on.
-
-    Args:
-        embeds (`Tensor` of shape `(categories, dim)`): unit norm.
-        names (`list[str]`): the categories, in order.
-        is_thing (`list[bool]` or `list[int]`, *optional*): their groups.
-        synonyms (`list[list[str]]`): their further names.
-        templates (`list[str]`): the sentences they were put into.
-        encoder (`str`): fingerprint of the text encoder.
-    """
-
-    embeds: Tensor
-    names: list[str]
-    is_thing: list | None
-    synonyms: list[list[str]]
-    templates: list[str]
-    encoder: str
-
-    @classmethod
-    @torch.no_grad()
-    def compute(
-        cls,
-        categories: CategorySet,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        templates: Sequence[str] = SHORT_TEMPLATES,
-        batch_size: int = 512,
-    ) -> "CategoryEmbeddings":
-        """
-        Embeds every name in every template, normalises each sentence, averages, and normalises the average (the
-        paper's temperature means the same for every category only when all have unit norm).
-
-        Args:
-            model (`PreTrainedModel`): any CLIP with `get_text_features`, `text_model` and `text_projection`.
-            tokenizer (`PreTrainedTokenizerBase`): its tokenizer.
-            templates (`Sequence[str]`, *optional*): with `{}` for the name and `{article}` for "a" or "an".
-            batch_size (`int`, *optional*, defaults to 512): sentences a forward pass.
-        """
-        if getattr(model, "text_model", None) is None:
-            raise ValueError("Category embeddings need a text tower, and this model has none. Give an embedding file.")
-        names = [[name, *more] for name, more in zip(categories.names, categories.synonyms)]
-        sentences = [fill_template(t, name) for more in names for name in more for t in templates]
-        _check_vocabulary(categories, tokenizer)
-        longest = model.config.text_config.max_position_embeddings
-        padding = getattr(model.text_model, "padding", "longest")
-        embeds = []
-        for start in range(0, len(sentences), batch_size):
-            tokens = tokenizer(
-                sentences[start : start + batch_size],
-                padding=padding,
-                truncation=True,
-                max_length=longest,
-                return_tensors="pt",
-            ).to(model.device)
-            pooled = model.get_text_features(tokens.input_ids, tokens.get("attention_mask")).pooler_output
-            embeds.append(torch.nn.functional.normalize(pooled.float(), dim=-1))
-        embeds = torch.cat(embeds).split([len(more) * len(templates) for more in names])
-        embeds = torch.nn.functional.normalize(torch.stack([rows.mean(0) for rows in embeds]), dim=-1)
-        return cls(
-            embeds,
-            list(categories.names),
-            categories.is_thing,
-            categories.synonyms,
-            list(templates),
-            encoder_fingerprint(model, tokenizer),
-        )
-
-    def save(self, file: str | PathLike) -> None:
-        """Writes a safetensors file with all fields inside."""
-        facts = {key: getattr(self, key) for key in ("names", "is_thing", "synonyms", "templates", "encoder")}
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-        save_file({"embeds": self.embeds.contiguous().cpu()}, file, {key: json.dumps(v) for key, v in facts.items()})
-
-    @classmethod
-    def load(cls, file: str | PathLike) -> "CategoryEmbeddings":
-        """Reads what [`CategoryEmbeddings.save`] wrote; a `ValueError` names what is missing in the file."""
-        try:
-            with safe_open(file, framework="pt") as content:
-                facts = {
-                    key: json.loads(value) for key, value in (content.metadata() or {}).items() if key != "format"
-                }
-                embeds = content.get_tensor("embeds")
-            embeddings = cls(embeds, **facts)
-        except FileNotFoundError:
-            raise
-        except Exception as error:
-            raise ValueError(f"{file} is no file of category embeddings: {error}") from None
-        if embeds.ndim != 2 or len(embeds) != len(embeddings.names):
-            raise ValueError(f"{file}: {len(embeddings.names)} names but embeddings of shape {tuple(embeds.shape)}.")
-        if not torch.allclose(embeds.float().norm(dim=1), torch.ones(len(embeds)), atol=1e-3):
-            raise ValueError(f"{file}: the embeddings are not of unit norm.")
-        return embeddings
-
-    def check(
-        self,
-        categories: CategorySet,
-        dim: int,
-        encoder: str | None = None,
-        templates: Sequence[str] | None = None,
-        source: str = "embeddings",
-    ) -> None:
-        """
-        Raises a `ValueError` that names the difference unless these are the embeddings of `categories` in a space of
-        width `dim`, by the text encoder with the fingerprint `encoder`, in `templates` (`None`: not compared).
-        """
-        if self.embeds.shape[1] != dim:
-            raise ValueError(f"{source}: embeddings of width {self.embeds.shape[1]}, but the model's space has {dim}.")
-        if self.names != list(categories.names):
-            pairs = zip(self.names, categories.names)
-            index = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(self.names), len(categories)))
-            ours, theirs = (names[index] if index < len(names) else None for names in (self.names, categories.names))
-            raise ValueError(
-                f"{source}: embeddings of another set than {categories.name} ({len(self.names)} and "
-                f"{len(categories)} names; the first difference is at {index}: {ours!r}, {theirs!r})."
-            )
-        for field in ("is_thing", "synonyms"):
-            if getattr(self, field) != getattr(categories, field):
-                raise ValueError(f"{source}: `{field}` differs from that of the category set {categories.name}.")
-        if templates is not None and list(templates) != self.templates:
-            raise ValueError(
-                f"{source}: made with other templates ({len(self.templates)}: {self.templates[0]!r} ...)."
-            )
-        if encoder is not None and encoder != self.encoder:
-            raise ValueError(
-                f"{source}: made by the text encoder {self.encoder}, but the model's is {encoder}. Compute them anew."
-            )
-
-
-def _check_vocabulary(categories: CategorySet, tokenizer: PreTrainedTokenizerBase) -> None:
-    """A word-level tokenizer turns an unknown name into its unknown token, which would train silently."""
-    if tokenizer.unk_token_id is None or tokenizer.unk_token_id == tokenizer.eos_token_id:
-        return
-    for name in categories.names:
-        words = name.lower()
-        if tokenizer.unk_token_id in tokenizer(words, add_special_tokens=False).input_ids:
-            raise ValueError(f"The tokenizer does not know {name!r} of the category set {categories.name}.")
-
-
-__all__ = ["CATEGORY_SETS", "SHORT_TEMPLATES", "TEMPLATES", "VILD_TEMPLATES", "CategoryEmbeddings", "CategorySet"]
+__all__ = ["CATEGORY_SETS", "CategorySet", "is_thing_group"]

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import log_softmax, normalize
+from torch.nn.functional import log_softmax
+
+from modeling_densevlm.category_embeddings import region_cosines
 
 
 THING, STUFF = 0, 1
-"""The groups of the paper. `is_thing` may name further ones."""
+"""The groups of the paper: countable objects, amorphous background regions. `is_thing` may name further ones."""
 
 Contrast = Sequence[Sequence[bool]]
 
@@ -74,8 +76,7 @@ def as_groups(is_thing: Tensor | Sequence[bool] | Sequence[int]) -> Tensor:
 
 def region_logits(region_embeds: Tensor, text_embeds: Tensor, temperature: float) -> Tensor:
     """Cosines of regions and categories over the temperature, `(regions, categories)`; Eq. 1."""
-    with torch.autocast(region_embeds.device.type, enabled=False):
-        return normalize(region_embeds.float(), dim=-1) @ text_embeds.float().T / temperature
+    return region_cosines(region_embeds, text_embeds) / temperature
 
 
 def retrieve(logits: Tensor, is_thing: Tensor | Sequence, threshold: float) -> Retrieval:

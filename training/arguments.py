@@ -12,7 +12,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.utils import logging
 
-from modeling_densevlm.categories import TEMPLATES
+from modeling_densevlm.templates import DEFAULT_TEMPLATES, TEMPLATES
 
 from .alignment import CONTRASTS, Contrast
 from .settings import FIXED, adopt_mixed_precision, check_launcher, check_settings, read_accelerator_config
@@ -91,7 +91,7 @@ class DataArguments:
     categories: str = field(
         default="coco_stuff_ade20k_316", metadata={"help": "A built-in category set or a JSON file."}
     )
-    templates: str = field(default="vild", metadata={"help": f"Prompt templates: {', '.join(TEMPLATES)}."})
+    templates: str = field(default=DEFAULT_TEMPLATES, metadata={"help": f"Prompt templates: {', '.join(TEMPLATES)}."})
     student_embeddings: str | None = field(
         default=None,
         metadata={"help": "Category embeddings (safetensors) of the student's text tower; computed by default."},

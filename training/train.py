@@ -31,7 +31,6 @@ from modeling_densevlm import (
     DenseVLMModel,
     DenseVLMProcessor,
 )
-from modeling_densevlm.categories import TEMPLATES, encoder_fingerprint
 from modeling_densevlm.processing_densevlm import load_processing
 from modeling_densevlm.worker_batches import SharedMemoryFull
 
@@ -297,31 +296,21 @@ def category_embeddings(
     fit; else computed, by the first process, and kept with the run.
     """
     _, data_args, args = arguments
-    categories = load_categories(data_args)
-    templates = TEMPLATES[data_args.templates]
-    has_text = model.text_model is not None and tokenizer is not None
-    encoder = encoder_fingerprint(model, tokenizer) if has_text else None
-
-    def load(file: Path, compared: Sequence[str] | None) -> CategoryEmbeddings:
-        embeddings = CategoryEmbeddings.load(file)
-        source = f"`{role}_embeddings` {file}"
-        embeddings.check(categories, model.config.projection_dim, encoder, compared, source)
-        return embeddings
-
-    given = getattr(data_args, f"{role}_embeddings")
-    if given is not None:
-        return load(Path(given), None)
-    if not has_text:
-        raise SystemExit(f"The {role} has no text tower or no tokenizer: give its `{role}_embeddings`.")
-    kept = Path(args.output_dir) / f"{role}_embeddings.safetensors"
     with args.main_process_first(local=False, desc=f"{role} embeddings"):
         try:
-            return load(kept, templates)
-        except (FileNotFoundError, ValueError):
-            embeddings = CategoryEmbeddings.compute(categories, model.to(args.device), tokenizer, templates)
-            if args.process_index == 0:
-                embeddings.save(kept)
-            return embeddings
+            return CategoryEmbeddings.resolve(
+                load_categories(data_args),
+                model,
+                tokenizer,
+                data_args.templates,
+                given=getattr(data_args, f"{role}_embeddings"),
+                cached=Path(args.output_dir) / f"{role}_embeddings.safetensors",
+                write_cache=args.process_index == 0,
+                device=args.device,
+                option=f"`{role}_embeddings`",
+            )
+        except (ValueError, OSError) as error:
+            raise SystemExit(str(error)) from error
 
 
 def load_at_size(source: str, image_size: int | None) -> tuple[DenseVLMImageProcessor, PreTrainedTokenizerBase | None]:

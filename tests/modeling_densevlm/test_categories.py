@@ -1,4 +1,7 @@
 import json
+import re
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,7 +9,18 @@ from torch.nn.functional import normalize
 from torch.testing import assert_close
 
 from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMModel
-from modeling_densevlm.categories import SHORT_TEMPLATES, VILD_TEMPLATES, encoder_fingerprint, fill_template
+from modeling_densevlm.category_embeddings import encoder_fingerprint, region_cosines
+from modeling_densevlm.templates import (
+    DEFAULT_TEMPLATES,
+    SHORT_TEMPLATES,
+    VILD_TEMPLATES,
+    fill_template,
+    get_templates,
+)
+from training.arguments import DataArguments
+
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -123,6 +137,27 @@ def test_ids_may_come_as_an_array():
         CategorySet("x", ["kite", "sky"], ids=[3, float("nan")])
 
 
+def test_a_set_may_be_its_names_alone_or_with_flags():
+    boats = CategorySet(["boat", "water"])
+    assert (boats.names, boats.is_thing, boats.ids, boats.name) == (["boat", "water"], None, None, "categories")
+    for flagged in (
+        CategorySet(["boat", "water"], [True, False]),
+        CategorySet(["boat", "water"], is_thing=[True, False]),
+        CategorySet(names=["boat", "water"], is_thing=[True, False]),
+        CategorySet("categories", ["boat", "water"], [True, False]),
+    ):
+        assert flagged.__dict__ == {**boats.__dict__, "is_thing": [True, False]}
+    for arguments, message in (
+        (("boat",), "the categories' names are a list, got 'boat'"),
+        (("mine", "boat"), "the categories' names are a list, got 'boat'"),
+        ((["boat", "water"], [True, False], [1, 2]), "the categories' names and their flags come first"),
+        ((["boat", "water"], [True]), "categories: 2 names but 1 values of `is_thing`"),
+        (([],), "categories: no categories"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            CategorySet(*arguments)
+
+
 def test_a_name_in_both_groups_is_allowed_and_said(caplog):
     import logging
 
@@ -151,6 +186,30 @@ def test_a_template_is_filled_as_by_vild(template, name, sentence):
     assert fill_template(template, name) == sentence
 
 
+def test_templates_are_named_or_given_and_those_without_a_place_for_the_name_refused():
+    assert get_templates("short") == list(SHORT_TEMPLATES) and get_templates(("a {}",)) == ["a {}"]
+    for templates, message in (
+        ("vidl", "`templates` is one of short, vild, or a list of them, got 'vidl'"),
+        (["a {}", "a photo"], r"'a photo' is no sentence with \{\} for"),
+        ([], "the list is empty"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            get_templates(templates)
+
+
+def test_one_default_of_templates_is_written_in_one_place(model, tokenizer, categories):
+    assert get_templates(DEFAULT_TEMPLATES) == list(VILD_TEMPLATES)
+    assert CategoryEmbeddings.compute(categories, model, tokenizer).templates == list(VILD_TEMPLATES)
+    assert DataArguments(images="x").templates == DEFAULT_TEMPLATES
+    naming = [
+        file.name
+        for package in ("modeling_densevlm", "training", "evaluation")
+        for file in (ROOT / package).rglob("*.py")
+        if re.search(r"""["'](vild|short)["']""", file.read_text())
+    ]
+    assert sorted(naming) == ["sandbox.py", "templates.py"]  # the sandbox's evaluation is of one recipe
+
+
 @pytest.fixture
 def categories():
     return CategorySet("two", ["kite", "sky", "bus"], [True, False, True], synonyms=[["airplane"], [], []])
@@ -176,7 +235,7 @@ def test_embeddings_come_from_any_clip_of_transformers(clip, model, tokenizer, c
 
 
 def test_a_file_carries_names_flags_templates_and_encoder(model, tokenizer, categories, tmp_path):
-    embeddings = CategoryEmbeddings.compute(categories, model, tokenizer)
+    embeddings = CategoryEmbeddings.compute(categories, model, tokenizer, "short")
     embeddings.save(tmp_path / "e.safetensors")
     loaded = CategoryEmbeddings.load(tmp_path / "e.safetensors")
     assert torch.equal(loaded.embeds, embeddings.embeds)
@@ -197,8 +256,8 @@ def test_embeddings_of_another_width_set_flag_or_encoder_are_refused_by_name(mod
         embeddings.check(CategorySet("other", categories.names, [True] * 3, synonyms=categories.synonyms), 24)
     another = DenseVLMModel.from_clip(make_clip(tokenizer, seed=5))
     with pytest.raises(ValueError, match="made with other templates"):
-        embeddings.check(categories, 24, templates=VILD_TEMPLATES)
-    with pytest.raises(ValueError, match="made by the text encoder .* Compute them anew"):
+        embeddings.check(categories, 24, templates=SHORT_TEMPLATES)
+    with pytest.raises(ValueError, match="made by the text encoder .* Compute them again"):
         embeddings.check(categories, 24, encoder_fingerprint(another, tokenizer))
 
 
@@ -225,3 +284,49 @@ def test_embeddings_that_are_not_of_unit_norm_are_refused(model, tokenizer, cate
 def test_a_name_the_tokenizer_does_not_know_is_refused(model, tokenizer):
     with pytest.raises(ValueError, match="does not know 'zebra'"):
         CategoryEmbeddings.compute(CategorySet("z", ["kite", "zebra"], [True, True]), model, tokenizer)
+
+
+def test_embeddings_are_those_given_else_cached_else_computed(model, make_clip, tokenizer, categories, tmp_path):
+    given, cached = tmp_path / "given.safetensors", tmp_path / "run" / "cached.safetensors"
+    resolve = partial(CategoryEmbeddings.resolve, categories, model, tokenizer)
+    assert resolve().templates == list(VILD_TEMPLATES) and not cached.parent.exists()
+    resolve("short", cached=cached, write_cache=False)
+    assert not cached.exists()
+    computed = resolve("short", cached=cached)
+    assert torch.equal(CategoryEmbeddings.load(cached).embeds, computed.embeds)
+    marked = CategoryEmbeddings.load(cached)
+    marked.embeds = marked.embeds.flip(0)
+    marked.save(cached)
+    assert torch.equal(resolve("short", cached=cached).embeds, marked.embeds)  # taken from the file
+    assert resolve("vild", cached=cached).templates == list(VILD_TEMPLATES)  # of other templates: computed again
+    assert CategoryEmbeddings.load(cached).templates == list(VILD_TEMPLATES)
+    cached.write_bytes(b"garbage")
+    assert torch.equal(resolve("short", cached=cached).embeds, computed.embeds)
+    marked.save(given)
+    assert torch.equal(resolve("vild", given=given, cached=cached).embeds, marked.embeds)  # with its own templates
+    other = DenseVLMModel.from_clip(make_clip(tokenizer, seed=5))
+    with pytest.raises(ValueError, match=r"^--file .*given\.safetensors: made by the text encoder"):
+        CategoryEmbeddings.resolve(categories, other, tokenizer, given=given, option="--file")
+    with pytest.raises(FileNotFoundError, match="gone"):
+        resolve(given=tmp_path / "gone")
+
+
+def test_without_a_text_tower_or_a_tokenizer_embeddings_are_to_be_given(model, tokenizer, categories, tmp_path):
+    embeddings = CategoryEmbeddings.compute(categories, model, tokenizer, "short")
+    embeddings.save(tmp_path / "e.safetensors")
+    model.text_model = None
+    for arguments in ((categories, model, tokenizer), (categories, model, None)):
+        found = CategoryEmbeddings.resolve(*arguments, given=tmp_path / "e.safetensors")
+        assert torch.equal(found.embeds, embeddings.embeds)
+        with pytest.raises(ValueError, match="has no text tower or no tokenizer: give --embeddings"):
+            CategoryEmbeddings.resolve(*arguments, option="--embeddings")
+
+
+def test_cosines_of_regions_are_in_float32_under_any_autocast():
+    regions, texts = torch.randn(5, 8), normalize(torch.randn(3, 8), dim=-1)
+    expected = normalize(regions, dim=-1) @ texts.T
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(region_cosines(regions, texts), expected)
+    halves = region_cosines(regions.bfloat16(), texts.bfloat16())
+    assert halves.dtype == torch.float32
+    assert_close(halves, expected, atol=1e-2, rtol=0)

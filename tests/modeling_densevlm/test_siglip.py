@@ -11,7 +11,7 @@ from transformers import (
 )
 
 from modeling_densevlm import CategoryEmbeddings, DenseVLMImageProcessor, DenseVLMModel, DenseVLMProcessor
-from modeling_densevlm.categories import SHORT_TEMPLATES, fill_template
+from modeling_densevlm.templates import SHORT_TEMPLATES, fill_template
 from training.sandbox.scenes import CATEGORIES
 
 
@@ -104,7 +104,7 @@ def test_texts_are_read_as_siglip_reads_them_padded_to_full_length(siglip, token
 @torch.no_grad()
 def test_category_embeddings_pad_to_full_length(siglip, tokenizer):
     model = DenseVLMModel.from_clip(siglip)
-    found = CategoryEmbeddings.compute(CATEGORIES, model, tokenizer)
+    found = CategoryEmbeddings.compute(CATEGORIES, model, tokenizer, "short")
     sentence = fill_template(SHORT_TEMPLATES[0], CATEGORIES.names[0])
     tokens = tokenizer([sentence], padding="max_length", max_length=24, return_tensors="pt").input_ids
     expected = torch.nn.functional.normalize(siglip.get_text_features(tokens).pooler_output, dim=-1)

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from modeling_densevlm.categories import VILD_TEMPLATES, CategorySet, fill_template
+from modeling_densevlm.categories import CategorySet
+from modeling_densevlm.templates import VILD_TEMPLATES, fill_template
 
 
 PAD, UNKNOWN, BEGIN, END = "<pad>", "<unk>", "<begin>", "<end>"
