@@ -5,6 +5,7 @@ names by timm's name alone), and open_clip's form as our configuration and back.
 
 import functools
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from os import PathLike
@@ -88,13 +89,15 @@ def load_config(name_or_file: str | PathLike) -> dict[str, Any]:
 
 def model_part(config: Json) -> Json:
     """open_clip's `open_clip_config.json` wraps the model's configuration; the bare one is taken as it is."""
-    return config.get("model_cfg", config)
+    return _part(config, "model_cfg") if "model_cfg" in config else config
 
 
 def config_kind(config: Json) -> str:
     """The vision tower's `model_type`."""
     vision = _part(model_part(config), "vision_cfg")
     timm = vision.get("timm_model_name") or ""
+    if not isinstance(timm, str):
+        raise ValueError(f"The open_clip configuration: `vision_cfg.timm_model_name` is a name, got {timm!r}.")
     if vision.get("eva_model_name") or timm.startswith("eva02_"):
         return "eva02_clip_vision_model"
     if timm.startswith("convnext"):
@@ -143,7 +146,7 @@ def convert_config(
     return DenseVLMConfig(
         vision_config={"model_type": kind, **vision},
         text_config=text_config,
-        projection_dim=_number(config, "embed_dim", ""),
+        projection_dim=_whole(config, "embed_dim", ""),
         logit_bias_init_value=None if bias is None else float(bias),
     )
 
@@ -157,9 +160,17 @@ def _field(config: Json, name: str, where: str = "") -> Any:
 def _number(config: Json, name: str, where: str, default: float | None = None) -> Any:
     """A number above 0 of the configuration."""
     value = config.get(name, default) if default is not None else _field(config, name, where)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise ValueError(f"The open_clip configuration: `{where}{name}` is a number above 0, got {value!r}.")
     return value
+
+
+def _whole(config: Json, name: str, where: str, default: int | None = None) -> int:
+    """A whole number above 0 of the configuration."""
+    value = _number(config, name, where, default)
+    if value != int(value):
+        raise ValueError(f"The open_clip configuration: `{where}{name}` is a whole number, got {value!r}.")
+    return int(value)
 
 
 def _part(config: Json, name: str) -> Json:
@@ -213,13 +224,13 @@ def _clip_vit(vision: Json, config: Json, weights: Mapping[str, Tensor]) -> dict
 
 def _vit_sizes(vision: Json, weights: Mapping[str, Tensor], positions: str) -> dict[str, Any]:
     width, patch, image_size, layers = (
-        _number(vision, name, "vision_cfg.") for name in ("width", "patch_size", "image_size", "layers")
+        _whole(vision, name, "vision_cfg.") for name in ("width", "patch_size", "image_size", "layers")
     )
     return {
         "hidden_size": width,
         "intermediate_size": int(width * _number(vision, "mlp_ratio", "vision_cfg.", 4)),
         "num_hidden_layers": layers,
-        "num_attention_heads": _heads(width, _number(vision, "head_width", "vision_cfg.", 64)),
+        "num_attention_heads": _heads(width, _whole(vision, "head_width", "vision_cfg.", 64)),
         "image_size": _native_side(weights, positions, 1, patch, image_size),
         "patch_size": patch,
     }
@@ -233,7 +244,10 @@ def _eva02(vision: Json, config: Json, weights: Mapping[str, Tensor]) -> dict[st
     _refuse_unknown("vision_cfg", vision, known, _PLAIN | {"qkv_bias": (True,)})
     if missing := sorted(name for name in required if not vision.get(name)):
         raise ValueError(f"`vision_cfg`: an EVA-02 CLIP has {', '.join(missing)}; EVA-01 towers are not supported.")
-    return {**_vit_sizes(vision, weights, "visual.pos_embed"), "rope_grid": vision.get("pt_hw_seq_len", 16)}
+    return {
+        **_vit_sizes(vision, weights, "visual.pos_embed"),
+        "rope_grid": _whole(vision, "pt_hw_seq_len", "vision_cfg.", 16),
+    }
 
 
 def _timm_eva02(vision: Json) -> Json:
@@ -249,11 +263,14 @@ def _timm_eva02(vision: Json) -> Json:
 
 def _clip_resnet(vision: Json, config: Json, weights: Mapping[str, Tensor]) -> dict[str, Any]:
     _refuse_unknown("vision_cfg", vision, _SIZES | _OF_NO_FEATURE | _OF_TIMM, _PLAIN)
-    width, image_size = (_number(vision, name, "vision_cfg.") for name in ("width", "image_size"))
+    width, image_size = (_whole(vision, name, "vision_cfg.") for name in ("width", "image_size"))
+    depths = [_whole({"layers": depth}, "layers", "vision_cfg.") for depth in vision["layers"]]
+    if len(depths) != 4:
+        raise ValueError(f"The open_clip configuration: `vision_cfg.layers` of a ResNet are 4 depths, got {depths}.")
     return {
         "stem_size": width,
-        "depths": list(vision["layers"]),
-        "num_attention_heads": _heads(32 * width, _number(vision, "head_width", "vision_cfg.", 64)),
+        "depths": depths,
+        "num_attention_heads": _heads(32 * width, _whole(vision, "head_width", "vision_cfg.", 64)),
         "image_size": _native_side(weights, "visual.attnpool.positional_embedding", 1, 32, image_size),
     }
 
@@ -297,7 +314,7 @@ def _timm_convnext(vision: Json, config: Json, weights: Mapping[str, Tensor]) ->
     depths, dims = zip(*(sizes[index] for index in range(4)))
     return {
         "architecture": vision["timm_model_name"],
-        "image_size": _number(vision, "image_size", "vision_cfg.", 224),
+        "image_size": _whole(vision, "image_size", "vision_cfg.", 224),
         "depths": list(depths),
         "dims": list(dims),
         **_timm_projection(vision),
@@ -326,7 +343,7 @@ def _timm_vit(vision: Json, config: Json, weights: Mapping[str, Tensor]) -> dict
     _check_timm(vision, pools, projections=("linear", "mlp", "", None))
     patch = trunk.patch_embed.patch_size[0]
     prefix = 0 if trunk.no_embed_class else trunk.num_prefix_tokens
-    image_size = _number(vision, "image_size", "vision_cfg.", 224)
+    image_size = _whole(vision, "image_size", "vision_cfg.", 224)
     return {
         "architecture": vision["timm_model_name"],
         "hidden_size": trunk.embed_dim,
@@ -357,7 +374,7 @@ def _siglip(vision: Json, config: Json, weights: Mapping[str, Tensor]) -> dict[s
             f"({', '.join(known)})."
         )
     fields = known[vision["timm_model_name"]]
-    image_size = _number(vision, "image_size", "vision_cfg.", fields["image_size"])
+    image_size = _whole(vision, "image_size", "vision_cfg.", fields["image_size"])
     side = _native_side(weights, "visual.trunk.pos_embed", 0, fields["patch_size"], image_size)
     return {**fields, "image_size": side}
 
@@ -415,7 +432,7 @@ def _text_config(text: Json, config: Json, family: str) -> dict[str, Any]:
         _refuse_unknown("text_cfg", text, known, only | {"pool_type": ("argmax",)})
         own = {}
     width, vocabulary, layers, heads, length = (
-        _number(text, name, "text_cfg.") for name in ("width", "vocab_size", "layers", "heads", "context_length")
+        _whole(text, name, "text_cfg.") for name in ("width", "vocab_size", "layers", "heads", "context_length")
     )
     return {
         "model_type": f"{family}_text_model",

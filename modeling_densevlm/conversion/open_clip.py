@@ -224,8 +224,16 @@ def export_checkpoint(model: DenseVLMModel) -> tuple[dict[str, Tensor], dict[str
 def image_processor_for(model: DenseVLMModel, config: Mapping[str, Any]) -> DenseVLMImageProcessor:
     """The model's native size; mean and standard deviation of open_clip's JSON, or those of its family."""
     vision = model.config.vision_config
-    given = config.get("preprocess_cfg", {})
+    given = config.get("preprocess_cfg") or {}
     family = SIGLIP_MEAN_STD if vision.model_type == "siglip_vision_model" else None  # None: CLIP's
+    if not isinstance(given, Mapping):
+        raise ValueError(f"The open_clip configuration: `preprocess_cfg` is an object, got {given!r}.")
+    for name in ("mean", "std"):
+        numbers = given.get(name, [0.5] * 3)
+        if not isinstance(numbers, list) or [type(n) in (int, float) for n in numbers] != [True] * 3:
+            raise ValueError(
+                f"The open_clip configuration: `preprocess_cfg.{name}` is three numbers, got {numbers!r}."
+            )
     mean, std = given.get("mean", family), given.get("std", family)
     return DenseVLMImageProcessor(vision.image_size, image_mean=mean, image_std=std)
 

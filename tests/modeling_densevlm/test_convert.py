@@ -193,6 +193,7 @@ WRONG_NUMBERS = {
     "width": (None, "`vision_cfg.width` is a number above 0, got None"),
     "head_width": (5, "a width of 16 is no multiple of the `head_width` 5"),
     "layers": (-1, "`vision_cfg.layers` is a number above 0, got -1"),
+    "mlp_ratio": (float("nan"), "`vision_cfg.mlp_ratio` is a number above 0, got nan"),
     "patch_size": ("16", "`vision_cfg.patch_size` is a number above 0, got '16'"),
 }
 
@@ -202,6 +203,12 @@ def test_a_configuration_with_an_impossible_number_is_refused_by_its_field(check
     value, message = WRONG_NUMBERS[field]
     with pytest.raises(ValueError, match=message):
         convert_checkpoint(checkpoint, {**CONFIG, "vision_cfg": {**CONFIG["vision_cfg"], field: value}})
+    if field in ("image_size", "width", "head_width", "patch_size"):
+        with pytest.raises(ValueError, match=rf"`vision_cfg\.{field}` is a whole number, got 16\.5"):
+            convert_checkpoint(checkpoint, {**CONFIG, "vision_cfg": {**CONFIG["vision_cfg"], field: 16.5}})
+    for layers in ([1, 2, "1", 1], [1, 2, 1]):
+        with pytest.raises(ValueError, match=r"`vision_cfg\.layers` (is a number|of a ResNet are 4 depths)"):
+            convert_checkpoint(checkpoint, {**CONFIG, "vision_cfg": {**CONFIG["vision_cfg"], "layers": layers}})
 
 
 @pytest.mark.parametrize("part", ["vision_cfg", "text_cfg"])
@@ -209,6 +216,10 @@ def test_a_configuration_with_an_impossible_number_is_refused_by_its_field(check
 def test_a_configuration_whose_parts_are_no_objects_is_refused(checkpoint, part, value):
     with pytest.raises(ValueError, match=f"`{part}` is an object, got"):
         convert_checkpoint(checkpoint, {**CONFIG, part: value})
+    with pytest.raises(ValueError, match="`model_cfg` is an object, got"):
+        convert_checkpoint(checkpoint, {"model_cfg": value})
+    with pytest.raises(ValueError, match=r"`vision_cfg\.timm_model_name` is a name, got 3"):
+        convert_checkpoint(checkpoint, {**CONFIG, "vision_cfg": {"timm_model_name": 3}})
 
 
 @pytest.mark.parametrize(

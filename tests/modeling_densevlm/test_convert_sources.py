@@ -422,6 +422,12 @@ def test_open_clips_hub_configuration_gives_mean_and_deviation(exported, tmp_pat
     processor = image_processor_for(convert_checkpoint(weights, hub), hub)
     assert processor.image_mean == [0.1, 0.2, 0.3] and processor.image_std == [0.4, 0.5, 0.6]
     assert processor.size == {"longest_edge": 32}
+    for given, message in (
+        (3, "`preprocess_cfg` is an object"),
+        ({"std": [1]}, "`preprocess_cfg.std` is three numbers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            image_processor_for(convert_checkpoint(weights, hub), {**hub, "preprocess_cfg": given})
 
 
 def test_the_command_line_converts_by_name_and_exports(exported, tokenizer, student, tmp_path, capsys):
