@@ -32,8 +32,8 @@ def region_cosines(region_embeds: Tensor, text_embeds: Tensor) -> Tensor:
 
 def encoder_fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
     """
-    Names a text encoder by its weights and its vocabulary, so that embeddings cannot be used in another one's space.
-    For a model in float32 or float16; bfloat16 has lost the digits that tell.
+    Identifies a text encoder by its weights and its vocabulary, so that embeddings cannot be used in the space of
+    another one. For a model in float32 or float16; bfloat16 has lost the digits that are compared.
     """
     digest = hashlib.sha256()
     for module in ("text_model", "text_projection"):

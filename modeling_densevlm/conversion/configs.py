@@ -36,7 +36,7 @@ _MODEL_FIELDS = (
     | {"nonscalar_logit_scale", "cast_dtype", "output_dict", "timm_override"},
     {},
 )
-"""Of open_clip's JSON as a whole, as [`_refuse_unknown`] takes it."""
+"""Known fields at the top level of open_clip's JSON, as arguments of [`_refuse_unknown`]."""
 
 _SIZES = {"image_size", "layers", "width", "head_width", "patch_size", "mlp_ratio"}
 _OF_TIMM = {"timm_pool", "timm_proj", "timm_proj_bias"}
@@ -123,7 +123,7 @@ def convert_config(
         config (`dict`): the JSON.
         weights (`dict`, *optional*):
             The checkpoint under the reference's names. Where the JSON gives timm's name of an architecture and no
-            sizes, or a native image size that the learned positions disagree with, the weights tell.
+            sizes, or a native image size that the learned positions disagree with, they are read from the weights.
         text (`bool`, *optional*):
             Whether the model has a text tower; by default, whether the weights have one.
     """
@@ -292,7 +292,7 @@ def _timm_projection(vision: Json) -> dict[str, Any]:
 
 
 def timm_trunk(architecture: str) -> nn.Module:
-    """timm's network of that name on the meta device, to read its sizes off."""
+    """timm's network of that name on the meta device, to read its sizes from."""
     try:
         return create_trunk(architecture, device="meta")
     except ImportError:
@@ -322,7 +322,7 @@ def _timm_convnext(vision: Json, config: Json, weights: Mapping[str, Tensor]) ->
 
 
 def _convnext_sizes(weights: Mapping[str, Tensor]) -> dict[int, tuple[int, int]]:
-    """Depth and width of each stage that the weights have."""
+    """Depth and width of each stage found in the weights."""
     pattern = re.compile(r"visual\.trunk\.stages\.([0-3])\.blocks\.(\d+)\.conv_dw\.bias")
     sizes: dict[int, tuple[int, int]] = {}
     for key, tensor in weights.items():

@@ -1,4 +1,4 @@
-"""What checkpoints keep beside the learned tensors although it follows from the configuration."""
+"""Entries of checkpoints that follow from the configuration: rotary tables, masks, position ids, sizes."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ from ..modeling_eva_clip import rotary_tables
 
 
 SIZES = ("input_resolution", "context_length", "vocab_size")
-"""Numbers that OpenAI's archives keep beside the weights."""
+"""Numbers stored next to the weights in OpenAI's archives."""
 
 _MASK = re.compile(r"(.*\.)?attn_mask")
 _POSITION_IDS = re.compile(r"(.*\.)?position_ids")

@@ -93,8 +93,8 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     for name, shard in shards.items():
         if not isinstance(content[name], Mapping):
             raise ValueError(f"{shard}: expected a dict of tensors.")
-    if lacking := sorted(key for key, name in files.items() if key not in content[name]):
-        raise ValueError(f"{index} lists {lacking[0]} in {files[lacking[0]]}, which does not hold it.")
+    if missing := sorted(key for key, name in files.items() if key not in content[name]):
+        raise ValueError(f"{index} lists {missing[0]} in {files[missing[0]]}, which does not hold it.")
     return {key: content[name][key] for key, name in files.items()}
 
 

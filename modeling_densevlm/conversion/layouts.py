@@ -1,5 +1,6 @@
 """
-Under which names public checkpoints keep what ours do, as data: one list of rules a tower, read in both directions.
+Names of tensors in public checkpoints and in our models, as data: one list of rules per tower, applied in both
+directions.
 
 The names on the left are those of open_clip and EVA-CLIP, as the reference code uses them (text keys without their
 `text.` prefix). Other layouts (RegionCLIP, timm, transformers, vision towers alone) are first brought to these
@@ -39,7 +40,7 @@ def rename(tensors: Mapping[str, Tensor], rules: list[Rule], to_ours: bool) -> t
     Applies the rules in one direction.
 
     Returns:
-        The renamed tensors, and the names of those that no rule knows, or of which a piece is missing.
+        The renamed tensors, and the names of those that no rule matches, or of which a piece is missing.
     """
     left = dict(tensors)
     renamed: dict[str, Tensor] = {}
@@ -66,12 +67,12 @@ def rename(tensors: Mapping[str, Tensor], rules: list[Rule], to_ours: bool) -> t
 
 
 def their_names(ours: str, rules: list[Rule]) -> list[str]:
-    """What the other side calls the tensor, or those it is made of; nothing where no rule knows it."""
+    """The other side's name of a tensor, or names of the tensors it is made of; empty where no rule matches."""
     return _names(ours, [(rule.ours, rule.theirs) for rule in rules])
 
 
 def our_names(theirs: str, rules: list[Rule]) -> list[str]:
-    """What we call the tensor, or those it is made of; nothing where no rule knows it."""
+    """Our name of a tensor, or names of the tensors it is made of; empty where no rule matches."""
     return _names(theirs, [(rule.theirs, rule.ours) for rule in rules])
 
 
@@ -245,7 +246,7 @@ SIGLIP_VIT = [
 @dataclass(frozen=True)
 class CheckpointLayout:
     r"""
-    How one kind of tower is kept.
+    How checkpoints store one kind of tower.
 
     Args:
         name (`str`): what it is called in messages.
@@ -285,7 +286,7 @@ CHECKPOINT_LAYOUTS = {
 
 
 def find_kind(tensors: Mapping[str, Tensor], in_file: Callable[[str], str] = str) -> str:
-    """The vision tower's `model_type`, told by the reference's names; `in_file` gives those of messages."""
+    """The vision tower's `model_type`, from the reference's names; `in_file` gives the names used in messages."""
     for kind, layout in CHECKPOINT_LAYOUTS.items():
         if layout.signature in tensors:
             return kind

@@ -1,4 +1,4 @@
-"""Which tensors of a checkpoint are a CLIP's, whatever it is part of, and what the reference calls them."""
+"""Finds the tensors of a CLIP in a checkpoint, whatever it is part of, and gives them the reference's names."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -14,7 +14,7 @@ from .layouts import CHECKPOINT_LAYOUTS, our_names, rename, their_names
 _WRAPPED = re.compile(
     r"(?:(?<=\.)|^)(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
 )
-"""What data-parallel, sharded, checkpointed and compiled modules put into names."""
+"""Parts of names added by data-parallel, sharded, checkpointed and compiled modules."""
 
 _TEXT_KEYS = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection")
 
@@ -39,13 +39,13 @@ REGIONCLIP_SET_ASIDE = (
     "pixel_mean",
     "pixel_std",
 )
-"""What RegionCLIP's files hold beside the CLIP: detectors and the frozen teacher."""
+"""Tensors of RegionCLIP's files that are no part of the CLIP: detectors and the frozen teacher."""
 
 _BESIDE = re.compile(
     r"(neck|rpn_head|roi_head|bbox_head|mask_head|decode_head|auxiliary_head|proposal_generator|roi_heads|"
     r"sem_seg_head|fpn\d*|lateral_convs)\..+|pixel_mean|pixel_std|n_averaged"
 )
-"""What detectors, segmenters and weight averaging keep at the same level as a CLIP's own names."""
+"""Tensors of detectors, segmenters and weight averaging at the same level as a CLIP's own names."""
 
 _PARTS = {
     "open_clip": {
@@ -62,7 +62,7 @@ _ALONE = "vision tower alone"
 
 
 def _signatures() -> dict[str, str]:
-    """Names that tell a CLIP, and the form they are of; the longest first, for the others end like them."""
+    """Names that identify a CLIP, and their form; longest first, since shorter ones are suffixes of them."""
     forms = {layout.signature: "open_clip" for layout in CHECKPOINT_LAYOUTS.values()}
     forms |= {f"visual.{trunk}{_TIMM_EVA_SIGNATURE}": "open_clip" for trunk in ("", "trunk.")}
     ours = {our_names(layout.signature, layout.rules)[0]: "transformers" for layout in CHECKPOINT_LAYOUTS.values()}
@@ -72,7 +72,7 @@ def _signatures() -> dict[str, str]:
 
 _SIGNATURES = _signatures()
 _COMPANIONS = {"class_embedding": "conv1.weight", "layer1.0.conv1.weight": "attnpool.positional_embedding"}
-"""Names that other networks have as well, with one that they have not."""
+"""Names that occur in other networks too, with one that occurs in CLIPs only."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class ClipTensors:
         prefix (`str`): what stands before its names in the file.
         set_aside (`list[str]`): the file's names of tensors that are no part of a CLIP.
         origin (`dict[str, str]`): the file's name by the reference's, where one tensor is one there.
-        name (callable): what the file would call a tensor that it lacks.
+        name (callable): the file's name for a tensor that is missing in it.
     """
 
     tensors: dict[str, Tensor]
@@ -108,7 +108,7 @@ class ClipTensors:
 
 
 def clean(name: str) -> str:
-    """Without what wrappers of modules put into names."""
+    """The name without the parts that wrappers of modules add."""
     return _WRAPPED.sub("", name)
 
 
@@ -191,7 +191,7 @@ def _form(names: set[str]) -> str:
     for signature, form in _SIGNATURES.items():
         if signature in names:
             return form
-    # The tensor that tells it is missing.
+    # The tensor that identifies the form is missing.
     return "transformers" if any(name.startswith(("vision_model.", "text_model.")) for name in names) else "open_clip"
 
 

@@ -87,6 +87,8 @@ def convert_checkpoint(
     prefix: str | None = None,
 ) -> DenseVLMModel:
     r"""
+    Converts a checkpoint of open_clip, or of what is built on it, to a DenseVLM.
+
     Args:
         checkpoint (path or `dict`): a file, or its tensors under the names they have there.
         config (`dict`, name or path, *optional*):
@@ -190,7 +192,7 @@ def _renamed(
 
 
 def _about_text_tower(unknown: Sequence[str], clip: ClipTensors) -> str:
-    """Where what is left over is the text tower of another library: what can be had without it."""
+    """A hint where the left-over tensors are the text tower of another library."""
     if not any(clip.in_file(key).removeprefix(clip.prefix).startswith("text") for key in unknown):
         return ""
     return f" Its text tower is none that is known here. {VISION_TOWER_ALONE}"
@@ -198,8 +200,8 @@ def _about_text_tower(unknown: Sequence[str], clip: ClipTensors) -> str:
 
 def export_checkpoint(model: DenseVLMModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
     r"""
-    The way back: the reference's (open_clip's, EVA-CLIP's) key names, so that detectors and segmenters built on them
-    can take the weights. Learned tensors are the same bit for bit; EVA's rotary tables are made anew.
+    Converts a model back to the reference's (open_clip's, EVA-CLIP's) key names, so that detectors and segmenters built on them
+    can take the weights. Learned tensors are the same bit for bit; EVA's rotary tables are computed again.
 
     Returns:
         The state dict, on the CPU, and open_clip's JSON.

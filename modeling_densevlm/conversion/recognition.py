@@ -1,4 +1,4 @@
-"""Which known model a checkpoint holds, by the shapes of its tensors, and in words where it differs from one."""
+"""Recognises the known model in a checkpoint by the shapes of its tensors, and describes how others differ."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -44,7 +44,7 @@ def recognise(
     if fitting:
         raise ValueError(
             f"The checkpoint has the shapes of {len(fitting)} known configurations, {', '.join(fitting)}, which "
-            "differ in what no tensor tells (the activation, say). Choose one as `config` (`--config`)."
+            "differ in what no tensor shows (the activation, say). Choose one as `config` (`--config`)."
         )
     layout = CHECKPOINT_LAYOUTS[kind]
     _, unknown = rename(weights, layout.rules, to_ours=True)
@@ -93,7 +93,7 @@ def all_shapes(tensors: Mapping[str, Tensor]) -> Shapes:
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
-    """Of all but the two numbers of the logits, which a checkpoint may lack."""
+    """All but the two numbers of the logits, which may be missing in a checkpoint."""
     return {key: shape for key, shape in all_shapes(tensors).items() if key not in LOGITS}
 
 

@@ -332,7 +332,7 @@ def test_every_known_model_is_recognised_by_its_shapes_or_ambiguous_by_name(name
             recognise(weights)
     elif kind in ("clip_vision_model", "clip_resnet_vision_model"):
         plain = name.removesuffix("-quickgelu")
-        with pytest.raises(ValueError, match=f"{plain}, {plain}-quickgelu, which differ in what no tensor tells"):
+        with pytest.raises(ValueError, match=f"{plain}, {plain}-quickgelu, which differ in what no tensor shows"):
             recognise(weights)
     else:
         assert recognise(weights)[0] == name
