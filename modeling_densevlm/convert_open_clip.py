@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             _convert_file(arguments)
     except (ValueError, OSError, ImportError) as error:
         message = first_line(error)
-        named = any(str(path) in message for path in (arguments.checkpoint, output))
+        named = any(str(path) in message for path in (arguments.checkpoint, output.with_suffix("")))
         raise SystemExit(message if named else f"{arguments.checkpoint}: {message}") from None
 
 
@@ -75,7 +75,7 @@ def _convert_file(arguments: argparse.Namespace) -> None:
     processor = image_processor_for(model, load_config(config) if config else {})
     if tokenizer is not None:
         processor = DenseVLMProcessor(processor, tokenizer)
-    with staged(arguments.output) as folder:
+    with staged(arguments.output) as (folder,):
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
     if tokenizer is None:
@@ -99,7 +99,7 @@ def _export_folder(folder: Path, output: Path) -> None:
     except Exception as error:  # as above
         raise ValueError(f"{folder} cannot be loaded: {first_line(error)}") from None
     tensors, config = export_checkpoint(model)
-    with staged(output) as file, staged(output.with_suffix(".json")) as config_file:
+    with staged(output, output.with_suffix(".json")) as (file, config_file):
         write_checkpoint(tensors, file)
         config_file.write_text(json.dumps(config, indent=2) + "\n")
     print(f"{len(tensors)} tensors in {output}, their configuration in {output.with_suffix('.json')}")

@@ -247,27 +247,29 @@ def write_checkpoint(tensors: dict[str, Tensor], file: str | PathLike) -> None:
 
 
 @contextlib.contextmanager
-def staged(path: str | PathLike) -> Iterator[Path]:
+def staged(*paths: Path) -> Iterator[list[Path]]:
     """
-    A place beside `path` to write a file or a folder to, which takes the place of `path` at the end. Where writing
-    fails, nothing of it is left.
+    Places on the same disk to write files or folders to; at the end they are moved to `paths`, the last one first.
+    Where writing fails, nothing is left of it.
 
     Raises:
-        `OSError` that names `path`, whatever the writers of safetensors and PyTorch raise on a full disk.
+        `OSError` that names the path, whatever the writers of safetensors and PyTorch raise on a full disk.
     """
-    path = Path(path)
+    path, *_ = paths
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            content = Path(folder) / path.name
-            yield content
-            if content.is_dir() and path.is_dir():
-                path.rmdir()  # an empty one
-            content.replace(path)
+            contents = [Path(folder) / path.name for path in paths]
+            yield contents
+            for content, path in zip(reversed(contents), reversed(paths)):
+                if content.is_dir() and path.is_dir():
+                    path.rmdir()  # an empty one
+                content.replace(path)
     except (OSError, RuntimeError, SafetensorError) as error:
-        if str(path) in str(error):
-            raise OSError(first_line(error)) from None
-        raise OSError(f"{path} cannot be written: {first_line(error)}") from None
+        reason = getattr(error, "strerror", None) or first_line(error)
+        if "inline_container" in reason:  # PyTorch's archive writer names its own line alone
+            reason = "PyTorch could not write all of it (a full disk, say)"
+        raise OSError(f"{path} cannot be written: {reason.rstrip('.')}.") from None
 
 
 def first_line(error: BaseException) -> str:
@@ -276,4 +278,12 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-__all__ = ["SUFFIXES", "Checkpoint", "first_line", "read_checkpoint", "staged", "unwrap", "write_checkpoint"]
+__all__ = [
+    "SUFFIXES",
+    "Checkpoint",
+    "first_line",
+    "read_checkpoint",
+    "staged",
+    "unwrap",
+    "write_checkpoint",
+]

@@ -200,8 +200,9 @@ def _about_text_tower(unknown: Sequence[str], clip: ClipTensors) -> str:
 
 def export_checkpoint(model: DenseVLMModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
     r"""
-    Converts a model back to the reference's (open_clip's, EVA-CLIP's) key names, so that detectors and segmenters built on them
-    can take the weights. Learned tensors are the same bit for bit; EVA's rotary tables are computed again.
+    Converts a model back to the reference's (open_clip's, EVA-CLIP's) key names, so that detectors and segmenters
+    built on them can take the weights. Learned tensors are the same bit for bit; EVA's rotary tables are computed
+    again.
 
     Returns:
         The state dict, on the CPU, and open_clip's JSON.
