@@ -31,7 +31,7 @@ def scaled(length: int, scale: float) -> int:
 
 
 def pad_image(content: Tensor, height: int, width: int) -> Tensor:
-    """An image `(channels, h, w)` with black to the right and below, a view of rows of pixels (convolutions like it)."""
+    """`(channels, h, w)` with black to the right and below: a view of rows of pixels, as convolutions like it."""
     canvas = content.new_zeros(height, width, len(content)).permute(2, 0, 1)
     canvas[:, : content.shape[1], : content.shape[2]] = content
     return canvas
@@ -222,10 +222,11 @@ def _check_boxes(boxes: Tensor, size: tuple[int, int], number: int) -> None:
             f"these look like fractions, and boxes are in pixels: multiply x by {width} and y by {height}.",
         )
     if (wrong := (x1 < x0) | (y1 < y0)).any():
-        fits = (x0 + x1 <= width + 1) & (y0 + y1 <= height + 1)
-        if fits.all():
-            refuse(wrong, "is it x, y, width, height? Boxes are x0, y0, x1, y1: add x to the width, y to the height.")
-        refuse(wrong, "it is reversed. Boxes are x0, y0, x1, y1, the upper left corner before the lower right.")
+        refuse(
+            wrong,
+            "it is reversed. Boxes are x0, y0, x1, y1: swap its corners, or if it is x, y, width, height, add x to the "
+            "width and y to the height.",
+        )
     if (wrong := (x0 <= -1) | (y0 <= -1) | (x1 >= width + 1) | (y1 >= height + 1)).any():
         refuse(
             wrong,

@@ -18,7 +18,7 @@ from transformers.image_processing_backends import PilBackend, TorchvisionBacken
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ChannelDimension, ImageInput, SizeDict
-from transformers.utils import TensorType, logging, requires_backends
+from transformers.utils import TensorType, is_torchvision_available, logging
 
 from .canvas import (
     boxes_on_canvas,
@@ -182,9 +182,8 @@ class DenseVLMImageProcessingMixin(BaseImageProcessor):
     def get_image_processor_dict(
         cls, pretrained_model_name_or_path, **kwargs
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        hub = {name: kwargs[name] for name in _HUB_KEYS if name in kwargs}
+        config = model_config(pretrained_model_name_or_path, **kwargs)
         options, kwargs = super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
-        config = model_config(pretrained_model_name_or_path, **hub)
         if config is not None:  # Towers without patches are CNNs, which halve the image five times.
             options = {**options, "patch_size": getattr(config.vision_config, "patch_size", 32)}
         return options, kwargs
@@ -513,11 +512,12 @@ class DenseVLMImageProcessorTorchvision(DenseVLMImageProcessingMixin, Torchvisio
     device = None
 
     def __init__(self, *args: Any, **kwargs: Any):
-        requires_backends(self, ["torchvision"])
+        if not is_torchvision_available():
+            raise ImportError(f"{type(self).__name__} needs torchvision; DenseVLMImageProcessor needs Pillow only.")
         super().__init__(*args, **kwargs)
 
     def process_image(self, image: Any, device: str | torch.device | None = None, **options: Any) -> torch.Tensor:
-        pixels = torch.from_numpy(np.ascontiguousarray(super().process_image(image, **options)))
+        pixels = torch.from_numpy(np.array(super().process_image(image, **options), order="C"))
         return pixels if device is None else pixels.to(device)
 
     def resize(self, image: torch.Tensor, size: SizeDict, resample: int | None = None, **_: Any) -> torch.Tensor:
@@ -555,10 +555,11 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str], whose: str) -> No
         raise TypeError(f"{whose} has no option `{name}`; {hint}")
 
 
-def model_config(source: str | PathLike, **hub: Any) -> DenseVLMConfig | None:
+def model_config(source: str | PathLike, **kwargs: Any) -> DenseVLMConfig | None:
     """The configuration of the model in the same folder; `None` where there is none that can be read."""
     if os.path.isfile(source):
         return None
+    hub = {name: kwargs[name] for name in _HUB_KEYS if name in kwargs}
     try:
         config, _ = PreTrainedConfig.get_config_dict(source, **hub)
         return DenseVLMConfig.from_dict(DenseVLMConfig.translate(config)) if config.get("model_type") else None

@@ -146,11 +146,14 @@ class DenseVLMProcessor(ProcessorMixin):
             text, padding=padding, truncation=truncation, max_length=length if needed else None, **kwargs
         )
         single = isinstance(text, str)
-        for number, ids in enumerate([tokens["input_ids"]] if single else tokens["input_ids"]):
-            if length is not None and len(ids) > length:
+        masked = "attention_mask" in tokens
+        rows = tokens["attention_mask" if masked else "input_ids"]
+        for number, row in enumerate([rows] if single else rows):
+            count = sum(row) if masked else len(row)
+            if length is not None and count > length:
                 where = "The text" if single else f"Text {number}"
                 raise ValueError(
-                    f"{where} has {len(ids)} tokens, the text tower takes {length}. Shorten it, or give "
+                    f"{where} has {count} tokens, the text tower takes {length}. Shorten it, or give "
                     "`truncation=True`."
                 )
         return tokens.convert_to_tensors(return_tensors, prepend_batch_axis=single)
