@@ -4,7 +4,7 @@ from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel
 
 from .categories import CategoryEmbeddings, CategorySet
 from .configuration_densevlm import DenseVLMConfig
-from .image_processing_densevlm import DenseVLMImageProcessor, DenseVLMImageProcessorTorchvision
+from .image_processing_densevlm import BACK_ENDS, DenseVLMImageProcessor, DenseVLMImageProcessorTorchvision
 from .modeling_densevlm import DenseVLMModel, DenseVLMOutput
 from .processing_densevlm import DenseVLMProcessor
 from .region_pooling import grid_boxes
@@ -15,10 +15,7 @@ from .region_pooling import grid_boxes
 AutoConfig.register(DenseVLMConfig.model_type, DenseVLMConfig)
 AutoModel.register(DenseVLMConfig, DenseVLMModel)
 AutoBackbone.register(DenseVLMConfig, DenseVLMModel)
-AutoImageProcessor.register(
-    DenseVLMConfig,
-    image_processor_classes={"pil": DenseVLMImageProcessor, "torchvision": DenseVLMImageProcessorTorchvision},
-)
+AutoImageProcessor.register(DenseVLMConfig, image_processor_classes=dict(BACK_ENDS))
 AutoProcessor.register(DenseVLMConfig, DenseVLMProcessor)
 DenseVLMConfig.register_for_auto_class("AutoConfig")
 DenseVLMModel.register_for_auto_class("AutoModel")

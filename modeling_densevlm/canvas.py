@@ -224,8 +224,8 @@ def _check_boxes(boxes: Tensor, size: tuple[int, int], number: int) -> None:
     if (wrong := (x1 < x0) | (y1 < y0)).any():
         refuse(
             wrong,
-            "it is reversed. Boxes are x0, y0, x1, y1: swap its corners, or if it is x, y, width, height, add x to the "
-            "width and y to the height.",
+            "it is reversed. Boxes are x0, y0, x1, y1: swap its corners, or if it is x, y, width, height, add x to "
+            "the width and y to the height.",
         )
     if (wrong := (x0 <= -1) | (y0 <= -1) | (x1 >= width + 1) | (y1 >= height + 1)).any():
         refuse(

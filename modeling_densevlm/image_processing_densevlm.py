@@ -201,8 +201,7 @@ class DenseVLMImageProcessingMixin(BaseImageProcessor):
         options = {**super().to_dict(), "image_processor_type": DenseVLMImageProcessor.__name__}
         if "AutoImageProcessor" in options.get("auto_map", {}):
             module = __name__.split(".")[-1]
-            both = (DenseVLMImageProcessor, DenseVLMImageProcessorTorchvision)
-            options["auto_map"]["AutoImageProcessor"] = [f"{module}.{processor.__name__}" for processor in both]
+            options["auto_map"]["AutoImageProcessor"] = [f"{module}.{one.__name__}" for one in BACK_ENDS.values()]
         if options.get("return_tensors") == "pt":  # the default
             del options["return_tensors"]
         return options
@@ -526,6 +525,10 @@ class DenseVLMImageProcessorTorchvision(DenseVLMImageProcessingMixin, Torchvisio
 
     def _returned(self, values: torch.Tensor, return_tensors: str | TensorType | None) -> Any:
         return values.cpu().numpy() if return_tensors == "np" else values
+
+
+BACK_ENDS = {"pil": DenseVLMImageProcessor, "torchvision": DenseVLMImageProcessorTorchvision}
+"""By the names that transformers has for them."""
 
 
 def to_pixel_values(

@@ -12,7 +12,14 @@ from transformers.processing_utils import ProcessorMixin, TextKwargs
 from transformers.tokenization_utils_base import BatchEncoding
 from transformers.utils import TensorType, logging
 
-from .image_processing_densevlm import BatchFeature, DenseVLMImageProcessor, model_config, refuse_unknown
+from .image_processing_densevlm import (
+    BACK_ENDS,
+    BatchFeature,
+    DenseVLMImageProcessor,
+    DenseVLMImageProcessorTorchvision,
+    model_config,
+    refuse_unknown,
+)
 
 
 logger = logging.get_logger(__name__)
@@ -56,7 +63,11 @@ class DenseVLMProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, **kwargs: Any) -> "DenseVLMProcessor":
-        """As [`ProcessorMixin.from_pretrained`]; the folder of a CLIP gives its tokenizer, mean, std and size."""
+        """
+        As [`ProcessorMixin.from_pretrained`]; the folder of a CLIP gives its tokenizer, mean, std and size. `backend`
+        is `"pil"` (the default) or `"torchvision"`.
+        """
+        given = {name: kwargs.pop(name) for name in ("text_padding", "text_length") if name in kwargs}
         image_processor, tokenizer = load_processing(pretrained_model_name_or_path, **kwargs)
         if tokenizer is None:
             raise ValueError(
@@ -65,7 +76,7 @@ class DenseVLMProcessor(ProcessorMixin):
         saved, _ = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
         config = model_config(pretrained_model_name_or_path, **kwargs)
         text = None if config is None else config.text_config
-        padding, length = saved.get("text_padding"), saved.get("text_length")
+        padding, length = ({**saved, **given}.get(name) for name in ("text_padding", "text_length"))
         if text is not None:
             padding = padding or ("max_length" if text.model_type.startswith("siglip") else "longest")
             length = length or text.max_position_embeddings
@@ -225,10 +236,12 @@ class DenseVLMProcessor(ProcessorMixin):
 
 
 def load_processing(
-    folder: str | PathLike, **kwargs: Any
-) -> tuple[DenseVLMImageProcessor, PreTrainedTokenizerBase | None]:
+    folder: str | PathLike, backend: str = "pil", **kwargs: Any
+) -> tuple[DenseVLMImageProcessor | DenseVLMImageProcessorTorchvision, PreTrainedTokenizerBase | None]:
     """The image processor of a folder or Hub name, and its tokenizer; `None` where it has none (no text tower)."""
-    image_processor = DenseVLMImageProcessor.from_pretrained(folder, **kwargs)
+    if backend not in BACK_ENDS:
+        raise ValueError(f"`backend` is one of {', '.join(BACK_ENDS)}, got {backend!r}.")
+    image_processor = BACK_ENDS[backend].from_pretrained(folder, **kwargs)
     try:
         return image_processor, AutoTokenizer.from_pretrained(folder, **kwargs)
     except (OSError, ValueError, ImportError) as error:

@@ -15,10 +15,7 @@ from transformers import AutoImageProcessor, CLIPImageProcessor
 from transformers.utils import is_torchvision_available
 
 from modeling_densevlm import DenseVLMImageProcessor, DenseVLMImageProcessorTorchvision, DenseVLMProcessor
-from modeling_densevlm.image_processing_densevlm import content_extent, load_image, load_reduced
-
-
-BACK_ENDS = {"pil": DenseVLMImageProcessor, "torchvision": DenseVLMImageProcessorTorchvision}
+from modeling_densevlm.image_processing_densevlm import BACK_ENDS, content_extent, load_image, load_reduced
 
 
 @pytest.fixture(params=BACK_ENDS)
@@ -368,6 +365,19 @@ def test_auto_image_processor_takes_the_back_end_that_is_installed_or_asked_for(
         processor = AutoImageProcessor.from_pretrained(student, **options)
         assert type(processor) is BACK_ENDS[name] and processor.backend == name
         assert processor.size == {"longest_edge": 96}
+
+
+def test_torchvisions_back_end_takes_a_device_which_pillows_leaves(picture, tmp_path, caplog):
+    if not is_torchvision_available():
+        pytest.skip("torchvision is not installed")
+    processor = DenseVLMImageProcessorTorchvision(32, device="cpu")
+    expected = DenseVLMImageProcessorTorchvision(32)(picture(40, 20))["pixel_values"]
+    assert torch.equal(processor(picture(40, 20))["pixel_values"], expected)
+    assert processor(picture(40, 20), device="meta")["pixel_values"].is_meta
+    processor.save_pretrained(tmp_path)
+    with caplog.at_level("WARNING"):
+        assert DenseVLMImageProcessor.from_pretrained(tmp_path).size == {"longest_edge": 32}
+    assert "not known here: device" in caplog.text
 
 
 def test_a_folder_saved_with_one_back_end_is_read_with_the_other(back_end, tmp_path):

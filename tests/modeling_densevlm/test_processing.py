@@ -231,6 +231,16 @@ def test_options_reach_their_part_and_unknown_ones_are_refused(processor, pictur
         processor()
 
 
+def test_a_folder_is_read_with_the_back_end_and_the_padding_that_are_asked_for(student, picture):
+    pytest.importorskip("torchvision")
+    processor = DenseVLMProcessor.from_pretrained(student, backend="torchvision", text_padding="max_length")
+    assert processor.image_processor.backend == "torchvision"
+    inputs = processor(images=picture(90, 60), text=TEXTS, boxes=[[[9, 6, 45, 30]]], return_tensors="pt")
+    assert inputs["pixel_values"].shape == (1, 3, 96, 96) and inputs["input_ids"].shape == (2, 32)
+    with pytest.raises(ValueError, match="`backend` is one of pil, torchvision, got 'opencv'"):
+        DenseVLMProcessor.from_pretrained(student, backend="opencv")
+
+
 def test_a_folder_of_before_is_read(student, tmp_path, picture, processor):
     processor.save_pretrained(tmp_path)
     content = json.loads((tmp_path / "processor_config.json").read_text())
