@@ -256,6 +256,8 @@ class DenseVLMImageProcessingMixin(BaseImageProcessor):
             filters = ", ".join(f"{int(value)} ({value.name.lower()})" for value in sorted(Image.Resampling))
             raise ValueError(f"`resample` is one of Pillow's filters, {filters}, got {options['resample']!r}.")
         options["resample"] = Image.Resampling(options["resample"])
+        if options["input_data_format"] is not None:
+            ChannelDimension(options["input_data_format"])
         patch = options["patch_size"]
         if patch is not None and (type(patch) is not int or patch < 1):
             raise ValueError(f"`patch_size` is the side of a cell of the dense map in pixels, got {patch!r}.")
@@ -280,10 +282,7 @@ class DenseVLMImageProcessingMixin(BaseImageProcessor):
         prepared = self._prepare_image_like_inputs(images, **options)
         sizes = [(image.shape[-1], image.shape[-2]) for image in prepared]
         canvases = _canvases(sizes, options["do_resize"], options["do_pad"])
-        pixel_values = [
-            self._preprocess(image, canvas, **options)  # type: ignore[call-arg]
-            for image, canvas in zip(prepared, canvases)
-        ]
+        pixel_values = [self._pixel_values(image, canvas, **options) for image, canvas in zip(prepared, canvases)]
         shapes = {tuple(values.shape) for values in pixel_values}
         if return_tensors is not None and len(shapes) > 1:
             raise ValueError(
@@ -332,7 +331,7 @@ class DenseVLMImageProcessingMixin(BaseImageProcessor):
             pixels = np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels[..., :3]
         return np.moveaxis(pixels, -1, 0)
 
-    def _preprocess(  # type: ignore[override]
+    def _pixel_values(
         self,
         image: Any,
         canvas: tuple[int, int],

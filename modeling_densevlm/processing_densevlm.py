@@ -202,7 +202,8 @@ class DenseVLMProcessor(ProcessorMixin):
         if boxes is not None and masks is not None:
             raise ValueError("Give either `boxes` or `masks`, those that the model was called with.")
         given = masks if boxes is None else boxes
-        if given is None and len(outputs.dense_embeds) > 1:
+        dense = getattr(outputs, "dense_embeds", None)
+        if given is None and (dense is None or len(dense) > 1):
             raise ValueError("Of several images, give `boxes` or `masks` too: how many regions each image has.")
         counts = [len(regions)] if given is None else [len(of_image) for of_image in given]
         if sum(counts) != len(regions):
