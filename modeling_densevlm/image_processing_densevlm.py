@@ -256,8 +256,10 @@ class DenseVLMImageProcessingMixin(BaseImageProcessor):
             filters = ", ".join(f"{int(value)} ({value.name.lower()})" for value in sorted(Image.Resampling))
             raise ValueError(f"`resample` is one of Pillow's filters, {filters}, got {options['resample']!r}.")
         options["resample"] = Image.Resampling(options["resample"])
-        if options["input_data_format"] is not None:
-            ChannelDimension(options["input_data_format"])
+        if options["input_data_format"] not in (None, *ChannelDimension, *(form.value for form in ChannelDimension)):
+            raise ValueError(
+                f'`input_data_format` is "channels_first" or "channels_last", got {options["input_data_format"]!r}.'
+            )
         patch = options["patch_size"]
         if patch is not None and (type(patch) is not int or patch < 1):
             raise ValueError(f"`patch_size` is the side of a cell of the dense map in pixels, got {patch!r}.")

@@ -342,7 +342,7 @@ def test_a_value_that_an_option_cannot_have_is_an_error_in_one_line(back_end, pi
         ({"rescale_factor": 0}, "`rescale_factor` is a number above 0"),
         ({"resample": "bicubic"}, r"`resample` is one of Pillow's filters, 0 \(nearest\)"),
         ({"patch_size": 0}, "`patch_size` is the side of a cell"),
-        ({"input_data_format": "last"}, "'last' is not a valid ChannelDimension"),
+        ({"input_data_format": "last"}, '`input_data_format` is "channels_first" or'),
     ):
         with pytest.raises(ValueError, match=message) as caught:
             back_end(32)(picture(8, 8), **options)
