@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import interpolate, pad
 from transformers.image_transforms import rgb_to_id
 from transformers.utils import logging
 
 from modeling_densevlm import CategorySet, DenseVLMImageProcessor
+from modeling_densevlm.canvas import masks_to_map, scaled
 from modeling_densevlm.categories import is_thing_group
 from modeling_densevlm.image_processing_densevlm import load_image
 from modeling_densevlm.worker_batches import to_shared_memory
@@ -138,19 +138,10 @@ def pixel_boxes(bboxes: list[list[float]], is_stuff: Tensor) -> Tensor:
 
 
 def segment_masks(segment_ids: Tensor, ids: np.ndarray, map_side: int) -> Tensor:
-    """
-    Bool `(n, map_side, map_side)`: each segment at the map's resolution. One bicubic resize of the full mask to the
-    content's size on the map, without antialias, padded with 0; a cell belongs to the mask where the result is above
-    0. (With antialias, as newer torchvision does by default, the masks would be others: mean IoU 0.27.)
-    """
-    height, width = ids.shape
+    """Bool `(n, map_side, map_side)`: each segment at the map's resolution, see [`masks_to_map`]."""
     masks = torch.from_numpy(ids)[None] == segment_ids[:, None, None]
-    scale = map_side / max(height, width)
-    content = tuple(max(int(side * scale + 0.5), 1) for side in (height, width))
-    if len(masks) == 0:
-        return torch.zeros(0, map_side, map_side, dtype=torch.bool)
-    small = interpolate(masks[:, None].float(), size=content, mode="bicubic", align_corners=False)[:, 0] > 0
-    return pad(small, (0, map_side - content[1], 0, map_side - content[0]))
+    content = tuple(scaled(side, map_side / max(ids.shape)) for side in ids.shape)
+    return masks_to_map(masks, content, (map_side, map_side))
 
 
 def collate_regions(samples: list[dict[str, Any]]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from modeling_densevlm import DenseVLMModel
+from modeling_densevlm.canvas import label_pixels
 
 
 def dense_cosines(
@@ -48,44 +49,6 @@ def dense_cosines(
             total[place] += interpolate(cosines, size=(window, window), mode="bilinear", align_corners=False)
             seen[place] += 1
     return total.div_(seen)
-
-
-def label_pixels(
-    cosines: Tensor,
-    size: tuple[int, int],
-    background: int | None = None,
-    threshold: float = 0.0,
-    temperature: float = 0.01,
-) -> Tensor:
-    r"""
-    The best category of every pixel: cosines enlarged bilinearly, then the maximum.
-
-    Args:
-        cosines (`Tensor` of shape `(categories, height, width)`): of a padded square.
-        size (`(int, int)`): height and width of the image in it.
-        background (`int`, *optional*):
-            A category that is not looked for by its name: it is what all others are unsure of, where the best
-            probability (softmax of cosines over `temperature`) is below `threshold`.
-
-    Returns:
-        `Tensor` of shape `size`, int64: indices of categories.
-    """
-    side = max(size)
-    others = [index for index in range(len(cosines)) if index != background]
-    best = cosines.new_full(size, -torch.inf)
-    labels = torch.zeros(size, dtype=torch.long, device=cosines.device)
-    total = cosines.new_full(size, -torch.inf)
-    for chosen in torch.tensor(others, device=cosines.device).split(16):  # all at once would fill the memory
-        large = interpolate(cosines[chosen][None], size=(side, side), mode="bilinear", align_corners=False)
-        large = large[0, :, : size[0], : size[1]]
-        values, indices = large.max(0)
-        labels = torch.where(values > best, chosen[indices], labels)
-        best = torch.maximum(best, values)
-        if background is not None:
-            total = torch.logaddexp(total, (large / temperature).logsumexp(0))
-    if background is not None:
-        labels[(best / temperature - total).exp() < threshold] = background
-    return labels
 
 
 def segment(

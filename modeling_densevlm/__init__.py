@@ -5,7 +5,7 @@ from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel
 from .categories import CategorySet
 from .category_embeddings import CategoryEmbeddings
 from .configuration_densevlm import DenseVLMConfig
-from .image_processing_densevlm import DenseVLMImageProcessor
+from .image_processing_densevlm import BACK_ENDS, DenseVLMImageProcessor, DenseVLMImageProcessorTorchvision
 from .modeling_densevlm import DenseVLMModel, DenseVLMOutput
 from .processing_densevlm import DenseVLMProcessor
 from .region_pooling import grid_boxes
@@ -16,11 +16,12 @@ from .region_pooling import grid_boxes
 AutoConfig.register(DenseVLMConfig.model_type, DenseVLMConfig)
 AutoModel.register(DenseVLMConfig, DenseVLMModel)
 AutoBackbone.register(DenseVLMConfig, DenseVLMModel)
-AutoImageProcessor.register(DenseVLMConfig, DenseVLMImageProcessor)
+AutoImageProcessor.register(DenseVLMConfig, image_processor_classes=dict(BACK_ENDS))
 AutoProcessor.register(DenseVLMConfig, DenseVLMProcessor)
 DenseVLMConfig.register_for_auto_class("AutoConfig")
 DenseVLMModel.register_for_auto_class("AutoModel")
 DenseVLMImageProcessor.register_for_auto_class("AutoImageProcessor")
+DenseVLMImageProcessorTorchvision.register_for_auto_class("AutoImageProcessor")
 DenseVLMProcessor.register_for_auto_class("AutoProcessor")
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "CategorySet",
     "DenseVLMConfig",
     "DenseVLMImageProcessor",
+    "DenseVLMImageProcessorTorchvision",
     "DenseVLMModel",
     "DenseVLMOutput",
     "DenseVLMProcessor",

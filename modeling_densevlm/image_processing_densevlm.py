@@ -1,21 +1,45 @@
 """From an image file to `pixel_values`: longest side to `size`, padded right and below to a square."""
 
 import base64
+import difflib
+import math
 import os
+from collections.abc import Iterable, Sequence
 from io import BytesIO
 from os import PathLike
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypedDict
 from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
+from transformers import PreTrainedConfig
+from transformers.image_processing_backends import PilBackend, TorchvisionBackend
+from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ChannelDimension, ImageInput
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ChannelDimension, ImageInput, SizeDict
+from transformers.utils import TensorType, is_torchvision_available, logging
 
+from .canvas import (
+    boxes_on_canvas,
+    canvas_of,
+    content_extent,
+    enlarge,
+    label_pixels,
+    masks_on_canvas,
+    pad_image,
+    scaled,
+)
+from .configuration_densevlm import DenseVLMConfig
+
+
+logger = logging.get_logger(__name__)
 
 WHITE = (1, 255, 1023, 4095, 16383, 65535)
 """What white is in images of floats (the first) and of 8, 10, 12, 14 and 16 bits."""
+
+DEFAULT_PATCH_SIZE = 16
+"""Of the ViT-B/16s."""
 
 FEWEST_GREYS = 16
 """Of 256: an image that would keep fewer was written in another range, or shows nothing."""
@@ -98,47 +122,89 @@ def to_eight_bits(values: np.ndarray) -> np.ndarray:
     return np.rint(values * (255 / white)).clip(0, 255).astype(np.uint8)
 
 
-def content_extent(width: int, height: int) -> tuple[float, float]:
-    """
-    Which part of the padded square an image covers: `(width, height) / longest side`. The exact fraction, not a
-    rounded number of pixels, so that it is the same place for every tower whatever its input size.
-    """
-    longest = max(width, height)
-    return width / longest, height / longest
+class DenseVLMImageProcessorKwargs(TypedDict, total=False):
+    """The options of [`DenseVLMImageProcessor`], which see: of the constructor, of `from_pretrained` and of a call."""
+
+    do_convert_rgb: bool | None
+    do_resize: bool | None
+    size: int | dict[str, int] | None
+    resample: int | None
+    do_pad: bool | None
+    do_rescale: bool | None
+    rescale_factor: float | None
+    do_normalize: bool | None
+    image_mean: float | list[float] | None
+    image_std: float | list[float] | None
+    patch_size: int | None
+    input_data_format: str | ChannelDimension | None
+    return_tensors: str | TensorType | None
 
 
-class DenseVLMImageProcessor(BaseImageProcessor):
-    r"""
-    Resizes the longest side to `size` (bicubic), pads right and below with black to a square, scales to 0..1 and
-    normalises. Needs Pillow only.
+class DenseVLMImageProcessorTorchvisionKwargs(DenseVLMImageProcessorKwargs, total=False):
+    """Those of [`DenseVLMImageProcessorTorchvision`]."""
 
-    Args:
-        size (`int` or `dict`, *optional*):
-            Side of the square in pixels; as a dict `{"longest_edge": side}`. The `shortest_edge` or `height` of a
-            CLIP or SigLIP image processor is read as the side. Defaults to the square of SigLIP 2's
-            `max_num_patches` where that is given, else to 224.
-        image_mean, image_std (`list[float]`, *optional*, defaults to CLIP's):
-            Per channel, of images in 0..1.
-    """
+    device: str | torch.device | None
+
+
+class DenseVLMImageProcessingMixin(BaseImageProcessor):
+    """What both back ends share: the options, the order of the steps, the canvas. A back end resizes."""
 
     model_input_names = ["pixel_values"]
+    valid_kwargs = DenseVLMImageProcessorKwargs
+
+    do_convert_rgb = True
+    do_resize = True
+    size = {"longest_edge": 224}
+    resample = Image.Resampling.BICUBIC
+    do_pad = True
+    do_rescale = True
+    rescale_factor = 1 / 255
+    do_normalize = True
+    image_mean = OPENAI_CLIP_MEAN
+    image_std = OPENAI_CLIP_STD
+    patch_size = None
+    input_data_format = None
+    return_tensors = "pt"
 
     def __init__(
         self,
         size: int | dict[str, int] | None = None,
-        image_mean: list[float] | None = None,
-        image_std: list[float] | None = None,
+        image_mean: float | list[float] | None = None,
+        image_std: float | list[float] | None = None,
         **kwargs: Any,
     ):
-        if size is None:
-            native = "max_num_patches" in kwargs
-            size = round(kwargs["max_num_patches"] ** 0.5) * kwargs["patch_size"] if native else 224
-        for key in _CLIP_KEYS:  # a CLIP image processor's way of cropping means nothing here
-            kwargs.pop(key, None)
-        super().__init__(**kwargs)
-        self.size = {"longest_edge": _side(size)}
-        self.image_mean = list(OPENAI_CLIP_MEAN if image_mean is None else image_mean)
-        self.image_std = list(OPENAI_CLIP_STD if image_std is None else image_std)
+        options = {"size": size, "image_mean": image_mean, "image_std": image_std, **kwargs}
+        options = {name: value for name, value in options.items() if value is not None}
+        refuse_unknown(options.keys() - _FILE_KEYS, self.valid_kwargs.__annotations__, type(self).__name__)
+        super().__init__(**options)
+
+    @classmethod
+    def get_image_processor_dict(
+        cls, pretrained_model_name_or_path, **kwargs
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        config = model_config(pretrained_model_name_or_path, **kwargs)
+        options, kwargs = super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
+        if config is not None:  # Towers without patches are CNNs, which halve the image five times.
+            options = {**options, "patch_size": getattr(config.vision_config, "patch_size", 32)}
+        return options, kwargs
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any):
+        known = cls.valid_kwargs.__annotations__
+        for name in kwargs:  # others are those of the loading, such as `trust_remote_code`
+            if name not in known and difflib.get_close_matches(name, known, n=1, cutoff=0.8):
+                refuse_unknown([name], known, cls.__name__)
+        return super().from_dict(_own_options(image_processor_dict, known), **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        # A folder names the one class whatever back end saved it; `AutoImageProcessor` chooses what is installed.
+        options = {**super().to_dict(), "image_processor_type": DenseVLMImageProcessor.__name__}
+        if "AutoImageProcessor" in options.get("auto_map", {}):
+            module = __name__.split(".")[-1]
+            options["auto_map"]["AutoImageProcessor"] = [f"{module}.{one.__name__}" for one in BACK_ENDS.values()]
+        if options.get("return_tensors") == "pt":  # the default
+            del options["return_tensors"]
+        return options
 
     def fetch_images(self, images: ImageInput) -> Any:
         """Reads paths, addresses and base64 texts as [`load_image`] does; images stay as they are."""
@@ -149,10 +215,9 @@ class DenseVLMImageProcessor(BaseImageProcessor):
     def preprocess(
         self,
         images: ImageInput,
-        size: int | dict[str, int] | None = None,
-        return_tensors: str = "pt",
-        input_data_format: str | ChannelDimension | None = None,
-        **_: Any,
+        boxes: Sequence[Any] | None = None,
+        masks: Sequence[Any] | None = None,
+        **kwargs: Any,
     ) -> BatchFeature:
         r"""
         Args:
@@ -160,66 +225,404 @@ class DenseVLMImageProcessor(BaseImageProcessor):
                 The images. Arrays are `(height, width)`, `(height, width, channels)` or `(channels, height, width)`
                 with 1 (grey), 3 (RGB) or 4 channels (RGBA, whose transparency is left out), of whole numbers 0..255
                 or floats 0..1, or one of the further ranges of [`to_eight_bits`]; with a dimension in front, several.
-            size (`int`, *optional*):
-                Another side of the square than the processor's own. A multiple of the model's patch size.
-            return_tensors (`str`, *optional*, defaults to `"pt"`):
-                As everywhere in transformers.
-            input_data_format (`str`, *optional*):
-                `"channels_first"` or `"channels_last"`, for arrays whose shape leaves it open.
+            boxes (list with an array `(n_i, 4)` for each image, *optional*):
+                Regions, xyxy in pixels of the image as its author saw it (after EXIF turning).
+            masks (list with an array `(n_i, height, width)` for each image, *optional*):
+                Regions, bool or 0 and 1, as large as the image.
+            kwargs: any option of the constructor, for this call alone.
 
         Returns:
-            [`BatchFeature`] with `pixel_values` `(batch, 3, size, size)` and `content_extent` `(batch, 2)`: the
-            width and height of the image's content as fractions of the square.
+            [`BatchFeature`] with `pixel_values` `(batch, 3, size, size)`, `content_extent` `(batch, 2)`, the width
+            and height of the image's content as fractions of the canvas, and where given the regions as the model
+            takes them: `boxes` as fractions of the canvas, `masks` at the resolution of the dense map.
         """
-        side = _side(self.size if size is None else size)
-        images = [_as_pil(image, input_data_format) for image in _flat(self.fetch_images(images))]
+        known = self.valid_kwargs.__annotations__
+        refuse_unknown(kwargs, known, type(self).__name__)
+        given = {name: value for name, value in kwargs.items() if value is not None or name == "return_tensors"}
+        options = self._standardize_kwargs(**{name: getattr(self, name, None) for name in known} | given)
+        return self._preprocess_image_like_inputs(images, boxes, masks, **options)
+
+    def _standardize_kwargs(self, **options: Any) -> dict[str, Any]:
+        """The options, each checked and in one form."""
+        options["size"] = {"longest_edge": _side(options["size"])}
+        for name in ("do_convert_rgb", "do_resize", "do_pad", "do_rescale", "do_normalize"):
+            if not isinstance(options[name], bool):
+                raise ValueError(f"`{name}` is True or False, got {options[name]!r}.")
+        for name in ("image_mean", "image_std"):
+            options[name] = _per_channel(name, options[name])
+        if not _is_number(options["rescale_factor"]) or options["rescale_factor"] <= 0:
+            raise ValueError(f"`rescale_factor` is a number above 0, got {options['rescale_factor']!r}.")
+        if options["resample"] not in list(Image.Resampling) or isinstance(options["resample"], bool):
+            filters = ", ".join(f"{int(value)} ({value.name.lower()})" for value in sorted(Image.Resampling))
+            raise ValueError(f"`resample` is one of Pillow's filters, {filters}, got {options['resample']!r}.")
+        options["resample"] = Image.Resampling(options["resample"])
+        if options["input_data_format"] not in (None, *ChannelDimension, *(form.value for form in ChannelDimension)):
+            raise ValueError(
+                f'`input_data_format` is "channels_first" or "channels_last", got {options["input_data_format"]!r}.'
+            )
+        patch = options["patch_size"]
+        if patch is not None and (type(patch) is not int or patch < 1):
+            raise ValueError(f"`patch_size` is the side of a cell of the dense map in pixels, got {patch!r}.")
+        return options
+
+    def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> list[Any]:
+        images = _flat(self.fetch_images(images))
         if not images:
             raise ValueError("`images` is an empty list.")
-        return BatchFeature(
+        return images
+
+    def _preprocess_image_like_inputs(  # type: ignore[override]
+        self,
+        images: ImageInput,
+        boxes: Sequence[Any] | None,
+        masks: Sequence[Any] | None,
+        return_tensors: str | TensorType | None = None,
+        **options: Any,
+    ) -> BatchFeature:
+        if boxes is not None and masks is not None:
+            raise ValueError("Give either `boxes` or `masks`, which a model pools in two calls.")
+        prepared = self._prepare_image_like_inputs(images, **options)
+        sizes = [(image.shape[-1], image.shape[-2]) for image in prepared]
+        canvases = _canvases(sizes, options["do_resize"], options["do_pad"])
+        pixel_values = [self._pixel_values(image, canvas, **options) for image, canvas in zip(prepared, canvases)]
+        shapes = {tuple(values.shape) for values in pixel_values}
+        if return_tensors is not None and len(shapes) > 1:
+            raise ValueError(
+                f"Images of the shapes {', '.join(map(str, sorted(shapes)))} make no batch: let them be padded "
+                "(`do_pad=True`, `do_convert_rgb=True`), or give them one by one."
+            )
+        features = BatchFeature(
             {
-                "pixel_values": [self._pixel_values(image, side) for image in images],
-                "content_extent": [content_extent(*image.size) for image in images],
+                "pixel_values": [self._returned(values, return_tensors) for values in pixel_values],
+                "content_extent": [(w / wide, h / high) for (w, h), (wide, high) in zip(sizes, canvases)],
             },
             tensor_type=return_tensors,
         )
+        regions = {}
+        if boxes is not None:
+            regions["boxes"] = boxes_on_canvas(boxes, sizes, canvases)
+        if masks is not None:
+            cell = options["patch_size"] or DEFAULT_PATCH_SIZE
+            map_sizes = [(values.shape[-2] // cell, values.shape[-1] // cell) for values in pixel_values]
+            regions["masks"] = masks_on_canvas(masks, sizes, canvases, map_sizes)
+        for name, values in regions.items():
+            features[name] = [value.numpy() for value in values] if return_tensors == "np" else values
+        return features
 
-    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
+    def process_image(  # type: ignore[override]
+        self,
+        image: Any,
+        do_convert_rgb: bool = True,
+        do_rescale: bool = True,
+        input_data_format: str | ChannelDimension | None = None,
+        **_: Any,
+    ) -> np.ndarray:
+        """
+        An image as its author saw it, `(channels, height, width)`: uint8, or where values are not rescaled afterwards
+        and are no bytes, float32 as they are.
+        """
+        pixels = _to_array(image, do_convert_rgb, input_data_format)
+        if do_rescale:
+            pixels = to_eight_bits(pixels)
+        elif pixels.dtype != np.uint8:
+            pixels = pixels.astype(np.float32)
+            if not np.isfinite(pixels).all():
+                raise ValueError("An image holds values that are not finite.")
+        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+        if do_convert_rgb:
+            pixels = np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels[..., :3]
+        return np.moveaxis(pixels, -1, 0)
+
+    def _pixel_values(
+        self,
+        image: Any,
+        canvas: tuple[int, int],
+        do_resize: bool,
+        size: dict[str, int],
+        resample: int,
+        do_pad: bool,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean: list[float],
+        image_std: list[float],
+        **_: Any,
+    ) -> torch.Tensor:
+        """One prepared image to its `pixel_values` `(channels, height, width)`."""
+        channels, height, width = image.shape
+        for name, values in (("image_mean", image_mean), ("image_std", image_std)):
+            if do_normalize and len(values) not in (1, channels):
+                raise ValueError(f"An image of {channels} channels, but `{name}` of {len(values)}: {values}.")
+        scale = size["longest_edge"] / max(height, width) if do_resize else 1.0
+        if do_resize:
+            resized = SizeDict(height=scaled(height, scale), width=scaled(width, scale))
+            image = self.resize(image, resized, resample=resample)
+        pixels = image if isinstance(image, torch.Tensor) else torch.from_numpy(np.array(image, order="C"))
+        if do_pad:  # before normalising: what is padded is black
+            side = size["longest_edge"] if do_resize else canvas[0]
+            pixels = pad_image(pixels, side, side)
+        mean, std = (image_mean, image_std) if do_normalize else (None, None)
+        return to_pixel_values(pixels[None], rescale_factor if do_rescale else None, mean, std)[0].contiguous()
+
+    def _returned(self, values: torch.Tensor, return_tensors: str | TensorType | None) -> Any:
+        """An image's `pixel_values` as the back end returns them where no framework is asked for, or for its batch."""
+        raise NotImplementedError
+
+    def normalize(  # type: ignore[override]
+        self,
+        image: torch.Tensor,
+        mean: float | Iterable[float] | None = None,
+        std: float | Iterable[float] | None = None,
+        **_: Any,
+    ) -> torch.Tensor:
         r"""
         Bytes to `pixel_values`, on the device they are on.
 
         Args:
-            pixels (`torch.Tensor` of shape `(batch, 3, height, width)`): uint8, 0..255.
+            image (`torch.Tensor` of shape `(batch, channels, height, width)`):
+                uint8, 0..255, which are rescaled, or floats, which are not.
+            mean, std (`list[float]`, *optional*): the processor's own by default.
 
         Returns:
             `torch.Tensor` of the same shape, float32, in the memory format that it came in.
         """
-        mean, std = (
-            pixels.new_tensor(v, dtype=torch.float32)[:, None, None] for v in (self.image_mean, self.image_std)
+        own = (self.image_mean, self.image_std) if self.do_normalize else (None, None)
+        rescale = self.do_rescale and not image.is_floating_point()
+        return to_pixel_values(
+            image,
+            self.rescale_factor if rescale else None,
+            own[0] if mean is None else mean,
+            own[1] if std is None else std,
         )
-        return pixels.float().div_(255.0).sub_(mean).div_(std)
 
-    def _pixel_values(self, image: Image.Image, side: int) -> np.ndarray:
-        scale = side / max(image.size)
-        width, height = (max(int(length * scale + 0.5), 1) for length in image.size)
-        square = np.zeros((side, side, 3), dtype=np.uint8)
-        square[:height, :width] = image.resize((width, height), Image.Resampling.BICUBIC)
-        pixels = torch.from_numpy(square).permute(2, 0, 1)
-        return self.normalize(pixels[None])[0].contiguous().numpy()
+    def post_process_semantic_segmentation(
+        self,
+        outputs: Any,
+        target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None,
+        return_segmentation_scores: bool = False,
+        content_extent: Sequence[tuple[float, float]] | torch.Tensor | None = None,
+    ) -> list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput]:
+        r"""
+        The category of every pixel: scores of the dense map enlarged bilinearly without the padding, then the maximum.
+        A few categories are enlarged at a time, so that memory does not grow with their number.
+
+        Args:
+            outputs ([`DenseVLMOutput`] or one with `logits`):
+                Of a model called with images and texts (each text a category), or with `logits` `(batch, categories,
+                height, width)`.
+            target_sizes (list of `(height, width)`, *optional*):
+                Of the images. By default the labels come at the resolution of the map, and with the padding unless
+                `content_extent` is given.
+            return_segmentation_scores (`bool`, *optional*, defaults to `False`):
+                Whether to return the scores of all categories too: much memory for large images.
+            content_extent (`torch.Tensor` of shape `(batch, 2)`, *optional*):
+                As the processor gave it. Needed where images were not padded to a square, which is the default.
+
+        Returns:
+            List with an int64 tensor `(height, width)` for each image; or of
+            [`SemanticSegmentationPostProcessorOutput`] with `segmentation` and `segmentation_scores` `(categories,
+            height, width)`.
+        """
+        logits = getattr(outputs, "logits", None)
+        dense, texts = getattr(outputs, "dense_embeds", None), getattr(outputs, "text_embeds", None)
+        if logits is None and (dense is None or texts is None):
+            raise ValueError(
+                "The outputs hold neither `logits` nor `dense_embeds` and `text_embeds`: call the model with images "
+                "and texts, model(**processor(images=…, text=[…]))."
+            )
+        batch = len(dense if logits is None else logits)
+        for name, given in (("target_sizes", target_sizes), ("content_extent", content_extent)):
+            if given is not None and len(given) != batch:
+                raise ValueError(f"The outputs are of {batch} images, but `{name}` of {len(given)}.")
+        found = []
+        for index in range(batch):
+            if logits is None:
+                unit = torch.nn.functional.normalize(texts.float(), dim=-1).to(dense.device)
+                scores = torch.einsum("dhw,cd->chw", dense[index].float(), unit)
+            else:
+                scores = logits[index].float()
+            content = None if content_extent is None else tuple(float(part) for part in content_extent[index])
+            if target_sizes is not None:
+                size = tuple(int(side) for side in target_sizes[index])
+            else:  # the map itself, or the part of it that is image
+                width, height = content or (1.0, 1.0)
+                size = scaled(scores.shape[1], height), scaled(scores.shape[2], width)
+                scores, content = scores[:, : size[0], : size[1]], (1.0, 1.0)
+            if return_segmentation_scores:
+                large = enlarge(scores, size, canvas_of(size, content))
+                result = {"segmentation": large.argmax(0), "segmentation_scores": large}
+                found.append(SemanticSegmentationPostProcessorOutput(result))
+            else:
+                found.append(label_pixels(scores, size, content=content))
+        return found
 
 
-_CLIP_KEYS = (
-    "crop_size",
-    "do_center_crop",
-    "do_convert_rgb",
-    "do_normalize",
-    "do_rescale",
-    "do_resize",
-    "rescale_factor",
-    "resample",
-    "default_to_square",
-    "max_num_patches",
-    "patch_size",
-)
+class DenseVLMImageProcessor(DenseVLMImageProcessingMixin, PilBackend):
+    r"""
+    Resizes the longest side to `size`, pads right and below with black to a square, scales to 0..1 and normalises.
+    Needs Pillow only; [`DenseVLMImageProcessorTorchvision`] does the same with torchvision.
+
+    Args:
+        size (`int` or `dict`, *optional*, defaults to 224):
+            Longest side in pixels; as a dict `{"longest_edge": side}`. The `shortest_edge` or `height` of a CLIP or
+            SigLIP image processor is read as the side. A multiple of the model's patch size.
+        image_mean, image_std (`float` or `list[float]`, *optional*, defaults to CLIP's):
+            Per channel, of images in 0..1.
+        do_convert_rgb (`bool`, *optional*, defaults to `True`): whether grey, palette, RGBA … become RGB.
+        do_resize (`bool`, *optional*, defaults to `True`): whether images are resized.
+        resample (`int`, *optional*, defaults to 3, bicubic): Pillow's filter.
+        do_pad (`bool`, *optional*, defaults to `True`):
+            Whether images are padded to a square: of `size`, or of the longest side of the batch where they are not
+            resized.
+        do_rescale (`bool`, *optional*, defaults to `True`):
+            Whether values are scaled by `rescale_factor`. If not, arrays of floats (0..1) are taken as they are.
+        rescale_factor (`float`, *optional*, defaults to 1/255): of bytes.
+        do_normalize (`bool`, *optional*, defaults to `True`): whether mean and standard deviation are taken out.
+        patch_size (`int`, *optional*):
+            Side of a cell of the model's dense map in pixels, at whose resolution `masks` are returned. Read from the
+            model's `config.json` where there is one in the folder; 16 where nothing is known.
+        input_data_format (`str`, *optional*):
+            `"channels_first"` or `"channels_last"`, for arrays whose shape leaves it open.
+        return_tensors (`str`, *optional*, defaults to `"pt"`): as everywhere in transformers.
+    """
+
+    def resize(self, image: np.ndarray, size: SizeDict, resample: int | None = None, **_: Any) -> np.ndarray:
+        if image.dtype == np.uint8 and image.shape[0] == 3:
+            return super().resize(image, size, resample=resample)
+        # Floats, which transformers rounds to bytes here, and channels that are no colours, one by one.
+        low, high = image.min(), image.max()
+        resized = [Image.fromarray(channel).resize((size.width, size.height), resample) for channel in image]
+        return np.stack([np.asarray(channel) for channel in resized]).clip(low, high)
+
+    def _returned(self, values: torch.Tensor, return_tensors: str | TensorType | None) -> np.ndarray:
+        return values.numpy()
+
+
+class DenseVLMImageProcessorTorchvision(DenseVLMImageProcessingMixin, TorchvisionBackend):
+    r"""
+    [`DenseVLMImageProcessor`] with torchvision, on a `device` if one is given: faster, and a pixel differs from
+    Pillow's by one or two grey levels at most. Figures of this repository are Pillow's.
+
+    Args:
+        device (`str` or `torch.device`, *optional*): where images are resized and stay.
+        kwargs: as of [`DenseVLMImageProcessor`].
+    """
+
+    valid_kwargs = DenseVLMImageProcessorTorchvisionKwargs
+    device = None
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        if not is_torchvision_available():
+            raise ImportError(f"{type(self).__name__} needs torchvision; DenseVLMImageProcessor needs Pillow only.")
+        super().__init__(*args, **kwargs)
+
+    def process_image(self, image: Any, device: str | torch.device | None = None, **options: Any) -> torch.Tensor:
+        pixels = torch.from_numpy(np.array(super().process_image(image, **options), order="C"))
+        return pixels if device is None else pixels.to(device)
+
+    def resize(self, image: torch.Tensor, size: SizeDict, resample: int | None = None, **_: Any) -> torch.Tensor:
+        resized = super().resize(image, size, resample=resample)
+        return resized.clamp(image.min(), image.max()) if image.is_floating_point() else resized
+
+    def _returned(self, values: torch.Tensor, return_tensors: str | TensorType | None) -> Any:
+        return values.cpu().numpy() if return_tensors == "np" else values
+
+
+BACK_ENDS = {"pil": DenseVLMImageProcessor, "torchvision": DenseVLMImageProcessorTorchvision}
+"""By the names that transformers has for them."""
+
+
+def to_pixel_values(
+    pixels: torch.Tensor,
+    rescale_factor: float | None = None,
+    mean: float | Iterable[float] | None = None,
+    std: float | Iterable[float] | None = None,
+) -> torch.Tensor:
+    """Values `(batch, channels, height, width)` scaled and normalised, each where given; float32."""
+    values = pixels.to(torch.float32, copy=True)
+    if rescale_factor is not None:
+        values.div_(1 / rescale_factor)  # exactly 255 for 1/255
+    for given, apply in ((mean, values.sub_), (std, values.div_)):
+        if given is not None:
+            apply(torch.as_tensor(given, dtype=torch.float32, device=values.device).reshape(-1, 1, 1))
+    return values
+
+
+def refuse_unknown(given: Iterable[str], known: Iterable[str], whose: str) -> None:
+    """Raises a `TypeError` for the first option that is not known, naming the nearest that is."""
+    known = list(known)
+    for name in sorted(set(given) - set(known)):
+        if name in _NO_OPTIONS:
+            raise TypeError(f"{whose} has no option `{name}`: {_NO_OPTIONS[name]}.")
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"is `{near[0]}` meant?" if near else f"there are {', '.join(known)}."
+        raise TypeError(f"{whose} has no option `{name}`; {hint}")
+
+
+def model_config(source: str | PathLike, **kwargs: Any) -> DenseVLMConfig | None:
+    """The configuration of the model in the same folder; `None` where there is none that can be read."""
+    if os.path.isfile(source):
+        return None
+    hub = {name: kwargs[name] for name in _HUB_KEYS if name in kwargs}
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(source, **hub)
+        return DenseVLMConfig.from_dict(DenseVLMConfig.translate(config)) if config.get("model_type") else None
+    except (OSError, ValueError, KeyError):  # no file; a model, or a tower, that is not known here
+        return None
+
+
+_FILE_KEYS = {"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"}
+"""What files of image processors hold beside options."""
+
+_HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+_FOREIGN_OPTIONS = ("size", "image_mean", "image_std", "do_rescale", "rescale_factor", "do_normalize", "patch_size")
+"""What is taken of another model's image processor. Its cropping and its filter mean nothing here."""
+
+_CROPPING = "the whole image is shown, padded to a square"
+_NO_OPTIONS = {
+    "crop_size": _CROPPING,
+    "do_center_crop": _CROPPING,
+    "default_to_square": _CROPPING,
+    "pad_size": "images are padded to a square of `size`",
+    "device": "it is one of torchvision's back end (`DenseVLMImageProcessorTorchvision`)",
+    "max_num_patches": "give `size`, the longest side in pixels",
+}
+
+
+def _own_options(options: dict[str, Any], known: Iterable[str]) -> dict[str, Any]:
+    """The options in a file of ours, or in that of a CLIP or SigLIP."""
+    given = {name: value for name, value in options.items() if value is not None}
+    if str(given.get("image_processor_type")).startswith(DenseVLMImageProcessor.__name__):
+        left_out = sorted(given.keys() - set(known) - _FILE_KEYS)
+        if left_out:
+            logger.warning(f"The image processor's file has options that are not known here: {', '.join(left_out)}.")
+        return {name: value for name, value in given.items() if name not in left_out}
+    if "size" not in given and "max_num_patches" in given:  # SigLIP 2
+        given["size"] = round(given["max_num_patches"] ** 0.5) * given["patch_size"]
+    return {name: given[name] for name in _FOREIGN_OPTIONS if name in given}
+
+
+def _canvases(sizes: list[tuple[int, int]], do_resize: bool, do_pad: bool) -> list[tuple[int, int]]:
+    """Width and height of the canvas of each image, in pixels of the image."""
+    if not do_pad:
+        return sizes
+    longest = [max(size) for size in sizes]
+    return [(side, side) for side in (longest if do_resize else [max(longest)] * len(sizes))]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _per_channel(name: str, given: Any) -> list[float]:
+    """Mean or standard deviation as a list, one number for each of three channels if one is given."""
+    values = [given] * 3 if _is_number(given) else list(given) if isinstance(given, Iterable) else []
+    values = [value.item() if hasattr(value, "item") else value for value in values]
+    if not values or not all(map(_is_number, values)) or (name == "image_std" and min(values) <= 0):
+        above = " above 0" if name == "image_std" else ""
+        raise ValueError(f"`{name}` is a number{above}, or one for each channel, got {given!r}.")
+    return values
 
 
 def _side(size: int | dict[str, int]) -> int:
@@ -257,19 +660,19 @@ def _flat(images: Any) -> list[Any]:
     return list(images) if getattr(images, "ndim", 0) == 4 else [images]
 
 
-def _as_pil(image: Any, input_data_format: str | ChannelDimension | None) -> Image.Image:
+def _to_array(image: Any, to_rgb: bool, input_data_format: str | ChannelDimension | None) -> np.ndarray:
+    """An image as `(height, width)` or `(height, width, channels)`, its values as they are."""
     if isinstance(image, Image.Image):
-        image = load_image(image)
+        image = load_image(image) if to_rgb else ImageOps.exif_transpose(image)
         if min(image.size) < 1:
             raise ValueError(f"An image of {image.width} x {image.height} pixels shows nothing.")
-        return image
+        return np.asarray(image)
     if isinstance(image, torch.Tensor):
         image = image.detach().cpu()
         image = image.float() if image.dtype == torch.bfloat16 else image  # of which numpy knows nothing
     elif not hasattr(image, "__array__"):
         raise ValueError(f"An image is a PIL image, a path, an array or a tensor, got {type(image).__name__}.")
-    array = _channels_last(np.asarray(image), input_data_format)
-    return Image.fromarray(to_eight_bits(array)).convert("RGB")
+    return _channels_last(np.asarray(image), input_data_format)
 
 
 def _channels_last(array: np.ndarray, input_data_format: str | ChannelDimension | None) -> np.ndarray:
@@ -296,4 +699,11 @@ def _channels_last(array: np.ndarray, input_data_format: str | ChannelDimension 
     )
 
 
-__all__ = ["DenseVLMImageProcessor", "content_extent", "load_image", "load_reduced", "to_eight_bits"]
+__all__ = [
+    "DenseVLMImageProcessor",
+    "DenseVLMImageProcessorTorchvision",
+    "content_extent",
+    "load_image",
+    "load_reduced",
+    "to_eight_bits",
+]

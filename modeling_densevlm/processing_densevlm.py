@@ -1,15 +1,31 @@
-"""Image processor and tokenizer in one."""
+"""Image processor and tokenizer in one: images, texts and regions in, what the model takes out, and back."""
 
+from collections.abc import Sequence
 from os import PathLike
+from typing import Any
 
+import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from transformers.processing_utils import ProcessorMixin
-from transformers.utils import logging
+from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
+from transformers.image_utils import ImageInput
+from transformers.processing_utils import ProcessorMixin, TextKwargs
+from transformers.tokenization_utils_base import BatchEncoding
+from transformers.utils import TensorType, logging
 
-from .image_processing_densevlm import DenseVLMImageProcessor
+from .image_processing_densevlm import (
+    BACK_ENDS,
+    BatchFeature,
+    DenseVLMImageProcessor,
+    DenseVLMImageProcessorTorchvision,
+    model_config,
+    refuse_unknown,
+)
 
 
 logger = logging.get_logger(__name__)
+
+UNLIMITED = 10**6
+"""Tokenizers without a length have a `model_max_length` above this."""
 
 
 class DenseVLMProcessor(ProcessorMixin):
@@ -19,28 +35,214 @@ class DenseVLMProcessor(ProcessorMixin):
     Args:
         image_processor (`DenseVLMImageProcessor`): from images to `pixel_values`.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): from texts to `input_ids`.
+        text_padding (`str`, *optional*):
+            How texts are padded where a call does not say: `"longest"` (CLIP) or `"max_length"` (SigLIP). Read from
+            the model's `config.json` where there is one in the folder; by default what the tokenizer's kind needs.
+        text_length (`int`, *optional*):
+            The most tokens that the text tower takes. Read in the same way; by default the tokenizer's.
     """
 
     image_processor_class = "AutoImageProcessor"
     tokenizer_class = "AutoTokenizer"
 
-    def __init__(self, image_processor=None, tokenizer=None, **kwargs):
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        text_padding: str | None = None,
+        text_length: int | None = None,
+        **kwargs: Any,
+    ):
+        if text_padding not in (None, "longest", "max_length"):
+            raise ValueError(f'`text_padding` is "longest" or "max_length", got {text_padding!r}.')
+        if text_length is not None and (type(text_length) is not int or text_length < 1):
+            raise ValueError(f"`text_length` is a number of tokens, got {text_length!r}.")
         super().__init__(image_processor, tokenizer, **kwargs)
+        self.text_padding = text_padding
+        self.text_length = text_length
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "DenseVLMProcessor":
-        """As [`ProcessorMixin.from_pretrained`]; the folder of a CLIP gives its tokenizer, mean, std and size."""
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, **kwargs: Any) -> "DenseVLMProcessor":
+        """
+        As [`ProcessorMixin.from_pretrained`]; the folder of a CLIP gives its tokenizer, mean, std and size. `backend`
+        is `"pil"` (the default) or `"torchvision"`.
+        """
+        given = {name: kwargs.pop(name) for name in ("text_padding", "text_length") if name in kwargs}
         image_processor, tokenizer = load_processing(pretrained_model_name_or_path, **kwargs)
         if tokenizer is None:
             raise ValueError(
                 f"{pretrained_model_name_or_path} holds no tokenizer. For images alone, use `DenseVLMImageProcessor`."
             )
-        return cls(image_processor, tokenizer)
+        saved, _ = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        config = model_config(pretrained_model_name_or_path, **kwargs)
+        text = None if config is None else config.text_config
+        padding, length = ({**saved, **given}.get(name) for name in ("text_padding", "text_length"))
+        if text is not None:
+            padding = padding or ("max_length" if text.model_type.startswith("siglip") else "longest")
+            length = length or text.max_position_embeddings
+        return cls(image_processor, tokenizer, text_padding=padding, text_length=length)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: value for name, value in super().to_dict().items() if value is not None}
+
+    def __call__(  # type: ignore[override]
+        self,
+        images: ImageInput | None = None,
+        text: str | list[str] | None = None,
+        boxes: Sequence[Any] | None = None,
+        masks: Sequence[Any] | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        r"""
+        Args:
+            images (PIL image, path or address, array or tensor, or a list of them, *optional*):
+                As of [`DenseVLMImageProcessor.preprocess`].
+            text (`str` or `list[str]`, *optional*):
+                Padded as the text tower needs it.
+            boxes (list with an array `(n_i, 4)` for each image, *optional*):
+                Regions, xyxy in pixels of the image as its author saw it (after EXIF turning).
+            masks (list with an array `(n_i, height, width)` for each image, *optional*):
+                Regions, bool or 0 and 1, as large as the image.
+            kwargs: any option of the image processor or the tokenizer, also in `images_kwargs` and `text_kwargs`.
+
+        Returns:
+            [`BatchFeature`] with what [`DenseVLMModel.forward`] takes: `pixel_values`, `content_extent`, `boxes` or
+            `masks` where there are images; `input_ids` and `attention_mask` where there are texts.
+        """
+        if images is None and text is None:
+            raise ValueError("Give `images`, `text` or both.")
+        if images is None and (boxes is not None or masks is not None):
+            raise ValueError("Regions (`boxes`, `masks`) need `images`.")
+        images_kwargs, text_kwargs = self._split_kwargs(kwargs)
+        features = BatchFeature({})
+        if text is not None:
+            features.update(self._tokenize(text, **text_kwargs))
+        if images is not None:
+            features.update(self.image_processor(images, boxes=boxes, masks=masks, **images_kwargs))
+        return features
+
+    def _split_kwargs(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The options of the image processor and of the tokenizer; a `TypeError` for one that neither has."""
+        known = {
+            "images_kwargs": set(self.image_processor.valid_kwargs.__annotations__),
+            "text_kwargs": set(TextKwargs.__annotations__),
+        }
+        split = {name: dict(kwargs.get(name) or {}) for name in known}
+        for name, given in split.items():
+            refuse_unknown(given, known[name], f"{type(self).__name__} in `{name}`")
+        flat = {**kwargs.get("common_kwargs", {}), **kwargs}
+        flat = {name: value for name, value in flat.items() if name not in (*known, "common_kwargs")}
+        refuse_unknown(flat, set.union(*known.values()), type(self).__name__)
+        for name, value in flat.items():
+            for part in known:
+                if name in known[part]:
+                    split[part].setdefault(name, value)
+        return split["images_kwargs"], split["text_kwargs"]
+
+    def _tokenize(
+        self, text: str | list[str], return_tensors: str | TensorType | None = None, **kwargs: Any
+    ) -> BatchEncoding:
+        is_siglip = type(self.tokenizer).__name__.startswith("Siglip")
+        padding = kwargs.pop("padding", None)
+        if padding is None:
+            padding = self.text_padding or ("max_length" if is_siglip else "longest")
+        length = kwargs.pop("max_length", None) or self.text_length
+        if length is None and self.tokenizer.model_max_length < UNLIMITED:
+            length = self.tokenizer.model_max_length
+        if padding == "max_length" and length is None:
+            raise ValueError('`padding` is "max_length", but no length is known: give `max_length`.')
+        truncation = kwargs.pop("truncation", None) or False
+        needed = padding == "max_length" or truncation
+        tokens = self.tokenizer(
+            text, padding=padding, truncation=truncation, max_length=length if needed else None, **kwargs
+        )
+        single = isinstance(text, str)
+        masked = "attention_mask" in tokens
+        rows = tokens["attention_mask" if masked else "input_ids"]
+        for number, row in enumerate([rows] if single else rows):
+            count = sum(row) if masked else len(row)
+            if length is not None and count > length:
+                where = "The text" if single else f"Text {number}"
+                raise ValueError(
+                    f"{where} has {count} tokens, the text tower takes {length}. Shorten it, or give "
+                    "`truncation=True`."
+                )
+        return tokens.convert_to_tensors(return_tensors, prepend_batch_axis=single)
+
+    def post_process_region_classification(
+        self,
+        outputs: Any,
+        boxes: Sequence[Any] | None = None,
+        masks: Sequence[Any] | None = None,
+        text_labels: Sequence[str] | None = None,
+        temperature: float = 0.01,
+    ) -> list[dict[str, Any]]:
+        r"""
+        The best text of every region.
+
+        Args:
+            outputs ([`DenseVLMOutput`]): of the model called with images, texts and regions.
+            boxes, masks (list with one entry for each image, *optional*):
+                What the model was called with, `inputs["boxes"]` or `inputs["masks"]`: how many regions each image
+                has. Not needed for a single image.
+            text_labels (`list[str]`, *optional*): the texts, or names for them, in their order.
+            temperature (`float`, *optional*, defaults to 0.01):
+                Of the softmax over texts; CLIP's own is `1 / model.logit_scale.exp()`, 0.01 as released.
+
+        Returns:
+            List with a dict for each image: `scores` `(n_i,)` the probability of the best text, `labels` `(n_i,)` its
+            number, `text_labels` its name (`None` where no names are given).
+        """
+        regions, texts = getattr(outputs, "region_embeds", None), getattr(outputs, "text_embeds", None)
+        if regions is None or texts is None:
+            raise ValueError(
+                "The outputs hold no `region_embeds` and `text_embeds`: call the model with regions and texts, "
+                "model(**processor(images=…, text=[…], boxes=[…]))."
+            )
+        if boxes is not None and masks is not None:
+            raise ValueError("Give either `boxes` or `masks`, those that the model was called with.")
+        given = masks if boxes is None else boxes
+        dense = getattr(outputs, "dense_embeds", None)
+        if given is None and (dense is None or len(dense) > 1):
+            raise ValueError("Of several images, give `boxes` or `masks` too: how many regions each image has.")
+        counts = [len(regions)] if given is None else [len(of_image) for of_image in given]
+        if sum(counts) != len(regions):
+            raise ValueError(f"The outputs are of {len(regions)} regions, the ones given are {sum(counts)}.")
+        if text_labels is not None and len(text_labels) != len(texts):
+            raise ValueError(f"The outputs are of {len(texts)} texts, but `text_labels` are {len(text_labels)}.")
+        if not temperature > 0:
+            raise ValueError(f"`temperature` is above 0, got {temperature}.")
+        regions, texts = (torch.nn.functional.normalize(embeds.float(), dim=-1) for embeds in (regions, texts))
+        scores, labels = (regions @ texts.to(regions.device).T / temperature).softmax(-1).max(-1)
+        return [
+            {
+                "scores": some_scores,
+                "labels": some_labels,
+                "text_labels": None if text_labels is None else [text_labels[label] for label in some_labels.tolist()],
+            }
+            for some_scores, some_labels in zip(scores.split(counts), labels.split(counts))
+        ]
+
+    def post_process_semantic_segmentation(
+        self,
+        outputs: Any,
+        target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None,
+        return_segmentation_scores: bool = False,
+        content_extent: Sequence[tuple[float, float]] | torch.Tensor | None = None,
+    ) -> list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput]:
+        """See [`DenseVLMImageProcessor.post_process_semantic_segmentation`]."""
+        return self.image_processor.post_process_semantic_segmentation(
+            outputs, target_sizes, return_segmentation_scores, content_extent
+        )
 
 
-def load_processing(folder: str | PathLike, **kwargs) -> tuple[DenseVLMImageProcessor, PreTrainedTokenizerBase | None]:
+def load_processing(
+    folder: str | PathLike, backend: str = "pil", **kwargs: Any
+) -> tuple[DenseVLMImageProcessor | DenseVLMImageProcessorTorchvision, PreTrainedTokenizerBase | None]:
     """The image processor of a folder or Hub name, and its tokenizer; `None` where it has none (no text tower)."""
-    image_processor = DenseVLMImageProcessor.from_pretrained(folder, **kwargs)
+    if backend not in BACK_ENDS:
+        raise ValueError(f"`backend` is one of {', '.join(BACK_ENDS)}, got {backend!r}.")
+    image_processor = BACK_ENDS[backend].from_pretrained(folder, **kwargs)
     try:
         return image_processor, AutoTokenizer.from_pretrained(folder, **kwargs)
     except (OSError, ValueError, ImportError) as error:

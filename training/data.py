@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from modeling_densevlm import DenseVLMImageProcessor
-from modeling_densevlm.image_processing_densevlm import content_extent, load_image, load_reduced
+from modeling_densevlm.canvas import content_extent, pad_image, scaled
+from modeling_densevlm.image_processing_densevlm import load_image, load_reduced
 from modeling_densevlm.worker_batches import to_shared_memory
 
 from .regions import content_grid, grid_shape, sample_rng
@@ -133,12 +134,10 @@ def to_bytes(image: Image.Image, side: int) -> Tensor:
     The resize is torch's, four times as fast as Pillow's and of the same filter: a pixel differs by one or two grey
     levels at most, and hardly any does.
     """
-    scale = side / max(image.size)
-    width, height = (max(int(length * scale + 0.5), 1) for length in image.size)
+    width, height = (scaled(length, side / max(image.size)) for length in image.size)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
-    square = torch.zeros(side, side, 3, dtype=torch.uint8).permute(2, 0, 1)
-    square[:, :height, :width] = interpolate(pixels, (height, width), mode="bicubic", antialias=True)[0]
-    return square
+    resized = interpolate(pixels, (height, width), mode="bicubic", antialias=True)[0]
+    return pad_image(resized, side, side)
 
 
 def cut(image: Image.Image, boxes: Tensor) -> list[Image.Image]:

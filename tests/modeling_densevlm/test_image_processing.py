@@ -1,16 +1,29 @@
 import io
+import json
 import struct
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageCms, features
 from torch.testing import assert_close
-from transformers import CLIPImageProcessor
+from transformers import AutoImageProcessor, CLIPImageProcessor
+from transformers.utils import is_torchvision_available
 
-from modeling_densevlm import DenseVLMImageProcessor, DenseVLMProcessor
-from modeling_densevlm.image_processing_densevlm import content_extent, load_image, load_reduced
+from modeling_densevlm import DenseVLMImageProcessor, DenseVLMImageProcessorTorchvision, DenseVLMProcessor
+from modeling_densevlm.image_processing_densevlm import BACK_ENDS, content_extent, load_image, load_reduced
+
+
+@pytest.fixture(params=BACK_ENDS)
+def back_end(request):
+    """The class of the image processor, with Pillow and with torchvision."""
+    if request.param == "torchvision" and not is_torchvision_available():
+        pytest.skip("torchvision is not installed")
+    return BACK_ENDS[request.param]
 
 
 def test_the_longest_side_becomes_the_size_and_the_rest_is_black(picture):
@@ -235,3 +248,227 @@ def test_a_truncated_file_is_an_error(tmp_path, picture):
     (tmp_path / "half.jpg").write_bytes(content[: len(content) // 2])
     with pytest.raises(OSError, match="truncated"):
         load_image(tmp_path / "half.jpg")
+
+
+def test_every_option_is_obeyed_in_a_call_and_in_the_constructor_and_saved_with_the_folder(
+    back_end, picture, tmp_path
+):
+    image = picture(40, 20)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
+    mean, std = (torch.tensor(value)[:, None, None] for value in (back_end(32).image_mean, back_end(32).image_std))
+
+    def content(options, size=(32, 16)):
+        """What a call with the options gives without the padding, and a processor that is made and saved with them."""
+        made = back_end(32, **options)
+        made.save_pretrained(tmp_path)
+        loaded = back_end.from_pretrained(tmp_path)
+        assert loaded.to_dict() == made.to_dict() and options.items() <= loaded.to_dict().items()
+        found = back_end(32)(image, **options)["pixel_values"]
+        assert torch.equal(found, made(image)["pixel_values"]) and torch.equal(found, loaded(image)["pixel_values"])
+        return found[0, :, : size[1], : size[0]]
+
+    usual = content({})
+    scaled = content({"do_normalize": False})
+    assert scaled.min() >= 0 and scaled.max() <= 1
+    assert_close(usual, (scaled - mean) / std)
+    assert_close(content({"do_rescale": False, "do_normalize": False}), scaled * 255)
+    assert_close(content({"rescale_factor": 1 / 127.5, "do_normalize": False}), scaled * 2)
+    assert_close(content({"image_mean": [0, 0, 0]}), scaled / std)
+    assert_close(content({"image_mean": 0.5, "image_std": 0.25} | {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}),
+                 (scaled - 0.5) / 0.25)  # fmt: skip
+    assert_close(back_end(32)(image, image_mean=0.5, image_std=0.25)["pixel_values"][0, :, :16], (scaled - 0.5) / 0.25)
+    assert_close(content({"do_resize": False}, (40, 20)), (pixels / 255 - mean) / std)
+    assert back_end(32)(image, do_resize=False)["pixel_values"].shape == (1, 3, 40, 40)
+    nearest = content({"resample": 0, "do_normalize": False})
+    assert set((nearest * 255).round().flatten().tolist()) <= set(pixels.flatten().tolist())
+    assert back_end(32)(image, do_pad=False)["pixel_values"].shape == (1, 3, 16, 32)
+    assert isinstance(back_end(32)(image, return_tensors="np")["pixel_values"], np.ndarray)
+    assert isinstance(back_end(32)(image, return_tensors=None)["pixel_values"], list)
+    grey = back_end(32, image_mean=[0.5], image_std=[0.5], do_convert_rgb=False)(image.convert("L"))["pixel_values"]
+    assert grey.shape == (1, 1, 32, 32)
+
+
+def test_both_back_ends_give_the_same_but_for_one_or_two_grey_levels(back_end, picture):
+    expected = DenseVLMImageProcessor(32)
+    for size in ((97, 61), (20, 12), (300, 200), (10, 500)):
+        found, theirs = (processor(picture(*size)) for processor in (back_end(32), expected))
+        levels = (
+            (found["pixel_values"] - theirs["pixel_values"]) * torch.tensor(expected.image_std)[:, None, None] * 255
+        )
+        assert levels.abs().max() < 2.5 and levels.abs().mean() < 0.1
+        assert torch.equal(found["content_extent"], theirs["content_extent"])
+
+
+def test_floats_that_are_not_to_be_rescaled_are_taken_as_they_are(back_end):
+    values = np.random.default_rng(0).random((20, 40, 3), dtype=np.float32)
+    plain = {"do_rescale": False, "do_normalize": False, "do_pad": False}
+    exact = back_end(32)(values, do_resize=False, **plain)["pixel_values"][0]
+    assert torch.equal(exact, torch.from_numpy(values).permute(2, 0, 1))
+    small = back_end(32)(values, **plain)["pixel_values"][0]
+    bytes_too = back_end(32)(np.rint(values * 255).astype(np.uint8), **plain)["pixel_values"][0] / 255
+    assert (small - bytes_too).abs().mean() < 1 / 255 and values.min() <= small.min() <= small.max() <= values.max()
+    ends = back_end(32)((values > 0.5).astype(np.float32), **plain)["pixel_values"]  # not rounded to black and white
+    assert len(ends.unique()) > 100
+    with pytest.raises(ValueError, match="not finite"):
+        back_end(32)(np.where(values > 0.5, np.nan, values), do_rescale=False)
+
+
+def test_an_option_that_is_not_known_is_an_error_that_names_the_nearest(back_end, picture, tmp_path):
+    back_end(32).save_pretrained(tmp_path)
+    for options, message in (
+        ({"sizee": 3}, "has no option `sizee`; is `size` meant?"),
+        ({"do_normalise": False}, "is `do_normalize` meant?"),
+    ):
+        for call in (lambda **o: back_end(32)(picture(8, 8), **o), back_end,
+                     lambda **o: back_end.from_pretrained(tmp_path, **o)):  # fmt: skip
+            with pytest.raises(TypeError, match=message):
+                call(**options)
+    for options, message in (
+        ({"do_center_crop": True}, "the whole image is shown"),
+        ({"interpolation": 3}, "there are do_convert_rgb, do_resize, size"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            back_end(32)(picture(8, 8), **options)
+    with pytest.raises(TypeError, match="no option `device`: it is one of torchvision's"):
+        DenseVLMImageProcessor(32)(picture(8, 8), device="cpu")
+
+
+def test_a_value_that_an_option_cannot_have_is_an_error_in_one_line(back_end, picture):
+    for options, message in (
+        ({"do_resize": "yes"}, "`do_resize` is True or False"),
+        ({"image_mean": "abc"}, "`image_mean` is a number, or one for each channel"),
+        ({"image_std": [0.5, 0, 0.5]}, "`image_std` is a number above 0"),
+        ({"image_mean": [0.5, 0.5]}, "An image of 3 channels, but `image_mean` of 2"),
+        ({"rescale_factor": 0}, "`rescale_factor` is a number above 0"),
+        ({"resample": "bicubic"}, r"`resample` is one of Pillow's filters, 0 \(nearest\)"),
+        ({"patch_size": 0}, "`patch_size` is the side of a cell"),
+        ({"input_data_format": "last"}, '`input_data_format` is "channels_first" or'),
+    ):
+        with pytest.raises(ValueError, match=message) as caught:
+            back_end(32)(picture(8, 8), **options)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="make no batch: let them be padded"):
+        back_end(32)([picture(8, 8), picture(8, 4)], do_pad=False)
+    alone = back_end(32)([picture(8, 8), picture(8, 4)], do_pad=False, return_tensors=None)
+    assert [tuple(values.shape) for values in alone["pixel_values"]] == [(3, 32, 32), (3, 16, 32)]
+
+
+def test_an_image_that_is_not_resized_lies_on_a_canvas_of_the_batchs_longest_side(back_end, picture):
+    batch = back_end(32)([picture(40, 20), picture(10, 30)], do_resize=False)
+    assert batch["pixel_values"].shape == (2, 3, 40, 40)
+    assert_close(batch["content_extent"], torch.tensor([[1, 0.5], [0.25, 0.75]]))
+    whole = back_end(32)(picture(40, 20), do_pad=False)
+    assert_close(whole["content_extent"], torch.tensor([[1.0, 1.0]]))
+
+
+def test_auto_image_processor_takes_the_back_end_that_is_installed_or_asked_for(student):
+    for options, name in (({}, "torchvision" if is_torchvision_available() else "pil"), ({"backend": "pil"}, "pil")):
+        processor = AutoImageProcessor.from_pretrained(student, **options)
+        assert type(processor) is BACK_ENDS[name] and processor.backend == name
+        assert processor.size == {"longest_edge": 96}
+
+
+def test_torchvisions_back_end_takes_a_device_which_pillows_leaves(picture, tmp_path, caplog):
+    if not is_torchvision_available():
+        pytest.skip("torchvision is not installed")
+    processor = DenseVLMImageProcessorTorchvision(32, device="cpu")
+    expected = DenseVLMImageProcessorTorchvision(32)(picture(40, 20))["pixel_values"]
+    assert torch.equal(processor(picture(40, 20))["pixel_values"], expected)
+    assert processor(picture(40, 20), device="meta")["pixel_values"].is_meta
+    processor.save_pretrained(tmp_path)
+    with caplog.at_level("WARNING"):
+        assert DenseVLMImageProcessor.from_pretrained(tmp_path).size == {"longest_edge": 32}
+    assert "not known here: device" in caplog.text
+
+
+def test_a_folder_saved_with_one_back_end_is_read_with_the_other(back_end, tmp_path):
+    back_end(48, image_mean=[0.1, 0.2, 0.3]).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert saved["image_processor_type"] == "DenseVLMImageProcessor"
+    assert saved["auto_map"]["AutoImageProcessor"] == [
+        "image_processing_densevlm.DenseVLMImageProcessor",
+        "image_processing_densevlm.DenseVLMImageProcessorTorchvision",
+    ]
+    assert DenseVLMImageProcessor.from_pretrained(tmp_path).image_mean == [0.1, 0.2, 0.3]
+
+
+WITHOUT_TORCHVISION = """
+import sys
+hidden, folder = sys.argv[1] == "hidden", sys.argv[2]
+sys.modules["modeling_densevlm"] = None  # as if it were not installed
+if hidden:
+    sys.modules["torchvision"] = None
+from PIL import Image
+from transformers import AutoImageProcessor, AutoProcessor
+image = Image.new("RGB", (120, 80), (200, 30, 60))
+image_processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+assert image_processor.backend == ("pil" if hidden else "torchvision"), image_processor.backend
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+assert processor.image_processor.backend == "pil"
+found = image_processor(image)["pixel_values"] - processor(images=image)["pixel_values"]
+assert found.abs().max() < 1e-6
+if hidden:
+    try:
+        AutoImageProcessor.from_pretrained(folder, trust_remote_code=True, backend="torchvision")
+    except ImportError as error:
+        assert "torchvision" in str(error)
+    else:
+        raise AssertionError("torchvision's back end without torchvision")
+"""
+
+
+@pytest.mark.parametrize("torchvision", ["hidden", "installed"])
+def test_a_saved_folder_chooses_its_back_end_by_what_is_installed(student, torchvision, tmp_path):
+    if torchvision == "installed" and not is_torchvision_available():
+        pytest.skip("torchvision is not installed")
+    environment = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", WITHOUT_TORCHVISION, torchvision, str(student)]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_a_file_of_before_is_read_and_what_a_later_version_adds_is_named(tmp_path, caplog):
+    before = {"image_processor_type": "DenseVLMImageProcessor", "image_mean": [0.1] * 3, "image_std": [0.2] * 3,
+              "size": {"longest_edge": 48},
+              "auto_map": {"AutoImageProcessor": "image_processing_densevlm.DenseVLMImageProcessor"}}  # fmt: skip
+    file = Path(tmp_path / "preprocessor_config.json")
+    file.write_text(json.dumps(before))
+    processor = DenseVLMImageProcessor.from_pretrained(tmp_path)
+    assert (processor.size, processor.image_mean, processor.resample) == ({"longest_edge": 48}, [0.1] * 3, 3)
+    file.write_text(json.dumps(before | {"canvas": "content"}))
+    with caplog.at_level("WARNING"):
+        assert DenseVLMImageProcessor.from_pretrained(tmp_path).size == {"longest_edge": 48}
+    assert "options that are not known here: canvas" in caplog.text
+
+
+def test_of_another_models_image_processor_its_cropping_and_filter_are_left(tmp_path, picture):
+    file = Path(tmp_path / "preprocessor_config.json")
+    clip = {"crop_size": 64, "do_center_crop": True, "do_resize": True, "do_normalize": True, "resample": 2,
+            "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"shortest_edge": 64}}  # fmt: skip
+    for kind in ({"image_processor_type": "CLIPImageProcessor"}, {"feature_extractor_type": "CLIPFeatureExtractor"},
+                 {"image_processor_type": "SiglipImageProcessor", "size": {"height": 64, "width": 64}},
+                 {"image_processor_type": "Siglip2ImageProcessor", "max_num_patches": 256, "patch_size": 4,
+                  "size": None}):  # fmt: skip
+        file.write_text(json.dumps(clip | kind))
+        processor = DenseVLMImageProcessor.from_pretrained(tmp_path)
+        assert (processor.size, processor.image_mean, processor.resample) == ({"longest_edge": 64}, [0.5] * 3, 3)
+        assert processor(picture(80, 40))["pixel_values"].shape == (1, 3, 64, 64)
+    file.write_text(json.dumps(clip | {"image_processor_type": "CLIPImageProcessor", "do_normalize": False}))
+    assert not DenseVLMImageProcessor.from_pretrained(tmp_path).do_normalize
+
+
+def test_the_cells_of_the_map_are_those_of_the_model_in_the_folder(folder_of, tower, tmp_path, make_tower):
+    processor = DenseVLMImageProcessor.from_pretrained(folder_of(tower, 0))
+    assert processor.patch_size == make_tower(tower).vision_model.stride
+    processor.save_pretrained(tmp_path)  # and without the model
+    assert DenseVLMImageProcessor.from_pretrained(tmp_path).patch_size == processor.patch_size
+    assert DenseVLMImageProcessor.from_pretrained(folder_of(tower, 0), patch_size=7).patch_size == 7
+    assert DenseVLMImageProcessor(32).patch_size is None
+
+
+def test_the_bytes_of_training_are_normalised_as_the_processor_is_told(back_end, picture):
+    pixels = torch.from_numpy(np.array(picture(16, 16))).permute(2, 0, 1)[None]
+    for options in ({}, {"do_normalize": False}, {"do_rescale": False}, {"image_mean": [0, 0, 0]}):
+        processor = back_end(16, **options)
+        assert torch.equal(processor.normalize(pixels), processor(picture(16, 16))["pixel_values"])
+    assert_close(back_end(16).normalize(torch.full((1, 3, 2, 2), 0.5), 0.25, 0.5), torch.full((1, 3, 2, 2), 0.5))
