@@ -23,7 +23,7 @@ import sys
 sys.modules["modeling_densevlm"] = None  # as if it were not installed
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModel, AutoProcessor
+from transformers import AutoImageProcessor, AutoModel, AutoProcessor, pipeline
 out, *folders = sys.argv[1:]
 found = {}
 for folder in folders:
@@ -41,6 +41,13 @@ for folder in folders:
             text = model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output
         result = {"pixel_values": inputs["pixel_values"], "dense": output.dense_embeds, "text": text,
                   "image": output.image_embeds}
+        if "AutoModelForZeroShotImageClassification" in model.config.auto_map:  # not in folders of older versions
+            for task, options in (("image-feature-extraction", {}),
+                                  ("zero-shot-image-classification", {"candidate_labels": ["kite", "a red boat"]})):
+                run = pipeline(task, model=source, trust_remote_code=True, device="cpu")
+                assert not type(run.model).__module__.startswith("modeling_densevlm."), type(run.model).__module__
+                found_here = run(Image.new("RGB", (120, 80), (200, 30, 60)), **options)
+                assert len(found_here) == (2 if options else 1)
         if source == folder:
             first = result
             model.save_pretrained(f"{out}-{len(found)}")
