@@ -411,12 +411,11 @@ class DenseVLMModel(BackboneMixin, DenseVLMPreTrainedModel):
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         blocks = self.stage_names[:-1] if output_hidden_states else ()
+        stages = {*self.out_features, *blocks} - {DENSE_STAGE}
         pooled = return_image_embeds or input_ids is not None
-        features = self.vision_model(
-            pixel_values, pooled=pooled, stages={*self.out_features, *blocks}, output_attentions=output_attentions
-        )
+        features = self.vision_model(pixel_values, pooled=pooled, stages=stages, output_attentions=output_attentions)
         dense_embeds = self.project_dense(features.dense)
-        maps = {**features.stages, DENSE_STAGE: dense_embeds}
+        maps = {**(features.stages or {}), DENSE_STAGE: dense_embeds}
         output = DenseVLMOutput(
             dense_embeds=dense_embeds,
             region_embeds=None if boxes is None and masks is None else _pool_regions(dense_embeds, boxes, masks),

@@ -27,7 +27,7 @@ class VisionFeatures(ModelOutput):
             The image's global feature, before the projection into the image-text space.
         dense (`torch.Tensor` of shape `(batch, height, width, hidden)`, given with `dense`):
             The dense map, before that projection.
-        stages (`dict[str, torch.Tensor]`, given with `stages`):
+        stages (`dict[str, torch.Tensor]`):
             The maps asked for, by name, each `(batch, channels, height, width)`.
         hidden_states (`tuple[torch.Tensor]`, *optional*):
             What enters the first block, and what each one gives, in the form of `last_hidden_state`. The last one's is
@@ -187,8 +187,12 @@ class VisionTower:
                 "`output_attentions` is for eager attention (`model.set_attn_implementation('eager')`) of a tower "
                 f"whose blocks give it: a {self.config.model_type} with {self.config._attn_implementation} does not."
             )
-        hidden_states, grid = self.embed(pixel_values)
         names, maps, kept = self.stage_names, {}, ()
+        if not set(stages) <= set(names):
+            raise ValueError(f"`stages` are names of {', '.join(names)}; got {', '.join(sorted(stages))}.")
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        hidden_states, grid = self.embed(pixel_values)
 
         def tap(index: int, hidden_states: Tensor) -> Tensor:
             if names[index] in stages and names[index] not in maps:
@@ -211,7 +215,7 @@ class VisionTower:
             last_hidden_state=last_hidden_state,
             pooler_output=pooler_output,
             dense=dense_map,
-            stages=maps if stages else None,
+            stages=maps or None,
             hidden_states=(*kept, last_hidden_state if pooled else on_dense_path) if output_hidden_states else None,
         )
 
@@ -237,7 +241,7 @@ class VisionTower:
         height, width = (side // self.stride for side in sides)
         if height < 1 or width < 1:
             raise ValueError(f"An image of {sides} pixels holds no patch of {self.stride}.")
-        # Not while a graph is drawn: it would then be one for sides with a remainder, or for those without.
+        # Not while a graph is traced: it would then be one for sides with a remainder, or for those without.
         if not torch.compiler.is_compiling() and (height * self.stride, width * self.stride) != sides:
             logger.warning_once(
                 f"Image sides {sides} are no multiples of the patch size {self.stride}: the remainder at the right "
@@ -359,7 +363,7 @@ class TransformerTower(VisionTower):
 
 
 def exporting() -> bool:
-    """Whether a graph is drawn that has to hold for images of other sizes, too."""
+    """Whether a graph is traced that has to hold for images of other sizes, too."""
     return is_torchdynamo_exporting() or torch.jit.is_tracing()
 
 

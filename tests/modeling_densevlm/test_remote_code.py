@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoProcessor, pipeline
 out, *folders = sys.argv[1:]
-found = {}
+found, pipelines = {}, 0
 for folder in folders:
     for source in (folder, f"{out}-{len(found)}"):  # as it is, and saved again by the remote code itself
         model = AutoModel.from_pretrained(source, trust_remote_code=True, dtype=torch.float32).eval()
@@ -48,6 +48,7 @@ for folder in folders:
                 assert not type(run.model).__module__.startswith("modeling_densevlm."), type(run.model).__module__
                 found_here = run(Image.new("RGB", (120, 80), (200, 30, 60)), **options)
                 assert len(found_here) == (2 if options else 1)
+                pipelines += 1
         if source == folder:
             first = result
             model.save_pretrained(f"{out}-{len(found)}")
@@ -56,6 +57,7 @@ for folder in folders:
             for key in first:
                 torch.testing.assert_close(result[key], first[key], atol=1e-6, rtol=1e-5, msg=f"{folder}: {key}")
     found[folder] = first
+assert pipelines >= 2 * len(folders)
 torch.save(found, out)
 """
 

@@ -478,7 +478,7 @@ def test_a_model_built_on_the_meta_device_is_whole_once_its_weights_are_there(mo
     with torch.device("meta"):
         empty = DenseVLMModel(model.config)
     assert all(tensor.is_meta for tensor in (*empty.parameters(), *empty.buffers()))
-    # No table of ours that a checkpoint would not hold: what is left are transformers' own, which it makes anew.
+    # No table of ours that a checkpoint would not hold: what is left are transformers' own, which it makes itself.
     assert all(
         name.endswith("position_ids") for name in dict(empty.named_buffers()).keys() - empty.state_dict().keys()
     )
@@ -512,6 +512,8 @@ def test_three_steps_give_what_one_pass_gives_however_the_blocks_are_divided(mod
     dense = vision.run(hidden_states, grid, -1, dense_residual="token")
     assert torch.equal(vision.to_map(dense, grid), features.stages[vision.stage_names[-1]])
     assert torch.equal(vision.read(dense, grid), features.dense)
+    with pytest.raises(ValueError, match=rf"`stages` are names of {vision.stage_names[0]}, .*; got stem"):
+        vision(image, stages=["stem"])
     at_once = vision.run(*vision.embed(image))
     assert torch.equal(vision.run(hidden_states, grid, -1), at_once)
     assert torch.equal(at_once, features.last_hidden_state)
@@ -656,6 +658,8 @@ def test_what_the_processor_gives_goes_into_the_model_with_texts_of_different_le
     assert output.image_embeds.shape == (1, model.config.projection_dim)
     full = processor(text=texts, padding="max_length", max_length=32, return_tensors="pt")
     assert_close(output.text_embeds, model(**full).text_embeds, atol=1e-5, rtol=1e-4)
+    hidden_states = model(**inputs, output_hidden_states=True).hidden_states
+    assert [m.shape[1] for m in hidden_states] == model.vision_model.stage_channels
     fields = model(**inputs, return_dict=False)
     assert isinstance(fields, tuple) and torch.equal(fields[0], output.dense_embeds)
 
