@@ -154,6 +154,10 @@ class CLIPResNetVisionModel(ConvTower, PreTrainedModel):
             hidden_states = nn.functional.relu(norm(conv(hidden_states)))
         return nn.functional.avg_pool2d(hidden_states, 2), grid
 
+    def run_stage(self, index, hidden_states, *_):
+        stage = self.stages[index]
+        return stage(self.on_the_graph(hidden_states, stage[0]))
+
     def read(self, hidden_states, grid, pooled=False):
         return self.attnpool(hidden_states, dense=not pooled)
 

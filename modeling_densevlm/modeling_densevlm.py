@@ -346,15 +346,9 @@ class DenseVLMModel(BackboneMixin, DenseVLMPreTrainedModel):
             last_hidden_state=output.last_hidden_state, pooler_output=self.text_projection(output.pooler_output)
         )
 
-    def forward_with_filtered_kwargs(
-        self,
-        pixel_values: Tensor,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        **_: Any,
-    ) -> DenseVLMOutput:
+    def forward_with_filtered_kwargs(self, pixel_values: Tensor, **kwargs: Any) -> DenseVLMOutput:
         """How transformers' segmenters call a backbone, with what they were called with themselves."""
-        return self(pixel_values, output_hidden_states=output_hidden_states, output_attentions=output_attentions)
+        return self(pixel_values, **{name: kwargs.get(name) for name in ("output_hidden_states", "output_attentions")})
 
     @can_return_tuple
     def forward(

@@ -115,6 +115,7 @@ class SiglipTower(TransformerTower):
 
     prefix = 0
     dense_last_block = False
+    has_class_token = False
     projection_bias = None
     pooling_head: type
     patch_embeddings: type

@@ -116,16 +116,13 @@ class TimmConvNextVisionModel(ConvTower, TimmTower):
     def stage_channels(self):
         return list(self.config.dims)
 
-    @property
-    def stages(self):
-        return self.trunk.stages
-
     def embed(self, pixel_values):
         pixel_values, grid = self.whole_cells(pixel_values)
         return self.trunk.stem(pixel_values), grid
 
-    def run_stage(self, stage, hidden_states):
-        hidden_states = stage.downsample(hidden_states)
+    def run_stage(self, index, hidden_states, *_):
+        stage = self.trunk.stages[index]
+        hidden_states = stage.downsample(self.on_the_graph(hidden_states, stage))
         for block in stage.blocks:
             hidden_states = self.run_block(block, hidden_states)
         return hidden_states
@@ -138,7 +135,7 @@ class TimmConvNextVisionModel(ConvTower, TimmTower):
 
     def trainable_blocks(self):
         blocks = []
-        for stage in self.stages:
+        for stage in self.trunk.stages:
             first, *rest = stage.blocks
             # What takes one stage's map to the next one's size goes with the block behind it.
             blocks.append([*stage.downsample.parameters(), *first.parameters()])

@@ -72,10 +72,12 @@ class VisionTower:
     * `projection_bias`: whether the projection into the image-text space has a bias; `None` where the tower's features
       are in that space already.
     * `dense_last_block`: whether the last block has a dense path; else it is the readout alone that is swapped.
+    * `has_class_token`: whether the first token is one of the whole image.
     """
 
     projection_bias: ClassVar[bool | None] = False
     dense_last_block: ClassVar[bool] = False
+    has_class_token: ClassVar[bool] = False
 
     @property
     def stride(self) -> int:
@@ -101,11 +103,6 @@ class VisionTower:
     def stage_strides(self) -> list[int]:
         """Pixels of the image per cell, for each intermediate map."""
         return [self.stride] * len(self.stage_names)
-
-    @property
-    def has_class_token(self) -> bool:
-        """Whether the first token is one of the whole image."""
-        return False
 
     def make_projection(self, dim: int) -> nn.Module:
         """What takes the tower's features into an image-text space of width `dim`."""
@@ -145,6 +142,22 @@ class VisionTower:
                 value path is added to: `"token"`, each location's own (there, no location looks at another, so the
                 tokens before the patches are dropped), or `"cls"`, the class token's.
         """
+        if dense_residual not in (None, "token", "cls") or (dense_residual == "cls" and not self.has_class_token):
+            raise ValueError(
+                "`dense_residual` is 'token', or 'cls' where the last block has a class token; got "
+                f"{dense_residual!r} for a {self.config.model_type}."
+            )
+        if attention_mask is not None and attention_mask.dtype == torch.bool:
+            attention_mask = torch.where(attention_mask, 0.0, torch.finfo(hidden_states.dtype).min)
+            attention_mask = attention_mask.to(hidden_states.dtype)
+        for index in range(*slice(first, last).indices(len(self.stage_names))):
+            hidden_states = self.run_stage(index, hidden_states, grid, attention_mask, dense_residual)
+        return hidden_states
+
+    def run_stage(
+        self, index: int, hidden_states: Tensor, grid: Grid, attention_mask: Tensor | None, dense_residual: str | None
+    ) -> Tensor:
+        """One block or stage of [`~VisionTower.run`]."""
         raise NotImplementedError
 
     def read(self, hidden_states: Tensor, grid: Grid, pooled: bool = False) -> Tensor:
@@ -223,16 +236,6 @@ class VisionTower:
         """A block's pass; a block that cannot be checkpointed by itself is so here."""
         return block(hidden_states, *context, **options)
 
-    def check_residual(self, dense_residual: str | None) -> None:
-        """Raises a `ValueError` for a dense path that the tower does not have."""
-        if dense_residual == "cls" and not (self.dense_last_block and self.has_class_token):
-            raise ValueError(
-                f"A {self.config.model_type} has no last block with a class token as its `dense_residual`: "
-                "use 'token'."
-            )
-        if dense_residual not in (None, "token", "cls"):
-            raise ValueError(f"`dense_residual` is 'token' or 'cls', got {dense_residual!r}.")
-
     def whole_cells(self, pixel_values: Tensor) -> tuple[Tensor, Grid]:
         """The image cut to whole cells, in the tower's dtype, and its grid of cells."""
         if pixel_values.ndim != 4:
@@ -265,27 +268,15 @@ class VisionTower:
 
 
 class ConvTower(VisionTower):
-    r"""
-    Mixin of the convolutional networks: four `stages`, each of which halves the map. Dense features are the readout at
-    every location of the last one's map.
-    """
+    """Mixin of the convolutional networks, of four stages. Dense features are the readout at every location."""
 
     stride = 32
-
-    @property
-    def stage_strides(self):
-        return [4, 8, 16, 32]
-
-    def run_stage(self, stage: nn.Module, hidden_states: Tensor) -> Tensor:
-        return stage(hidden_states)
+    stage_strides = [4, 8, 16, 32]
 
     def run(self, hidden_states, grid, first=0, last=None, attention_mask=None, dense_residual=None):
-        self.check_residual(dense_residual)
         if attention_mask is not None:
             raise ValueError(f"The stages of a {self.config.model_type} have no attention to mask.")
-        for stage in tuple(self.stages)[first:last]:
-            hidden_states = self.run_stage(stage, self.on_the_graph(hidden_states, next(stage.children())))
-        return hidden_states
+        return super().run(hidden_states, grid, first, last, dense_residual=dense_residual)
 
 
 class TransformerTower(VisionTower):
@@ -300,6 +291,7 @@ class TransformerTower(VisionTower):
 
     prefix: int = 1
     dense_last_block: ClassVar[bool] = True
+    has_class_token: ClassVar[bool] = True
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -308,10 +300,6 @@ class TransformerTower(VisionTower):
     @property
     def stage_names(self):
         return [f"block{index}" for index in range(len(self.blocks))]
-
-    @property
-    def has_class_token(self):
-        return self.prefix > 0
 
     def read_tokens(self, hidden_states: Tensor) -> Tensor:
         """The readout of each token by itself, `(batch, tokens, hidden)` of the last block to the same shape."""
@@ -325,22 +313,13 @@ class TransformerTower(VisionTower):
         """The tokens of the image's cells, which are the last, with as many as `prefix` of those before them."""
         return hidden_states[:, hidden_states.shape[1] - grid.height * grid.width - prefix :]
 
-    def run(self, hidden_states, grid, first=0, last=None, attention_mask=None, dense_residual=None):
-        self.check_residual(dense_residual)
-        if attention_mask is not None and attention_mask.dtype == torch.bool:
-            lowest = torch.finfo(hidden_states.dtype).min
-            attention_mask = torch.zeros_like(attention_mask, dtype=hidden_states.dtype).masked_fill(
-                ~attention_mask, lowest
-            )
-        for index in range(*slice(first, last).indices(len(self.blocks))):
-            block = self.blocks[index]
-            hidden_states = self.on_the_graph(hidden_states, block)
-            if dense_residual is None or not self.dense_last_block or index + 1 < len(self.blocks):
-                hidden_states = self.run_block(block, hidden_states, attention_mask, *grid.rotary)
-                continue
-            hidden_states = self.patches(hidden_states, grid, prefix=0 if dense_residual == "token" else self.prefix)
-            hidden_states = self.run_block(block, hidden_states, None, *grid.rotary, dense_residual=dense_residual)
-        return hidden_states
+    def run_stage(self, index, hidden_states, grid, attention_mask, dense_residual):
+        block = self.blocks[index]
+        hidden_states = self.on_the_graph(hidden_states, block)
+        if dense_residual is None or not self.dense_last_block or index + 1 < len(self.blocks):
+            return self.run_block(block, hidden_states, attention_mask, *grid.rotary)
+        hidden_states = self.patches(hidden_states, grid, prefix=0 if dense_residual == "token" else self.prefix)
+        return self.run_block(block, hidden_states, None, *grid.rotary, dense_residual=dense_residual)
 
     def read(self, hidden_states, grid, pooled=False):
         if pooled:

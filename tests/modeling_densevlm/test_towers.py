@@ -564,10 +564,12 @@ def test_heads_run_the_last_blocks_with_tokens_of_their_own_under_a_mask(model, 
 @torch.no_grad()
 def test_the_value_path_is_added_to_each_token_or_to_the_class_token(model, tower):
     image = images(model)
-    with pytest.raises(ValueError, match="`dense_residual` is 'token' or 'cls', got 'mean'"):
+    with pytest.raises(
+        ValueError, match="`dense_residual` is 'token', or 'cls' where the last block has a class token; got 'm"
+    ):
         model.get_dense_features(image, dense_residual="mean")
     if tower not in ("clip_vit", "eva02_clip"):  # one of timm with a class token is in test_timm_clip.py
-        with pytest.raises(ValueError, match="has no last block with a class token as its `dense_residual`"):
+        with pytest.raises(ValueError, match="`dense_residual` is 'token', .*; got 'cls' for a"):
             model.get_dense_features(image, dense_residual="cls")
         return
     for dense_residual in ("token", "cls"):
