@@ -1,6 +1,13 @@
 """The model: dense features of a CLIP in the image-text space, regions, categories."""
 
-from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForZeroShotImageClassification,
+    AutoProcessor,
+)
 
 from .categories import CategorySet
 from .category_embeddings import CategoryEmbeddings
@@ -16,6 +23,7 @@ from .region_pooling import grid_boxes
 AutoConfig.register(DenseVLMConfig.model_type, DenseVLMConfig)
 AutoModel.register(DenseVLMConfig, DenseVLMModel)
 AutoBackbone.register(DenseVLMConfig, DenseVLMModel)
+AutoModelForZeroShotImageClassification.register(DenseVLMConfig, DenseVLMModel)
 AutoImageProcessor.register(DenseVLMConfig, image_processor_classes=dict(BACK_ENDS))
 AutoProcessor.register(DenseVLMConfig, DenseVLMProcessor)
 DenseVLMConfig.register_for_auto_class("AutoConfig")

@@ -41,9 +41,9 @@ class DenseVLMConfig(BackboneConfigMixin, PreTrainedConfig):
         logit_bias_init_value (`float`, *optional*):
             Bias of the logits of a sigmoid loss (SigLIP). `None` (the default) for a model without one.
         initializer_factor (`float`, *optional*, defaults to 1.0):
-            Factor on the standard deviations of freshly drawn weights.
+            Factor on the standard deviations of randomly initialized weights.
         initializer_range (`float`, *optional*, defaults to 0.02):
-            Standard deviation of the freshly drawn weights of a head around the model.
+            Standard deviation of the randomly initialized weights of a head around the model.
         out_features (`list[str]`, *optional*):
             Maps the model gives as a backbone: `"block0"`, `"block1"` ... of a transformer, `"stage0"` to `"stage3"`
             of a CNN, and `"dense"`, the dense map (the default).

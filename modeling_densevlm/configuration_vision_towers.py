@@ -13,7 +13,7 @@ class Eva02CLIPVisionConfig(PreTrainedConfig):
         hidden_size (`int`, *optional*, defaults to 768): width of the tower.
         intermediate_size (`int`, *optional*, defaults to 2048): width inside the SwiGLU MLPs.
         num_hidden_layers (`int`, *optional*, defaults to 12): blocks.
-        num_attention_heads (`int`, *optional*, defaults to 12): heads a block.
+        num_attention_heads (`int`, *optional*, defaults to 12): heads per block.
         num_channels (`int`, *optional*, defaults to 3): of the image.
         image_size (`int`, *optional*, defaults to 224): native side in pixels; other sizes work as well.
         patch_size (`int`, *optional*, defaults to 16): side of a patch in pixels.
@@ -22,7 +22,7 @@ class Eva02CLIPVisionConfig(PreTrainedConfig):
         rope_grid (`int`, *optional*, defaults to 16):
             The grid side on which the rotary positions were pre-trained; the i-th of n cells of an axis is at
             `i / n * rope_grid`.
-        initializer_range (`float`, *optional*, defaults to 0.02): standard deviation of freshly drawn weights.
+        initializer_range (`float`, *optional*, defaults to 0.02): standard deviation of randomly initialized weights.
     """
 
     model_type = "eva02_clip_vision_model"
@@ -51,7 +51,7 @@ class CLIPResNetVisionConfig(PreTrainedConfig):
         num_attention_heads (`int`, *optional*, defaults to 40): heads of the attention pool.
         num_channels (`int`, *optional*, defaults to 3): of the image.
         image_size (`int`, *optional*, defaults to 288): native side in pixels, a multiple of 32; others work as well.
-        initializer_range (`float`, *optional*, defaults to 0.02): standard deviation of freshly drawn weights.
+        initializer_range (`float`, *optional*, defaults to 0.02): standard deviation of randomly initialized weights.
     """
 
     model_type = "clip_resnet_vision_model"
@@ -112,7 +112,7 @@ class TimmViTVisionConfig(PreTrainedConfig):
         architecture (`str`, *optional*, defaults to `"vit_medium_patch16_gap_256"`): timm's name of it.
         hidden_size (`int`, *optional*, defaults to 512): width of the tower.
         num_hidden_layers (`int`, *optional*, defaults to 12): blocks.
-        num_attention_heads (`int`, *optional*, defaults to 8): heads a block.
+        num_attention_heads (`int`, *optional*, defaults to 8): heads per block.
         image_size (`int`, *optional*, defaults to 256): native side in pixels; other sizes work as well.
         patch_size (`int`, *optional*, defaults to 16): side of a patch in pixels.
         pooling (`str`, *optional*, defaults to `"avg"`): `"avg"` of the patches or the class `"token"`.

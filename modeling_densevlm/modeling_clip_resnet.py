@@ -9,7 +9,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.clip.modeling_clip import eager_attention_forward
 
 from .configuration_vision_towers import CLIPResNetVisionConfig
-from .vision_tower import VisionFeatures, VisionTower, resize_positions
+from .vision_tower import ConvTower, resize_positions
 
 
 class CLIPResNetBottleneck(GradientCheckpointingLayer):
@@ -85,12 +85,12 @@ class CLIPResNetAttentionPool(nn.Module):
         return attention(self, query, key, value, None, scaling=self.head_dim**-0.5, dropout=0.0)[0].flatten(1)
 
 
-class CLIPResNetVisionModel(VisionTower, PreTrainedModel):
+class CLIPResNetVisionModel(ConvTower, PreTrainedModel):
     """
     CLIP's ModifiedResNet. Dense features: the attention pool's value path at every location of the last stage's map.
 
     Batch statistics are frozen, in training too: the batches of fine-tuning are too small and too unlike those of the
-    pre-training to estimate them anew. The norms' scale and shift stay trainable.
+    pre-training to estimate them again. The norms' scale and shift stay trainable.
     """
 
     config: CLIPResNetVisionConfig
@@ -102,7 +102,6 @@ class CLIPResNetVisionModel(VisionTower, PreTrainedModel):
     _supports_attention_backend = True
     _input_embed_layer = "conv1"
     projection_bias = True
-    stride = 32
 
     def __init__(self, config: CLIPResNetVisionConfig):
         super().__init__(config)
@@ -149,23 +148,18 @@ class CLIPResNetVisionModel(VisionTower, PreTrainedModel):
     def stage_channels(self):
         return [4 * self.config.stem_size * 2**index for index in range(4)]
 
-    @property
-    def stage_strides(self):
-        return [4, 8, 16, 32]
-
-    def forward(self, pixel_values, dense=True, pooled=False, stages=()):
-        hidden_states, _ = self.whole_cells(pixel_values)
+    def embed(self, pixel_values):
+        hidden_states, grid = self.whole_cells(pixel_values)
         for conv, norm in ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)):
             hidden_states = nn.functional.relu(norm(conv(hidden_states)))
-        hidden_states = self.on_the_graph(nn.functional.avg_pool2d(hidden_states, 2), self.layer1[0])
-        maps = {}
-        for index, stage in enumerate(self.stages):
-            hidden_states = stage(hidden_states)
-            if f"stage{index}" in stages:
-                maps[f"stage{index}"] = hidden_states
-        features = self.attnpool(hidden_states, dense=True) if dense else None
-        image = self.attnpool(hidden_states) if pooled else None
-        return VisionFeatures(features, image, maps)
+        return nn.functional.avg_pool2d(hidden_states, 2), grid
+
+    def run_stage(self, index, hidden_states, *_):
+        stage = self.stages[index]
+        return stage(self.on_the_graph(hidden_states, stage[0]))
+
+    def read(self, hidden_states, grid, pooled=False):
+        return self.attnpool(hidden_states, dense=not pooled)
 
     def trainable_blocks(self):
         return [list(block.parameters()) for stage in self.stages for block in stage]

@@ -35,12 +35,14 @@ class DenseCLIPEncoderLayer(CLIPEncoderLayer):
         super().__init__(config)
         self.self_attn = DenseCLIPAttention(config)
 
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, dense: bool = False, **kwargs):
-        if not dense:
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, dense_residual: str | None = None, **kwargs
+    ):
+        if dense_residual is None:
             return super().forward(hidden_states, attention_mask, **kwargs)
         # Attention is replaced by its value path; residual and MLP stay. No query, key or softmax is computed.
         values, _ = self.self_attn(self.layer_norm1(hidden_states), dense=True)
-        hidden_states = hidden_states + values
+        hidden_states = values + (hidden_states[:, :1] if dense_residual == "cls" else hidden_states)
         return hidden_states + self.mlp(self.layer_norm2(hidden_states))
 
 
@@ -48,6 +50,7 @@ class DenseCLIPVisionModel(TransformerTower, CLIPVisionModel):
     """CLIP's vision transformer. Dense features: the last block's value path, then the final norm."""
 
     _no_split_modules = ["CLIPEncoderLayer", "DenseCLIPEncoderLayer", "DenseCLIPVisionEmbeddings"]
+    _can_record_outputs = {"attentions": CLIPAttention}
 
     def __init__(self, config: CLIPVisionConfig):
         super().__init__(config)
@@ -55,11 +58,12 @@ class DenseCLIPVisionModel(TransformerTower, CLIPVisionModel):
         self.encoder.layers[-1] = DenseCLIPEncoderLayer(config)
         self.post_init()
 
-    def embed(self, pixel_values, size):
-        return self.pre_layrnorm(self.embeddings(pixel_values)), (None,)  # no attention mask
+    def embed(self, pixel_values):
+        pixel_values, grid = self.whole_cells(pixel_values)
+        return self.pre_layrnorm(self.embeddings(pixel_values)), grid
 
-    def read_dense(self, patches):
-        return self.post_layernorm(patches)
+    def read_tokens(self, hidden_states):
+        return self.post_layernorm(hidden_states)
 
     def read_pooled(self, hidden_states):
         return self.post_layernorm(hidden_states[:, 0])

@@ -50,7 +50,12 @@ class DenseVLMOutput(ModelOutput):
             The maps named by `config.out_features`, each of shape `(batch, channels, height, width)`; by default the
             dense map alone. As sequences where `config.reshape_hidden_states` is `False`.
         hidden_states (`tuple[torch.Tensor]`, *optional*):
-            The maps of all blocks (of a CNN: stages), each of shape `(batch, channels, height, width)`.
+            The maps of all blocks (of a CNN: stages), each of shape `(batch, channels, height, width)`; the last
+            block's is that of the dense path. What enters the first block is no map, and is not among them: a vision
+            tower called alone gives `hidden_states` as those of transformers do.
+        attentions (`tuple[torch.Tensor]`, *optional*):
+            Of each block that computes some, `(batch, heads, tokens, tokens)`: the last one only where global features
+            are given, for its dense path has none.
     """
 
     dense_embeds: Tensor | None = None
@@ -61,7 +66,7 @@ class DenseVLMOutput(ModelOutput):
     logits_per_text: Tensor | None = None
     feature_maps: tuple[Tensor, ...] | None = None
     hidden_states: tuple[Tensor, ...] | None = None
-    attentions: None = None  # heads of transformers ask for it; the last block of the dense pass has none
+    attentions: tuple[Tensor, ...] | None = None
 
 
 VISION_TOWERS = {
@@ -75,7 +80,7 @@ VISION_TOWERS = {
 }
 """By the `model_type` of `config.vision_config`. A tower says itself how it gives dense features."""
 
-UNTOLD_BY_FINGERPRINT = {
+CONFIG_FIELDS_NOT_HASHED = {
     "attention_dropout",
     "initializer_factor",
     "initializer_range",
@@ -85,7 +90,10 @@ UNTOLD_BY_FINGERPRINT = {
     "projection_bias",
     "projection_dim",
 }
-"""Of a tower's configuration: what changes no feature, or is seen in the weights."""
+"""Of a tower's configuration: what changes no feature, or shows in the weights."""
+
+AUTO_CLASSES = ("AutoModel", "AutoModelForZeroShotImageClassification")
+"""Of transformers, which load the model by its folder's own code: pipelines take one or the other."""
 
 TEXT_TOWERS = {
     "clip_text_model": CLIPTextTower,
@@ -109,7 +117,7 @@ class DenseVLMPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # The towers draw their own weights; a head around the model has those of transformers.
+        # The towers initialize themselves; a head around the model is initialized as transformers does.
         super()._init_weights(module)
         if isinstance(module, DenseVLMModel):
             projections = [p for p in (module.visual_projection, module.text_projection) if p is not None]
@@ -124,7 +132,7 @@ class DenseVLMPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
         """
         As [`PreTrainedModel.from_pretrained`], strict about the model itself (a head around it may be new). Weights
-        that are missing or of another shape would be drawn at random, and learned ones without a place in it would be
+        that are missing or of another shape would be random, and learned ones without a place in it would be
         left out, so they raise a `ValueError` that names them. The text tower of a CLIP checkpoint is left out where
         the given `config` has none.
         """
@@ -140,7 +148,7 @@ class DenseVLMPreTrainedModel(PreTrainedModel):
             if source is None or Path(source).exists():
                 raise
             raise OSError(
-                f"There is no folder {source}, and it could not be had from the Hub: {str(error).splitlines()[0]} "
+                f"There is no folder {source}, and it is not available from the Hub: {str(error).splitlines()[0]} "
                 "Checkpoints of other layouts are converted first (modeling_densevlm.convert_open_clip)."
             ) from error
         model._refuse_what_is_not_its_own(source, info)
@@ -210,14 +218,25 @@ class DenseVLMModel(BackboneMixin, DenseVLMPreTrainedModel):
         # Not the mixin's: it hooks a recorder of hidden states onto every layer; the maps are tapped without.
         DenseVLMPreTrainedModel.post_init(self)
 
+    def save_pretrained(self, *args, **kwargs):
+        """As [`PreTrainedModel.save_pretrained`]; the folder says for each auto class that this is its model."""
+        if self.is_remote_code():
+            name = f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"
+            # transformers adds the one auto class that it last registered the model for.
+            self.config.auto_map = {
+                **(getattr(self.config, "auto_map", None) or {}),
+                **dict.fromkeys(AUTO_CLASSES, name),
+            }
+        super().save_pretrained(*args, **kwargs)
+
     @property
     def out_feature_strides(self) -> dict[str, int]:
-        """Pixels of the image a cell, for every map the model can give."""
+        """Pixels of the image per cell, for every map the model can give."""
         return dict(zip(self.stage_names, [*self.vision_model.stage_strides, self.vision_model.stride]))
 
     @property
     def strides(self) -> list[int]:
-        """Pixels of the image a cell, for each map of `out_features`."""
+        """Pixels of the image per cell, for each map of `out_features`."""
         return [self.out_feature_strides[name] for name in self.out_features]
 
     @classmethod
@@ -231,15 +250,15 @@ class DenseVLMModel(BackboneMixin, DenseVLMPreTrainedModel):
 
     def fingerprint(self) -> str:
         """
-        A digest of all weights, their names, and what no tensor tells of the towers (the activation, the number of
-        heads ...): models that share it give the same features.
+        A digest of all weights, their names, and what does not show in the weights of the towers (the activation, the
+        number of heads ...): models that share it give the same features.
         """
         digest = hashlib.blake2b(digest_size=16)
-        # Those that every configuration has say nothing of a tower.
-        untold = UNTOLD_BY_FINGERPRINT | PreTrainedConfig().to_dict().keys() - {"model_type"}
+        # Fields that every configuration has say nothing of a tower.
+        not_hashed = CONFIG_FIELDS_NOT_HASHED | PreTrainedConfig().to_dict().keys() - {"model_type"}
         for part in (self.config.vision_config, self.config.text_config):
-            told = {} if part is None else {key: v for key, v in part.to_dict().items() if key not in untold}
-            digest.update(json.dumps(told, sort_keys=True, default=str).encode())
+            hashed = {} if part is None else {key: v for key, v in part.to_dict().items() if key not in not_hashed}
+            digest.update(json.dumps(hashed, sort_keys=True, default=str).encode())
         for name, tensor in sorted(self.state_dict().items()):
             # As bytes: bfloat16 has no counterpart in numpy.
             digest.update(
@@ -251,22 +270,30 @@ class DenseVLMModel(BackboneMixin, DenseVLMPreTrainedModel):
         """The layer that reads the image's patches, the first of the vision tower."""
         return self.vision_model.get_input_embeddings()
 
-    def _project(self, dense: Tensor) -> Tensor:
-        """Hidden `(batch, height, width, hidden)` to the unit-norm map `(batch, dim, height, width)`."""
+    def project_dense(self, dense: Tensor, normalize: bool = True) -> Tensor:
+        """A tower's dense map `(batch, height, width, hidden)` to the model's, `(batch, dim, height, width)`."""
         # As `(batch, locations, hidden)`: quantised layers and adapters take no more.
-        embeds = nn.functional.normalize(self.visual_projection(dense.flatten(1, 2)), dim=-1)
+        embeds = self.visual_projection(dense.flatten(1, 2))
+        embeds = nn.functional.normalize(embeds, dim=-1) if normalize else embeds
         return embeds.unflatten(1, dense.shape[1:3]).permute(0, 3, 1, 2)
 
-    def get_dense_features(self, pixel_values: Tensor) -> Tensor:
+    def get_dense_features(
+        self, pixel_values: Tensor, normalize: bool = True, dense_residual: str = "token"
+    ) -> Tensor:
         r"""
         Args:
             pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`):
                 Normalised images of any size. Sides that are no multiple of the patch are floored, with a warning.
+            normalize (`bool`, *optional*, defaults to `True`): whether to scale each location to unit norm.
+            dense_residual (`str`, *optional*, defaults to `"token"`):
+                What the value path of a vision transformer's last block is added to: each location's own token, as in
+                CLIPSelf and DenseVLM, or the class token (`"cls"`), as in CAT-Seg.
 
         Returns:
             `torch.Tensor` of shape `(batch, dim, height / patch, width / patch)`, unit norm over `dim`.
         """
-        return self._project(self.vision_model(pixel_values).dense)
+        features = self.vision_model(pixel_values, pooled=False, dense_residual=dense_residual)
+        return self.project_dense(features.dense, normalize)
 
     def get_region_features(
         self,
@@ -289,6 +316,7 @@ class DenseVLMModel(BackboneMixin, DenseVLMPreTrainedModel):
         """
         return _pool_regions(self.get_dense_features(pixel_values), boxes, masks)
 
+    @can_return_tuple
     def get_image_features(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
         r"""
         The global image feature of the unmodified path, as [`CLIPModel`] gives it.
@@ -296,14 +324,17 @@ class DenseVLMModel(BackboneMixin, DenseVLMPreTrainedModel):
         Returns:
             [`BaseModelOutputWithPooling`] whose `pooler_output` has shape `(batch, dim)`, not normalised.
         """
-        pooled = self.vision_model(pixel_values, dense=False, pooled=True).pooled
-        return BaseModelOutputWithPooling(pooler_output=self.visual_projection(pooled))
+        features = self.vision_model(pixel_values, dense=False)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=features.last_hidden_state, pooler_output=self.visual_projection(features.pooler_output)
+        )
 
+    @can_return_tuple
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> BaseModelOutputWithPooling:
         r"""
         The feature of a text. CLIP's is taken as [`CLIPModel`] does, at the first `eos_token_id` of the configuration
         (at the largest token id where that is the historic 2); SigLIP's at the last of a text padded to full length
-        (`attention_mask` is then not used, as in its training).
+        (`attention_mask` is then not used, as in its training; shorter texts are padded here).
 
         Returns:
             [`BaseModelOutputWithPooling`] whose `pooler_output` has shape `(batch, dim)`, not normalised.
@@ -315,11 +346,9 @@ class DenseVLMModel(BackboneMixin, DenseVLMPreTrainedModel):
             last_hidden_state=output.last_hidden_state, pooler_output=self.text_projection(output.pooler_output)
         )
 
-    def forward_with_filtered_kwargs(
-        self, pixel_values: Tensor, output_hidden_states: bool | None = None, **_: Any
-    ) -> DenseVLMOutput:
-        """How transformers' segmenters call a backbone; attentions are not kept."""
-        return self(pixel_values, output_hidden_states=output_hidden_states)
+    def forward_with_filtered_kwargs(self, pixel_values: Tensor, **kwargs: Any) -> DenseVLMOutput:
+        """How transformers' segmenters call a backbone, with what they were called with themselves."""
+        return self(pixel_values, **{name: kwargs.get(name) for name in ("output_hidden_states", "output_attentions")})
 
     @can_return_tuple
     def forward(
@@ -333,6 +362,7 @@ class DenseVLMModel(BackboneMixin, DenseVLMPreTrainedModel):
         content_extent: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         **kwargs: Any,
     ) -> DenseVLMOutput:
         r"""
@@ -351,6 +381,9 @@ class DenseVLMModel(BackboneMixin, DenseVLMPreTrainedModel):
                 Given by some tokenizers; the text towers have no token types.
             output_hidden_states (`bool`, *optional*):
                 Whether to give the maps of all blocks (or stages); `config.output_hidden_states` by default.
+            output_attentions (`bool`, *optional*):
+                Whether to give the attentions of the blocks; `config.output_attentions` by default. With eager
+                attention, and towers whose blocks give them: not the CNNs, not those of timm.
             return_dict (`bool`, *optional*, defaults to `True`): a tuple of what there is if `False`.
             kwargs: what transformers and wrappers around its models pass to all of them, if it asks for nothing
                 (`None` or `False`).
@@ -358,9 +391,9 @@ class DenseVLMModel(BackboneMixin, DenseVLMPreTrainedModel):
         Returns:
             [`DenseVLMOutput`]
         """
-        asked = sorted(name for name, value in kwargs.items() if value is not None and value is not False)
-        if asked:
-            raise TypeError(f"DenseVLMModel has no {', '.join(asked)} to take or give.")
+        unknown = sorted(name for name, value in kwargs.items() if value is not None and value is not False)
+        if unknown:
+            raise TypeError(f"DenseVLMModel has no {', '.join(unknown)} to take or give.")
         if pixel_values is None:
             if input_ids is None:
                 raise ValueError("Give `pixel_values`, `input_ids` or both.")
@@ -369,17 +402,21 @@ class DenseVLMModel(BackboneMixin, DenseVLMPreTrainedModel):
             return DenseVLMOutput(text_embeds=self.get_text_features(input_ids, attention_mask).pooler_output)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
         blocks = self.stage_names[:-1] if output_hidden_states else ()
+        stages = {*self.out_features, *blocks} - {DENSE_STAGE}
         pooled = return_image_embeds or input_ids is not None
-        features = self.vision_model(pixel_values, pooled=pooled, stages={*self.out_features, *blocks})
-        dense_embeds = self._project(features.dense)
-        maps = {**features.stages, DENSE_STAGE: dense_embeds}
+        features = self.vision_model(pixel_values, pooled=pooled, stages=stages, output_attentions=output_attentions)
+        dense_embeds = self.project_dense(features.dense)
+        maps = {**(features.stages or {}), DENSE_STAGE: dense_embeds}
         output = DenseVLMOutput(
             dense_embeds=dense_embeds,
             region_embeds=None if boxes is None and masks is None else _pool_regions(dense_embeds, boxes, masks),
-            image_embeds=self.visual_projection(features.pooled) if pooled else None,
+            image_embeds=self.visual_projection(features.pooler_output) if pooled else None,
             feature_maps=tuple(self._for_head(maps[name]) for name in self.out_features),
             hidden_states=tuple(maps[name] for name in blocks) if output_hidden_states else None,
+            attentions=features.attentions,
         )
         if input_ids is not None:
             output.text_embeds = self.get_text_features(input_ids, attention_mask).pooler_output
@@ -414,13 +451,13 @@ def _pool_regions(dense_embeds: Tensor, boxes: Sequence[Tensor] | None, masks: S
 
 
 def _follows(key: str) -> bool:
-    """Whether a tensor follows from the configuration and is computed anew, whatever once kept it with the weights."""
+    """Whether a tensor follows from the configuration, so that it is computed wherever it was kept."""
     return re.search(r"(^|[._])(position_ids|freqs_cos|freqs_sin|inv_freq|attn_mask)$", key) is not None
 
 
-def _shorten(keys: Sequence[str], most: int = 8) -> str:
-    shown = ", ".join(keys[:most]) or "nothing"
-    return shown + (f" and {len(keys) - most} more" if len(keys) > most else "")
+def _shorten(keys: Sequence[str], max_shown: int = 8) -> str:
+    shown = ", ".join(keys[:max_shown]) or "nothing"
+    return shown + (f" and {len(keys) - max_shown} more" if len(keys) > max_shown else "")
 
 
 __all__ = ["DenseVLMModel", "DenseVLMOutput", "DenseVLMPreTrainedModel"]

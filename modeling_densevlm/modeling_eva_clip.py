@@ -21,7 +21,7 @@ def rotary_tables(
 
     Args:
         size (`tuple[int, int]`): height and width in patches.
-        head_dim (`int`): channels a head.
+        head_dim (`int`): channels per head.
         grid (`int`): the n cells of an axis are spread over this many positions of the pre-training.
         theta (`float`): base of the frequencies.
 
@@ -41,16 +41,17 @@ def rotary_tables(
 
 def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """
-    Turns pairs of neighbouring channels of the patch tokens; the class token in front has no place and stays.
+    Turns pairs of neighbouring channels of the patch tokens; those in front (the class token) have no place and stay.
 
     Args:
-        states (`Tensor` of shape `(batch, heads, 1 + patches, head_dim)`): queries or keys.
+        states (`Tensor` of shape `(batch, heads, prefix + patches, head_dim)`): queries or keys.
         cos, sin (`Tensor` of shape `(patches, head_dim)`): of [`rotary_tables`].
     """
-    class_token, patches = states[:, :, :1], states[:, :, 1:].to(torch.promote_types(states.dtype, torch.float32))
+    prefix = states.shape[2] - cos.shape[0]
+    patches = states[:, :, prefix:].to(torch.promote_types(states.dtype, torch.float32))
     even, odd = patches[..., 0::2], patches[..., 1::2]
     turned = torch.stack([-odd, even], dim=-1).flatten(-2)
-    return torch.cat([class_token, (patches * cos + turned * sin).to(states.dtype)], dim=2)
+    return torch.cat([states[:, :, :prefix], (patches * cos + turned * sin).to(states.dtype)], dim=2)
 
 
 class Eva02CLIPVisionEmbeddings(nn.Module):
@@ -91,10 +92,12 @@ class Eva02CLIPAttention(nn.Module):
         self.inner_norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
         self.out_proj = nn.Linear(dim, dim)
 
-    def forward(self, hidden_states: Tensor, cos: Tensor, sin: Tensor, dense: bool = False) -> Tensor:
+    def forward(
+        self, hidden_states: Tensor, mask: Tensor | None, cos: Tensor, sin: Tensor, dense: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """In dense mode what a token would read if it looked at itself alone."""
         if dense:
-            return self.out_proj(self.inner_norm(self.v_proj(hidden_states)))
+            return self.out_proj(self.inner_norm(self.v_proj(hidden_states))), None
         query, key, value = (
             projection(hidden_states)
             .unflatten(-1, (self.num_heads, self.head_dim))
@@ -103,8 +106,8 @@ class Eva02CLIPAttention(nn.Module):
         )
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
-        merged = attention(self, query, key, value, None, scaling=self.head_dim**-0.5, dropout=0.0)[0]
-        return self.out_proj(self.inner_norm(merged.flatten(2)))
+        merged, weights = attention(self, query, key, value, mask, scaling=self.head_dim**-0.5, dropout=0.0)
+        return self.out_proj(self.inner_norm(merged.flatten(2))), weights
 
 
 class Eva02CLIPMLP(nn.Module):
@@ -132,8 +135,10 @@ class Eva02CLIPEncoderLayer(GradientCheckpointingLayer):
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = Eva02CLIPMLP(config)
 
-    def forward(self, hidden_states: Tensor, cos: Tensor, sin: Tensor, dense: bool = False) -> Tensor:
-        hidden_states = hidden_states + self.self_attn(self.layer_norm1(hidden_states), cos, sin, dense)
+    def forward(self, hidden_states: Tensor, *context: Tensor | None, dense_residual: str | None = None) -> Tensor:
+        """`context` is the attention mask and the rotary tables."""
+        values, _ = self.self_attn(self.layer_norm1(hidden_states), *context, dense=dense_residual is not None)
+        hidden_states = values + (hidden_states[:, :1] if dense_residual == "cls" else hidden_states)
         return hidden_states + self.mlp(self.layer_norm2(hidden_states))
 
 
@@ -155,6 +160,7 @@ class Eva02CLIPVisionModel(TransformerTower, PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    _can_record_outputs = {"attentions": Eva02CLIPAttention}
     _input_embed_layer = "patch_embedding"
     projection_bias = True
 
@@ -171,15 +177,16 @@ class Eva02CLIPVisionModel(TransformerTower, PreTrainedModel):
         if isinstance(module, Eva02CLIPVisionEmbeddings):
             init.normal_(module.class_embedding, std=self.config.initializer_range)
 
-    def embed(self, pixel_values, size):
-        hidden_states = self.embeddings(pixel_values)
-        # Computed anew for each pass, a few kilobytes: nothing that could go stale at another size or dtype.
-        head_dim = self.config.hidden_size // self.config.num_attention_heads
-        tables = rotary_tables(size, head_dim, self.config.rope_grid, self.config.rope_theta, hidden_states.device)
-        return hidden_states, tables
+    def embed(self, pixel_values):
+        pixel_values, grid = self.whole_cells(pixel_values)
+        hidden_states, config = self.embeddings(pixel_values), self.config
+        # Computed for each pass, a few kilobytes: nothing that could go stale at another size or dtype.
+        head_dim, device = config.hidden_size // config.num_attention_heads, hidden_states.device
+        tables = rotary_tables((grid.height, grid.width), head_dim, config.rope_grid, config.rope_theta, device)
+        return hidden_states, grid._replace(rotary=tables)
 
-    def read_dense(self, patches):
-        return self.post_layernorm(patches)
+    def read_tokens(self, hidden_states):
+        return self.post_layernorm(hidden_states)
 
     def read_pooled(self, hidden_states):
         return self.post_layernorm(hidden_states[:, 0])

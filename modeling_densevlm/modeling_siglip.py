@@ -4,8 +4,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import Siglip2VisionConfig, Siglip2VisionModel, SiglipVisionConfig, SiglipVisionModel
-from transformers.models.siglip.modeling_siglip import SiglipMultiheadAttentionPoolingHead, SiglipVisionEmbeddings
-from transformers.models.siglip2.modeling_siglip2 import Siglip2MultiheadAttentionPoolingHead, Siglip2VisionEmbeddings
+from transformers.models.siglip.modeling_siglip import (
+    SiglipAttention,
+    SiglipMultiheadAttentionPoolingHead,
+    SiglipVisionEmbeddings,
+)
+from transformers.models.siglip2.modeling_siglip2 import (
+    Siglip2Attention,
+    Siglip2MultiheadAttentionPoolingHead,
+    Siglip2VisionEmbeddings,
+)
 
 from .vision_tower import TransformerTower, resize_positions
 
@@ -62,7 +70,7 @@ class PoolingAttention(nn.MultiheadAttention):
         query, key, value = (
             states.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for states in (query, key, value)
         )  # (batch, heads, tokens, head_dim)
-        # One query an image: nothing that a fused kernel would save.
+        # One query per image: nothing that a fused kernel would save.
         attention = (query * self.head_dim**-0.5 @ key.transpose(-1, -2)).softmax(dim=-1)
         return self.out_proj((attention @ value).transpose(1, 2).flatten(2)), None
 
@@ -107,6 +115,7 @@ class SiglipTower(TransformerTower):
 
     prefix = 0
     dense_last_block = False
+    has_class_token = False
     projection_bias = None
     pooling_head: type
     patch_embeddings: type
@@ -119,11 +128,12 @@ class SiglipTower(TransformerTower):
         self.head = self.pooling_head(config)
         self.post_init()
 
-    def embed(self, pixel_values, size):
-        return self.embeddings(pixel_values), (None,)  # no attention mask
+    def embed(self, pixel_values):
+        pixel_values, grid = self.whole_cells(pixel_values)
+        return self.embeddings(pixel_values), grid
 
-    def read_dense(self, patches):
-        return self.head(self.post_layernorm(patches), dense=True)
+    def read_tokens(self, hidden_states):
+        return self.head(self.post_layernorm(hidden_states), dense=True)
 
     def read_pooled(self, hidden_states):
         return self.head(self.post_layernorm(hidden_states))
@@ -133,6 +143,7 @@ class DenseSiglipVisionModel(SiglipTower, SiglipVisionModel):
     __doc__ = f"""SigLIP's vision tower, and that of SigLIP 2 at a fixed resolution. {SiglipTower.__doc__}"""
 
     _no_split_modules = ["DenseSiglipVisionEmbeddings", "SiglipEncoderLayer", "DenseSiglipPoolingHead"]
+    _can_record_outputs = {"attentions": SiglipAttention}
     pooling_head = DenseSiglipPoolingHead
     patch_embeddings = DenseSiglipVisionEmbeddings
 
@@ -141,6 +152,7 @@ class DenseSiglip2VisionModel(SiglipTower, Siglip2VisionModel):
     __doc__ = f"""The vision tower of SigLIP 2 at any aspect (NaFlex). {SiglipTower.__doc__}"""
 
     _no_split_modules = ["DenseSiglip2VisionEmbeddings", "Siglip2EncoderLayer", "DenseSiglip2PoolingHead"]
+    _can_record_outputs = {"attentions": Siglip2Attention}
     pooling_head = DenseSiglip2PoolingHead
     patch_embeddings = DenseSiglip2VisionEmbeddings
 

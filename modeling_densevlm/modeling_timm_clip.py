@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .configuration_vision_towers import TimmConvNextVisionConfig, TimmViTVisionConfig
-from .vision_tower import TransformerTower, VisionFeatures, VisionTower, resize_positions
+from .vision_tower import ConvTower, TransformerTower, VisionTower, resize_positions
 
 
 try:
@@ -21,7 +21,7 @@ except ImportError:
 
 
 def create_trunk(architecture: str, **arguments: Any) -> nn.Module:
-    """The network without a classifier, freshly drawn by timm; nothing is downloaded."""
+    """The network without a classifier, randomly initialized by timm; nothing is downloaded."""
     if timm is None:
         raise ImportError(f"The vision tower {architecture} is built by timm: `pip install timm`.")
     return timm.create_model(architecture, pretrained=False, num_classes=0, **arguments)
@@ -54,7 +54,7 @@ class MLPProjection(nn.Module):
 
 
 class TimmTower(VisionTower, PreTrainedModel):
-    """What the towers share: the trunk draws its own weights, and checkpoints block by block; a head of two layers."""
+    """What the towers share: timm initializes the trunk, which checkpoints block by block; a head of two layers."""
 
     main_input_name = "pixel_values"
     input_modalities = ("image",)
@@ -63,7 +63,7 @@ class TimmTower(VisionTower, PreTrainedModel):
     _supports_sdpa = True
 
     def _init_weights(self, module: nn.Module) -> None:
-        """timm has drawn them; whatever of them a checkpoint lacks is an error of loading."""
+        """timm has initialized them; what is missing in a checkpoint is an error of loading."""
 
     @property
     def projection_bias(self):
@@ -76,10 +76,10 @@ class TimmTower(VisionTower, PreTrainedModel):
             return MLPProjection(self.hidden_size, dim, bias=self.projection_bias)
         return super().make_projection(dim)
 
-    def run_block(self, block: nn.Module, hidden_states: Tensor, **options: Any) -> Tensor:
+    def run_block(self, block: nn.Module, hidden_states: Tensor, *context: Any, **options: Any) -> Tensor:
         if self.gradient_checkpointing and self.training:
-            return self._gradient_checkpointing_func(partial(block, **options), hidden_states)
-        return block(hidden_states, **options)
+            return self._gradient_checkpointing_func(partial(block, **options), hidden_states, *context)
+        return block(hidden_states, *context, **options)
 
 
 class LocationMlp(Mlp):
@@ -89,7 +89,7 @@ class LocationMlp(Mlp):
         return super().forward(x.flatten(1, 2)).unflatten(1, x.shape[1:3])
 
 
-class TimmConvNextVisionModel(TimmTower):
+class TimmConvNextVisionModel(ConvTower, TimmTower):
     """
     A CLIP ConvNeXt. Dense features: the head's norm at every location of the last stage's map. The global feature is
     the norm of the map's mean, which is another thing than the mean of the norms.
@@ -97,7 +97,6 @@ class TimmConvNextVisionModel(TimmTower):
 
     config: TimmConvNextVisionConfig
     _no_split_modules = ["ConvNeXtBlock"]
-    stride = 32
 
     def __init__(self, config: TimmConvNextVisionConfig):
         super().__init__(config)
@@ -117,25 +116,22 @@ class TimmConvNextVisionModel(TimmTower):
     def stage_channels(self):
         return list(self.config.dims)
 
-    @property
-    def stage_strides(self):
-        return [4, 8, 16, 32]
+    def embed(self, pixel_values):
+        pixel_values, grid = self.whole_cells(pixel_values)
+        return self.trunk.stem(pixel_values), grid
 
-    def forward(self, pixel_values, dense=True, pooled=False, stages=()):
-        pixel_values, _ = self.whole_cells(pixel_values)
-        hidden_states = self.on_the_graph(self.trunk.stem(pixel_values), self.trunk.stages[0].blocks[0])
-        maps = {}
-        for index, stage in enumerate(self.trunk.stages):
-            hidden_states = stage.downsample(hidden_states)
-            for block in stage.blocks:
-                hidden_states = self.run_block(block, hidden_states)
-            if f"stage{index}" in stages:
-                maps[f"stage{index}"] = hidden_states
-        hidden_states = self.trunk.norm_pre(hidden_states)
+    def run_stage(self, index, hidden_states, *_):
+        stage = self.trunk.stages[index]
+        hidden_states = stage.downsample(self.on_the_graph(hidden_states, stage))
+        for block in stage.blocks:
+            hidden_states = self.run_block(block, hidden_states)
+        return hidden_states
+
+    def read(self, hidden_states, grid, pooled=False):
         norm = self.trunk.head.norm
-        features = norm(hidden_states).permute(0, 2, 3, 1) if dense else None
-        image = norm(hidden_states.mean((2, 3), keepdim=True)).flatten(1) if pooled else None
-        return VisionFeatures(features, image, maps)
+        if pooled:
+            return norm(hidden_states.mean((2, 3), keepdim=True)).flatten(1)
+        return norm(hidden_states).permute(0, 2, 3, 1)
 
     def trainable_blocks(self):
         blocks = []
@@ -160,10 +156,10 @@ class DenseTimmAttention(Attention):
 class DenseTimmBlock(Block):
     """timm's transformer block with a second way through it, in which no location looks at another."""
 
-    def forward(self, x: Tensor, dense: bool = False, **kwargs: Any) -> Tensor:
-        if not dense:
-            return super().forward(x, **kwargs)
-        x = x + self.ls1(self.attn(self.norm1(x), dense=True))
+    def forward(self, x: Tensor, *args: Any, dense_residual: str | None = None, **kwargs: Any) -> Tensor:
+        if dense_residual is None:
+            return super().forward(x, *args, **kwargs)
+        x = (x[:, :1] if dense_residual == "cls" else x) + self.ls1(self.attn(self.norm1(x), dense=True))
         return x + self.ls2(self.mlp(self.norm2(x)))
 
 
@@ -226,18 +222,23 @@ class TimmViTVisionModel(TransformerTower, TimmTower):
         return self.trunk.num_prefix_tokens
 
     @property
+    def has_class_token(self):
+        return self.trunk.cls_token is not None
+
+    @property
     def blocks(self):
         return self.trunk.blocks
 
-    def embed(self, pixel_values, size):
+    def embed(self, pixel_values):
+        pixel_values, grid = self.whole_cells(pixel_values)
         fused = self.config._attn_implementation != "eager"
         if self.blocks[0].attn.fused_attn != fused:  # it can be changed at any time
             for block in self.blocks:
                 block.attn.fused_attn = fused
-        return self.trunk(pixel_values, size), ()
+        return self.trunk(pixel_values, (grid.height, grid.width)), grid
 
-    def read_dense(self, patches):
-        return self.trunk.fc_norm(self.trunk.norm(patches))
+    def read_tokens(self, hidden_states):
+        return self.trunk.fc_norm(self.trunk.norm(hidden_states))
 
     def read_pooled(self, hidden_states):
         hidden_states = self.trunk.norm(hidden_states)

@@ -1,5 +1,5 @@
 """
-From a dense map to one vector a region.
+From a dense map to one vector per region.
 
 RoIAlign with a 1 x 1 output (`aligned=True`, adaptive sampling) averages bilinear samples on a regular lattice inside
 the box. Bilinear interpolation is separable and so is the lattice, hence the average is a *product* of one row of
@@ -20,7 +20,7 @@ from torch.nn.functional import pad
 LARGEST_BOX = 8
 """Boxes may reach outside the map, but one that spans several maps is given in pixels by mistake."""
 
-SAMPLES_A_CELL = 4
+SAMPLES_PER_CELL = 4
 """
 Sampling points that are looked at for each cell. A cell is reached from two cells' length, in which at most three lie:
 n of them are more than (n - 1) / n cells apart. Before them comes one that may lie just on the edge.
@@ -57,7 +57,7 @@ def axis_weights(start: Tensor, end: Tensor, cells: int) -> Tensor:
     """
     start, end = start - 0.5, end - 0.5  # aligned=True: the centre of cell i is at coordinate i
     extent = end - start
-    count = extent.ceil().clamp(min=0)  # adaptive: one sample a cell of extent
+    count = extent.ceil().clamp(min=0)  # adaptive: one sample per cell of extent
     _check_extent((count <= LARGEST_BOX * cells).all(), count, cells)  # False for NaN, too
     count = count[:, None, None]  # (boxes, 1, 1)
     step = torch.where(count > 0, extent[:, None, None] / count.clamp(min=1), 1)
@@ -65,7 +65,7 @@ def axis_weights(start: Tensor, end: Tensor, cells: int) -> Tensor:
     cell = torch.arange(cells, device=start.device, dtype=start.dtype)[:, None]  # (cells, 1)
     # Of a box's samples, those that can reach a cell: from the last one that lies a cell or more before it.
     before = ((cell - 1 - (start + 0.5 * step)) / step).floor().clamp(min=0)
-    index = before + torch.arange(SAMPLES_A_CELL, device=start.device, dtype=start.dtype)  # (boxes, cells, samples)
+    index = before + torch.arange(SAMPLES_PER_CELL, device=start.device, dtype=start.dtype)  # (boxes, cells, samples)
     position = start + (index + 0.5) * step
     # Samples further than one cell outside count as zeros; nearer ones take the border's value.
     counted = (index < count) & (position >= -1) & (position <= cells)
@@ -114,11 +114,11 @@ def _pool(feature_map: Tensor, weights: Sequence[Tensor]) -> Tensor:
     return torch.cat([rows[: w.shape[0]] for rows, w in zip(pooled, weights)]).to(feature_map.dtype)
 
 
-# Its shapes depend on the boxes: compiled, it would be compiled anew for every grid.
+# Its shapes depend on the boxes: compiled, it would be compiled again for every grid.
 @torch.compiler.disable
 def pool_boxes(feature_map: Tensor, boxes: Sequence[Tensor]) -> Tensor:
     """
-    RoIAlign to one vector a box: `torchvision.ops.roi_align(map, boxes * (width, height), output_size=1,
+    RoIAlign to one vector per box: `torchvision.ops.roi_align(map, boxes * (width, height), output_size=1,
     sampling_ratio=-1, aligned=True)`.
 
     Args:

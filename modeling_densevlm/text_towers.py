@@ -7,6 +7,10 @@ from transformers import CLIPTextConfig, CLIPTextModel, Siglip2TextModel, Siglip
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 
+GEMMA_VOCABULARY = 256000
+"""Tokens of the tokenizer of SigLIP 2."""
+
+
 class TextTower:
     r"""
     Mixin of all text towers, which are those of transformers: the `pooler_output` of a pass is `(batch, hidden)`,
@@ -38,19 +42,30 @@ class CLIPTextTower(TextTower, CLIPTextModel):
 
 
 class SiglipTextTowerMixin(TextTower):
-    """Reads the last token of a text padded to full length; its head ends in the image-text space."""
+    """
+    Reads the last token of a text padded to full length; its head ends in the image-text space. Shorter texts, as
+    pipelines of transformers give them, are padded here.
+    """
 
     padding = "max_length"
+
+    @property
+    def pad_token_id(self) -> int | None:
+        """What its texts are padded with: Gemma's vocabulary has 0, which configurations of SigLIP 2 do not say."""
+        return 0 if self.config.vocab_size == GEMMA_VOCABULARY else self.config.pad_token_id
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
-        longest = self.config.max_position_embeddings
-        if input_ids.shape[-1] != longest:
-            raise ValueError(
-                f"SigLIP reads texts padded to {longest} tokens, got {input_ids.shape[-1]}: "
-                'tokenize with `padding="max_length"`.'
-            )
+        missing, pad = self.config.max_position_embeddings - input_ids.shape[-1], self.pad_token_id
+        if missing:
+            padded_with = () if attention_mask is None else input_ids[attention_mask == 0].unique().tolist()
+            if missing < 0 or pad is None or any(token != pad for token in padded_with):
+                raise ValueError(
+                    f"SigLIP reads texts padded to {self.config.max_position_embeddings} tokens with token {pad}, got "
+                    f'{input_ids.shape[-1]} tokens, padded with {padded_with}: tokenize with `padding="max_length"`.'
+                )
+            input_ids = nn.functional.pad(input_ids, (0, missing), value=pad)
         return super().forward(input_ids=input_ids, **kwargs)
 
     def make_projection(self, dim):

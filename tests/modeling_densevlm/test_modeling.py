@@ -227,8 +227,8 @@ def test_what_wrappers_and_tasks_of_transformers_pass_is_taken(student, model, p
     assert [tuple(m.shape) for m in output.hidden_states] == [(2, 32, 8, 8)] * 3
     tapped = DenseVLMModel.from_pretrained(student, out_indices=[0, 1, 2])
     assert all(map(torch.equal, output.hidden_states, tapped(pixel_values).feature_maps))
-    with pytest.raises(TypeError, match="DenseVLMModel has no output_attentions, threshold to take or give"):
-        model(pixel_values, output_attentions=True, threshold=0.5)
+    with pytest.raises(TypeError, match="DenseVLMModel has no labels, threshold to take or give"):
+        model(pixel_values, labels=[1], threshold=0.5)
     processor = DenseVLMImageProcessor.from_pretrained(student)
     extract = pipeline("image-feature-extraction", model=model, image_processor=processor, device="cpu")
     dense = model.get_dense_features(torch.as_tensor(processor(picture(90, 60), return_tensors="pt")["pixel_values"]))
@@ -344,18 +344,19 @@ class Head(DenseVLMPreTrainedModel):
     def __init__(self, config):
         super().__init__(config)
         self.densevlm = DenseVLMModel(config)
-        self.conv, self.deconv = nn.Conv2d(24, 8, 3), nn.ConvTranspose2d(8, 8, 2, 2)
+        self.conv, self.deconv = nn.Conv2d(config.projection_dim, 8, 3), nn.ConvTranspose2d(8, 8, 2, 2)
         self.layer_norm, self.group_norm, self.batch_norm = nn.LayerNorm(8), nn.GroupNorm(2, 8), nn.BatchNorm2d(8)
         self.linear, self.embedding = nn.Linear(8, 5), nn.Embedding(4, 8)
         self.post_init()
 
 
 @torch.no_grad()
-def test_a_new_head_over_a_saved_model_is_drawn_and_the_model_in_it_is_loaded(student, tmp_path):
-    model = DenseVLMModel.from_pretrained(student)
+def test_a_new_head_over_a_saved_model_is_initialized_and_the_model_in_it_is_loaded(tower, folder_of, tmp_path):
+    folder = folder_of(tower, 0)
+    model = DenseVLMModel.from_pretrained(folder)
     junk = [torch.full((4096,), float("nan")) for _ in range(300)]  # what memory may hold
     del junk
-    head = Head.from_pretrained(student)
+    head = Head.from_pretrained(folder)
     for name, tensor in model.state_dict().items():
         assert torch.equal(head.densevlm.state_dict()[name], tensor), name
     for name, tensor in head.state_dict().items():
@@ -368,11 +369,11 @@ def test_a_new_head_over_a_saved_model_is_drawn_and_the_model_in_it_is_loaded(st
     head.save_pretrained(tmp_path)
     again = Head.from_pretrained(tmp_path)
     assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in head.state_dict().items())
-    # What the head's own parts lack is drawn, what the model in it lacks is not.
+    # What is missing of the head is initialized, what is missing of the model in it is not.
     weights = load_file(tmp_path / "model.safetensors")
-    del weights["densevlm.visual_projection.weight"], weights["linear.weight"]
+    del weights["densevlm.logit_scale"], weights["linear.weight"]
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=r"Missing: densevlm\.visual_projection\.weight\. Of another shape: nothing"):
+    with pytest.raises(ValueError, match=r"Missing: densevlm\.logit_scale\. Of another shape: nothing"):
         Head.from_pretrained(tmp_path)
 
 
@@ -392,7 +393,7 @@ def test_a_tower_of_timm_says_what_to_install_where_timm_is_missing(model_type, 
 
 def test_a_folder_that_is_not_there_is_said_with_the_remedy():
     with pytest.raises(
-        OSError, match="There is no folder weights/eva02, and it could not be had from the Hub.*convert"
+        OSError, match="There is no folder weights/eva02, and it is not available from the Hub.*convert"
     ):
         DenseVLMModel.from_pretrained("weights/eva02")
     with pytest.raises(OSError, match=r"test_modeling\.py is a file and no folder. A checkpoint is converted first"):
@@ -408,7 +409,7 @@ def test_a_truncated_checkpoint_is_refused(student, tmp_path):
         DenseVLMModel.from_pretrained(tmp_path)
 
 
-def test_fresh_weights_are_drawn_with_a_width_dependent_spread(model):
+def test_new_weights_are_initialized_with_a_width_dependent_spread(model):
     torch.manual_seed(0)
     fresh = DenseVLMModel(model.config)
     assert fresh.visual_projection.weight.std().item() == pytest.approx(32**-0.5, rel=0.15)

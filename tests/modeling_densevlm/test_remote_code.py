@@ -23,9 +23,9 @@ import sys
 sys.modules["modeling_densevlm"] = None  # as if it were not installed
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModel, AutoProcessor
+from transformers import AutoImageProcessor, AutoModel, AutoProcessor, pipeline
 out, *folders = sys.argv[1:]
-found = {}
+found, pipelines = {}, 0
 for folder in folders:
     for source in (folder, f"{out}-{len(found)}"):  # as it is, and saved again by the remote code itself
         model = AutoModel.from_pretrained(source, trust_remote_code=True, dtype=torch.float32).eval()
@@ -41,6 +41,14 @@ for folder in folders:
             text = model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output
         result = {"pixel_values": inputs["pixel_values"], "dense": output.dense_embeds, "text": text,
                   "image": output.image_embeds}
+        if "AutoModelForZeroShotImageClassification" in model.config.auto_map:  # not in folders of older versions
+            for task, options in (("image-feature-extraction", {}),
+                                  ("zero-shot-image-classification", {"candidate_labels": ["kite", "a red boat"]})):
+                run = pipeline(task, model=source, trust_remote_code=True, device="cpu")
+                assert not type(run.model).__module__.startswith("modeling_densevlm."), type(run.model).__module__
+                found_here = run(Image.new("RGB", (120, 80), (200, 30, 60)), **options)
+                assert len(found_here) == (2 if options else 1)
+                pipelines += 1
         if source == folder:
             first = result
             model.save_pretrained(f"{out}-{len(found)}")
@@ -49,6 +57,7 @@ for folder in folders:
             for key in first:
                 torch.testing.assert_close(result[key], first[key], atol=1e-6, rtol=1e-5, msg=f"{folder}: {key}")
     found[folder] = first
+assert pipelines >= 2 * len(folders)
 torch.save(found, out)
 """
 

@@ -21,7 +21,7 @@ MODELS = {"siglip": (SiglipConfig, SiglipModel), "siglip2": (Siglip2Config, Sigl
 
 @pytest.fixture(params=MODELS)
 def siglip(request, tokenizer):
-    """A freshly drawn SigLIP of transformers, every number of it drawn."""
+    """A randomly initialized SigLIP of transformers, no number of it zero."""
     config_class, model_class = MODELS[request.param]
     native = {"image_size": 32} if request.param == "siglip" else {"num_patches": 16}
     torch.manual_seed(0)
@@ -79,10 +79,7 @@ def test_a_dense_feature_is_what_the_head_gives_when_it_sees_that_location_alone
     model = DenseVLMModel.from_clip(siglip)
     image = torch.randn(2, 3, 24, 40)
     tower = model.vision_model
-    hidden_states, context = tower.embed(image, (3, 5))
-    for block in tower.encoder.layers:
-        hidden_states = block(hidden_states, *context)
-    hidden_states = tower.post_layernorm(hidden_states)
+    hidden_states = tower.post_layernorm(tower.run(*tower.embed(image)))
     dense = tower(image).dense.flatten(1, 2)
     for location in range(15):
         alone = siglip.vision_model.head(hidden_states[:, location : location + 1])
@@ -97,8 +94,27 @@ def test_texts_are_read_as_siglip_reads_them_padded_to_full_length(siglip, token
     assert_close(model.get_text_features(tokens).pooler_output, expected)
     # The mask is not used, as in the training of these towers.
     assert_close(model.get_text_features(tokens, (tokens != 0).long()).pooler_output, expected)
-    with pytest.raises(ValueError, match='padded to 24 tokens, got 7: tokenize with `padding="max_length"`'):
-        model.get_text_features(tokenizer(["a photo of a kite"], return_tensors="pt").input_ids)
+    # Shorter ones, as pipelines give them, are padded to it, with what the tokenizer pads with.
+    short = tokenizer(["a photo of a kite", "sky"], padding=True, return_tensors="pt")
+    model.config.text_config.pad_token_id = tokenizer.pad_token_id
+    assert_close(model.get_text_features(**short).pooler_output[:1], expected)
+    model.config.text_config.pad_token_id = 5
+    for inputs in (short, {"input_ids": torch.ones(1, 25, dtype=torch.int64)}):
+        with pytest.raises(ValueError, match='padded to 24 tokens with token 5.*tokenize with `padding="max_length"`'):
+            model.get_text_features(**inputs)
+
+
+@torch.no_grad()
+def test_texts_of_siglip_2_are_padded_with_the_padding_of_its_vocabulary(siglip):
+    # Its checkpoints leave `pad_token_id` to transformers' default, which is the end of a text there.
+    config = DenseVLMModel.from_clip(siglip).config
+    assert config.text_config.pad_token_id == 1
+    config.text_config.vocab_size = 256000
+    model = DenseVLMModel(config).eval()
+    tokens = torch.tensor([[17, 1203, 1]])
+    padded = torch.nn.functional.pad(tokens, (0, 21), value=0)
+    found, expected = (model.get_text_features(ids).pooler_output for ids in (tokens, padded))
+    assert_close(found, expected)
 
 
 @torch.no_grad()

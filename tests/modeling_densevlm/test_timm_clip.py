@@ -5,6 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from modeling_densevlm import DenseVLMConfig, DenseVLMModel
+from tests.modeling_densevlm.test_towers import assert_value_path
 
 
 timm = pytest.importorskip("timm", reason="timm is not installed (extra `vision`)")
@@ -47,7 +48,7 @@ def test_the_global_feature_is_that_of_timm(name):
     image = torch.randn(2, 3, 32, 32)
     # The trunk's own call gives the first block's tokens; timm's is that of its class.
     expected = timm.models.VisionTransformer.forward(vision.trunk, image)
-    assert_close(vision(image, dense=False, pooled=True).pooled, expected, atol=1e-5, rtol=1e-4)
+    assert_close(vision(image, dense=False).pooler_output, expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", VITS)
@@ -68,13 +69,39 @@ def test_taps_and_dense_path_leave_out_what_stands_before_the_patches(name):
 def test_the_global_feature_of_a_convnext_is_that_of_timm(make_tower):
     vision = make_tower("convnext").vision_model
     image = torch.randn(2, 3, 96, 160)
-    assert_close(vision(image, dense=False, pooled=True).pooled, vision.trunk(image), atol=1e-5, rtol=1e-4)
+    assert_close(vision(image, dense=False).pooler_output, vision.trunk(image), atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()
 def test_where_the_map_is_one_cell_the_dense_feature_of_a_convnext_is_its_global_one(make_tower):
-    features = make_tower("convnext").vision_model(torch.randn(2, 3, 32, 32), pooled=True)
-    assert_close(features.dense[:, 0, 0], features.pooled)
+    features = make_tower("convnext").vision_model(torch.randn(2, 3, 32, 32))
+    assert_close(features.dense[:, 0, 0], features.pooler_output)
+
+
+@pytest.mark.parametrize("name", ["token", "registers"])
+@pytest.mark.parametrize("dense_residual", ["token", "cls"])
+@torch.no_grad()
+def test_the_value_path_is_added_to_each_token_or_to_the_class_token(name, dense_residual):
+    assert_value_path(make_vit(VITS[name]), torch.randn(2, 3, 32, 32), dense_residual, attention="attn", norm="norm2")
+
+
+def test_a_new_model_has_the_weights_that_timm_initialized():
+    for options in (
+        {"model_type": "timm_vit_vision_model", **SIZES},
+        {"model_type": "timm_convnext_vision_model", "architecture": "convnext_tiny", "dims": [8, 16, 24, 32]},
+    ):
+        torch.manual_seed(0)
+        model = DenseVLMModel(DenseVLMConfig(vision_config=options, projection_dim=24))
+        config, sizes = model.config.vision_config, {}
+        if "dims" in options:
+            sizes |= {"dims": tuple(config.dims), "depths": tuple(config.depths)}
+        else:
+            sizes |= {"embed_dim": 32, "depth": 3, "num_heads": 4, "img_size": 32, "patch_size": 8}
+        torch.manual_seed(0)
+        expected = timm.create_model(config.architecture, num_classes=0, **sizes).state_dict()
+        found = model.vision_model.trunk.state_dict()
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 def test_the_pooling_has_to_exist():

@@ -11,13 +11,15 @@ from torch.testing import assert_close
 from transformers import (
     AutoBackbone,
     AutoModel,
+    CLIPVisionModel,
     DPTConfig,
     DPTForDepthEstimation,
     UperNetConfig,
     UperNetForSemanticSegmentation,
+    pipeline,
 )
 
-from modeling_densevlm import DenseVLMConfig, DenseVLMModel
+from modeling_densevlm import DenseVLMConfig, DenseVLMModel, DenseVLMProcessor
 
 
 BOXES = torch.tensor(
@@ -183,7 +185,7 @@ def test_the_model_compiles_without_a_break_and_can_be_copied_and_pickled(model)
     image = images(model)
     expected = model.get_dense_features(image)
     extract = torch.compile(lambda pixels: model.vision_model(pixels).dense, backend="aot_eager", fullgraph=True)
-    assert_close(model._project(extract(image)), expected, atol=1e-5, rtol=1e-4)
+    assert_close(model.project_dense(extract(image)), expected, atol=1e-5, rtol=1e-4)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(other.get_dense_features(image), expected)
 
@@ -476,7 +478,7 @@ def test_a_model_built_on_the_meta_device_is_whole_once_its_weights_are_there(mo
     with torch.device("meta"):
         empty = DenseVLMModel(model.config)
     assert all(tensor.is_meta for tensor in (*empty.parameters(), *empty.buffers()))
-    # No table of ours that a checkpoint would not hold: what is left are transformers' own, which it makes anew.
+    # No table of ours that a checkpoint would not hold: what is left are transformers' own, which it makes itself.
     assert all(
         name.endswith("position_ids") for name in dict(empty.named_buffers()).keys() - empty.state_dict().keys()
     )
@@ -491,22 +493,193 @@ def test_a_model_built_on_the_meta_device_is_whole_once_its_weights_are_there(mo
         assert torch.equal(loaded.get_dense_features(image), model.get_dense_features(image))
 
 
-@pytest.mark.parametrize("tower", ["clip_vit", "eva02_clip", "timm_vit"])
+def steps(vision, image):
+    """The tokens that enter the last block (what the last stage gives, of a CNN), and the grid."""
+    hidden_states, grid = vision.embed(image)
+    return vision.run(hidden_states, grid, last=len(vision.stage_names) - vision.dense_last_block), grid
+
+
 @torch.no_grad()
-def test_the_dense_path_of_the_last_block_is_what_it_does_to_a_location_alone(tower, make_tower):
-    # A token that sees itself alone attends to itself with weight 1, wherever it is: attention is its value path.
-    vision = make_tower(tower).vision_model
-    image = torch.randn(2, 3, 24, 40)
-    tokens, context = vision.embed(image, (3, 5))
-    *trunk, last = vision.blocks
-    for block in trunk:
-        tokens = block(tokens, *context)
-    dense = vision(image).dense.flatten(1, 2)
-    # EVA's block turns queries and keys of the tokens behind the first; with one token, none.
-    alone = [table[:0] for table in context] if tower == "eva02_clip" else context
-    for location in range(15):
-        seen = last(tokens[:, vision.prefix + location :][:, :1], *alone)
-        assert_close(dense[:, location : location + 1], vision.read_dense(seen), atol=1e-5, rtol=1e-4)
+def test_three_steps_give_what_one_pass_gives_however_the_blocks_are_divided(model):
+    vision, image = model.vision_model, images(model)
+    features = vision(image, stages=vision.stage_names)
+    hidden_states, grid = vision.embed(image)
+    assert (grid.height, grid.width) == features.dense.shape[1:3]
+    for name in vision.stage_names[:-1]:
+        index = vision.stage_names.index(name)
+        hidden_states = vision.run(hidden_states, grid, index, index + 1)
+        assert torch.equal(vision.to_map(hidden_states, grid), features.stages[name]), name
+    dense = vision.run(hidden_states, grid, -1, dense_residual="token")
+    assert torch.equal(vision.to_map(dense, grid), features.stages[vision.stage_names[-1]])
+    assert torch.equal(vision.read(dense, grid), features.dense)
+    with pytest.raises(ValueError, match=rf"`stages` are names of {vision.stage_names[0]}, .*; got stem"):
+        vision(image, stages=["stem"])
+    at_once = vision.run(*vision.embed(image))
+    assert torch.equal(vision.run(hidden_states, grid, -1), at_once)
+    assert torch.equal(at_once, features.last_hidden_state)
+    assert torch.equal(vision.read(at_once, grid, pooled=True), features.pooler_output)
+
+
+@torch.no_grad()
+def test_the_dense_path_of_the_last_block_is_what_it_does_to_a_location_alone(model):
+    # A token that sees itself alone attends to itself with weight 1: attention is its value path.
+    vision, image = model.vision_model, images(model)
+    hidden_states, grid = steps(vision, image)
+    if vision.dense_last_block:
+        alone = torch.eye(hidden_states.shape[1], dtype=torch.bool)[None, None]
+        hidden_states = vision.run(hidden_states, grid, -1, attention_mask=alone)
+    assert_close(vision.read(hidden_states, grid), vision(image).dense, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_heads_run_the_last_blocks_with_tokens_of_their_own_under_a_mask(model, tower):
+    vision, image = model.vision_model, images(model)
+    hidden_states, grid = vision.embed(image)
+    if tower in ("clip_resnet", "convnext"):
+        with pytest.raises(ValueError, match="have no attention to mask"):
+            vision.run(hidden_states, grid, attention_mask=torch.ones(1, 1, 9, 9))
+        return
+    hidden_states = vision.run(hidden_states, grid, last=1)
+    tokens, queries = hidden_states.shape[1], 5
+    # Copies of the first token, which no token looks at; a bias for each head keeps the others from the first patch.
+    extended = torch.cat([hidden_states[:, :1].expand(-1, queries, -1), hidden_states], dim=1)
+    seen = torch.ones(queries + tokens, queries + tokens, dtype=torch.bool)
+    seen[:, :queries] = False
+    extended_bias, bias = (torch.zeros(2, 4, n, n) for n in (queries + tokens, tokens))
+    extended_bias.masked_fill_(~seen, torch.finfo().min)
+    for mask in (extended_bias, bias):
+        mask[:, 1:, -1, vision.prefix - tokens] = -2.0
+    together = vision.run(extended, grid, 1, attention_mask=extended_bias)
+    apart = vision.run(hidden_states, grid, 1, attention_mask=bias)
+    assert_close(together[:, queries:], apart, atol=1e-5, rtol=1e-4)
+    assert_close(vision.read(together, grid), vision.read(apart, grid), atol=1e-5, rtol=1e-4)
+    if vision.prefix:  # what stands first has a rotary position in no tower
+        class_token = apart[:, :1].expand(-1, queries, -1)
+        assert_close(vision.read_tokens(together[:, :queries]), vision.read_tokens(class_token), atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(apart, vision.run(hidden_states, grid, 1), atol=1e-4)
+    boolean = vision.run(extended, grid, 1, attention_mask=seen[None, None])
+    assert_close(boolean[:, queries:], vision.run(hidden_states, grid, 1), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_the_value_path_is_added_to_each_token_or_to_the_class_token(model, tower):
+    image = images(model)
+    with pytest.raises(
+        ValueError, match="`dense_residual` is 'token', or 'cls' where the last block has a class token; got 'm"
+    ):
+        model.get_dense_features(image, dense_residual="mean")
+    if tower not in ("clip_vit", "eva02_clip"):  # one of timm with a class token is in test_timm_clip.py
+        with pytest.raises(ValueError, match="`dense_residual` is 'token', .*; got 'cls' for a"):
+            model.get_dense_features(image, dense_residual="cls")
+        return
+    for dense_residual in ("token", "cls"):
+        assert_value_path(model, image, dense_residual)
+
+
+def assert_value_path(model, image, dense_residual, attention="self_attn", norm="layer_norm2"):
+    seen, last = {}, model.vision_model.blocks[-1]
+    last.register_forward_pre_hook(lambda _, inputs: seen.update(tokens=inputs[0]))
+    getattr(last, attention).register_forward_hook(lambda _, __, output: seen.update(values=output))
+    getattr(last, norm).register_forward_pre_hook(lambda _, inputs: seen.update(sum=inputs[0]))
+    dense = model.get_dense_features(image, dense_residual=dense_residual)
+    values = seen["values"][0] if isinstance(seen["values"], tuple) else seen["values"]
+    tokens, grid = steps(model.vision_model, image)
+    residual = tokens[:, :1] if dense_residual == "cls" else model.vision_model.patches(tokens, grid)
+    assert_close(seen["sum"], values + residual)
+    assert dense.shape[2:] == (grid.height, grid.width)
+
+
+@torch.no_grad()
+def test_the_map_is_given_without_normalisation_when_asked_for(model):
+    dense = model.get_dense_features(images(model), normalize=False)
+    assert dense.norm(dim=1).std() > 0
+    assert_close(torch.nn.functional.normalize(dense, dim=1), model.get_dense_features(images(model)))
+
+
+@torch.no_grad()
+def test_a_tower_called_alone_gives_what_vision_models_of_transformers_give(model, tower):
+    vision, image = model.vision_model, images(model)
+    features = vision(pixel_values=image, output_hidden_states=True)
+    assert torch.equal(model.visual_projection(features.pooler_output), model.get_image_features(image).pooler_output)
+    assert torch.equal(model.get_image_features(image).last_hidden_state, features.last_hidden_state)
+    assert torch.equal(model.project_dense(features.dense), model.get_dense_features(image))
+    # What enters the first block and what each one gives, whichever paths the pass takes.
+    for dense, pooled in ((True, True), (False, True), (True, False)):
+        found = vision(image, dense=dense, pooled=pooled, output_hidden_states=True)
+        assert (found.dense is not None, found.pooler_output is not None) == (dense, pooled)
+        assert len(found.hidden_states) == len(vision.stage_names) + 1
+        assert all(map(torch.equal, found.hidden_states[:-1], features.hidden_states))
+    assert torch.equal(features.hidden_states[-1], features.last_hidden_state)
+    assert torch.equal(features.hidden_states[0], vision.embed(image)[0])
+    assert torch.equal(vision(image, return_dict=False)[0], features.last_hidden_state)
+    if tower == "clip_vit":
+        theirs = CLIPVisionModel(vision.config).eval()
+        theirs.load_state_dict(vision.state_dict())
+        native = images(model, 2, 32, 32)
+        ours, theirs = (part(native, output_hidden_states=True) for part in (vision, theirs))
+        for name in ("last_hidden_state", "pooler_output", "hidden_states"):
+            assert_close(ours[name], theirs[name])
+
+
+@torch.no_grad()
+def test_attentions_are_given_by_eager_attention_of_blocks_that_compute_some(model, tower):
+    image, vision = images(model), model.vision_model
+    tokens = vision.embed(image)[0].shape[1]
+    for _ in range(2):
+        with pytest.raises(ValueError, match="`output_attentions` is for eager attention"):
+            model(image, output_attentions=True)
+        if tower in ("clip_resnet", "convnext", "timm_vit"):
+            model.set_attn_implementation("eager")
+    model.set_attn_implementation("eager")
+    if tower in ("clip_resnet", "convnext", "timm_vit"):
+        return
+    dense, both, alone = (
+        model(image, output_attentions=True).attentions,
+        model(image, output_attentions=True, return_image_embeds=True).attentions,
+        vision(image, dense=False, output_attentions=True).attentions,
+    )
+    assert len(both) == len(alone) == 3 and len(dense) == 3 - vision.dense_last_block
+    for attentions in (dense, both, alone):
+        assert all(map(torch.equal, attentions, alone))
+        for attention in attentions:
+            assert attention.shape == (2, 4, tokens, tokens)
+            assert_close(attention.sum(-1), torch.ones(2, 4, tokens))
+    model.config.output_attentions = True
+    assert len(model(image).attentions) == len(dense)
+    assert model(image, output_attentions=False).attentions is None
+
+
+@torch.no_grad()
+def test_what_the_processor_gives_goes_into_the_model_with_texts_of_different_length(tower, folder_of, picture):
+    folder, image = folder_of(tower, 0), picture(90, 60)
+    model, processor = DenseVLMModel.from_pretrained(folder), DenseVLMProcessor.from_pretrained(folder)
+    texts = ["a kite", "this is a photo of a boat"]
+    inputs = processor(images=image, text=texts, padding=True, return_tensors="pt")
+    output = model(**inputs)
+    assert output.logits_per_image.shape == (1, 2) and torch.equal(output.logits_per_text, output.logits_per_image.T)
+    assert output.image_embeds.shape == (1, model.config.projection_dim)
+    full = processor(text=texts, padding="max_length", max_length=32, return_tensors="pt")
+    assert_close(output.text_embeds, model(**full).text_embeds, atol=1e-5, rtol=1e-4)
+    hidden_states = model(**inputs, output_hidden_states=True).hidden_states
+    assert [m.shape[1] for m in hidden_states] == model.vision_model.stage_channels
+    fields = model(**inputs, return_dict=False)
+    assert isinstance(fields, tuple) and torch.equal(fields[0], output.dense_embeds)
+
+
+@torch.no_grad()
+def test_pipelines_of_transformers_load_a_folder(tower, folder_of, picture):
+    folder, image = folder_of(tower, 0), picture(90, 60)
+    model, processor = DenseVLMModel.from_pretrained(folder), DenseVLMProcessor.from_pretrained(folder)
+    pixel_values = processor(images=image, return_tensors="pt")["pixel_values"]
+    extract = pipeline("image-feature-extraction", model=folder, device="cpu")
+    assert_close(extract(image, return_tensors=True), model.get_dense_features(pixel_values))
+    classify = pipeline("zero-shot-image-classification", model=folder, device="cpu")
+    labels = ["kite", "a red boat"]
+    found = {entry["label"]: entry["score"] for entry in classify(image, candidate_labels=labels)}
+    texts = [f"This is a photo of {label}." for label in labels]
+    tokens = processor.tokenizer(texts, padding="max_length", max_length=32, return_tensors="pt")
+    expected = model(pixel_values, **tokens).logits_per_image.softmax(-1)[0]
+    assert_close(torch.tensor([found[label] for label in labels]), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_names_of_maps_outlive_a_change_of_the_tower(tower, make_tower):
