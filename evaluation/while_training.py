@@ -19,8 +19,8 @@ from transformers import Trainer, TrainerCallback
 from modeling_densevlm import CategoryEmbeddings, CategorySet
 from modeling_densevlm.categories import TEMPLATES
 
+from .datasets.panoptic import PanopticRegions
 from .evaluate_regions import evaluate_regions, map_side, region_metrics
-from .panoptic import PanopticRegions
 from .scores import RegionScores
 
 

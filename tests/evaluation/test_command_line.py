@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from evaluation import ade20k, evaluate_regions, evaluate_segmentation, report, sandbox, show
-from evaluation.command_line import check_output
 from evaluation.while_training import RegionEvaluation
+from modeling_densevlm.command_line import check_output
 
 
 REGIONS = ["--model", "nowhere", "--annotations", "a", "--images", "b", "--panoptic", "c"]
@@ -22,7 +22,7 @@ PROGRAMS = {
 """Each with options of nothing that is there, and what it writes: a file, or a folder."""
 
 EVERY = ["0", "-5", "1.5", "nan", "many"]
-SIZES = {"image_size": EVERY, "batch_size": EVERY, "part_size": EVERY, "num_workers": EVERY[1:]}
+SIZES = {"image_size": EVERY, "batch_size": EVERY, "shard_size": EVERY, "num_workers": EVERY[1:]}
 WRONG = {
     "regions": SIZES | {"thing_offset": ["nan", "inf", "-inf", "much"], "device": ["tpus", "cuda:99"]},
     "pixels": SIZES

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation.panoptic import PanopticRegions, collate_regions, pixel_boxes, segment_masks
+from evaluation.datasets.panoptic import PanopticRegions, collate_regions, pixel_boxes, segment_masks
 from modeling_densevlm import CategorySet, DenseVLMImageProcessor
 from tests.evaluation.pngs import write_png
 from training.sandbox.scenes import make_scene
@@ -374,7 +374,7 @@ def test_two_images_of_coco_have_the_regions_that_their_annotations_list(coco_sa
     assert sample["boxes"][0].tolist() == pytest.approx([282 / 640, 207 / 640, 330 / 640, 356 / 640])
     assert sample["boxes"][16].tolist() == pytest.approx([440 / 640, 0, 639 / 640, 102 / 640])
     # Were the smallest area 600 pixels, these would be left out: 9 x 44, 13 x 39, 16 x 17; 11 x 21 and 16 x 37.
-    monkeypatch.setattr("evaluation.panoptic.SMALLEST_AREA", 600)
+    monkeypatch.setattr("evaluation.datasets.panoptic.SMALLEST_AREA", 600)
     assert [regions[index]["skipped_regions"] for index in (0, 1)] == [3, 2]
     left = set(sample["segment_ids"].tolist()) - set(regions[0]["segment_ids"].tolist())
     assert left == {3997935, 5314498, 16757838}

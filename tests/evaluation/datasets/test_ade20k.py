@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from evaluation.ade20k import CATEGORIES, THINGS, convert, main, panoptic_segments
-from evaluation.panoptic import PanopticRegions
+from evaluation.datasets.panoptic import PanopticRegions
 from modeling_densevlm import DenseVLMImageProcessor
 from tests.evaluation.pngs import write_png
 

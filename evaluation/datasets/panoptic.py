@@ -19,7 +19,7 @@ from modeling_densevlm.categories import is_thing_group
 from modeling_densevlm.image_processing_densevlm import load_image
 from modeling_densevlm.worker_batches import to_shared_memory
 
-from .index_pngs import raw_mode
+from .semantic_maps import raw_mode
 
 
 logger = logging.get_logger(__name__)
@@ -110,8 +110,8 @@ class PanopticRegions(torch.utils.data.Dataset):
             return {"skipped": f"{file}: its panoptic PNG has the ids {unknown[:5]}, of no segment of the annotations"}
         labels = torch.tensor([self.label_of[s["category_id"]] for s in segments], dtype=torch.long)
         segment_ids = torch.tensor([s["id"] for s in segments], dtype=torch.long)
-        told = [segment.get("at_home") for segment in segments]
-        at_home = torch.tensor([-1 if flag is None else int(flag) for flag in told], dtype=torch.long)
+        flags = [segment.get("at_home") for segment in segments]
+        at_home = torch.tensor([-1 if flag is None else int(flag) for flag in flags], dtype=torch.long)
         boxes = pixel_boxes([s["bbox"] for s in segments], self.is_stuff[labels])
         areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
         seen = torch.tensor([segment["id"] in present for segment in segments], dtype=torch.bool)
@@ -175,8 +175,8 @@ def read_ids(file: Path) -> np.ndarray:
 
 def read_annotations(annotations: Path) -> dict[str, Any]:
     """
-    COCO's panoptic JSON. All that is read of it later is looked at here, so that no worker comes upon it: whole
-    numbers written as 1.0 become `int`.
+    COCO's panoptic JSON. All that is read of it later is validated here, so that no worker meets a malformed row:
+    whole numbers written as 1.0 become `int`.
 
     Raises:
         `ValueError` that names the file, the row and the field that is missing, of a wrong kind or met twice;
@@ -209,7 +209,7 @@ def read_annotations(annotations: Path) -> dict[str, Any]:
                     f"{here}: `{key}` is {_shown(row[key])}, other ids of images are "
                     f"{'texts' if isinstance(row[key], int) else 'numbers'}. Write all in the same way."
                 )
-        _refuse_twice(content[list_name], key, f"{where}, `{list_name}`", "are two sets joined? Number them anew")
+        _refuse_twice(content[list_name], key, f"{where}, `{list_name}`", "are two sets joined? Number them again")
         _refuse_twice(content[list_name], "file_name", f"{where}, `{list_name}`", "remove one")
     _check_categories(content["categories"], where)
     for record in content["annotations"]:
@@ -297,10 +297,10 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < 2**53
 
 
-def _shown(value: Any, most: int = 60) -> str:
+def _shown(value: Any, max_shown: int = 60) -> str:
     """A value as JSON has it, cut where it is long."""
     text = json.dumps(value)
-    return text if len(text) <= most else f"{text[:most]}…"
+    return text if len(text) <= max_shown else f"{text[:max_shown]}…"
 
 
 def _own_categories(annotations: str | Path, content: dict[str, Any]) -> CategorySet:

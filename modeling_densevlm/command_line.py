@@ -1,11 +1,46 @@
-"""Values of the command line, looked at before anything is evaluated."""
+"""What the programs share: values of options, outputs checked before the work, errors as one line."""
 
 import argparse
 import contextlib
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from safetensors import SafetensorError
+
+
+OUT_OF_MEMORY = (
+    *("allocate memory", "out of memory", "not enough memory", "Storage size calculation overflowed"),
+    *("Unable to allocate", "MemoryError", "Overflow when unpacking", "bytes. Error code 12"),
+)
+"""What messages of torch, NumPy and Pillow have in common where something is too large."""
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """
+    Ends a program with one line instead of a traceback where the user's files, options or machine are the reason; used
+    as a decorator of its `main`.
+    """
+    try:
+        yield
+    except (ValueError, OSError, ImportError, SafetensorError) as error:
+        raise SystemExit(as_one_line(error)) from error
+    except (RuntimeError, MemoryError, OverflowError) as error:
+        if isinstance(error, RuntimeError) and not any(words in str(error) for words in OUT_OF_MEMORY):
+            raise  # a fault of this code, not of its user
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise SystemExit(
+            f"Not enough memory ({first}): give a smaller `--image_size` or `--batch_size`, or take another machine."
+        ) from error
+
+
+def as_one_line(error: Exception) -> str:
+    """The message of an error on one line, with the file that it is about."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}."
+    return " ".join(filter(None, map(str.strip, str(error).splitlines()))) or type(error).__name__
 
 
 def whole_number(least: int = 1) -> Callable[[str], int]:
@@ -62,4 +97,4 @@ def check_output(path: Path, folder: bool = False, option: str = "--output") -> 
         raise ValueError(f"{option}: nothing can be written at {path}: {error.strerror}. Give another path.") from None
 
 
-__all__ = ["check_output", "finite_number", "whole_number"]
+__all__ = ["as_one_line", "check_output", "finite_number", "one_line_errors", "whole_number"]

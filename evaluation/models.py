@@ -1,4 +1,4 @@
-"""Models that are evaluated: their options on the command line, their texts, and what is told of them."""
+"""The models under evaluation: their options on the command line, their texts, their provenance."""
 
 import argparse
 import copy
@@ -25,21 +25,27 @@ from modeling_densevlm import (
     DenseVLMModel,
 )
 from modeling_densevlm.categories import TEMPLATES, encoder_fingerprint
+from modeling_densevlm.command_line import check_output, one_line_errors, whole_number
 from modeling_densevlm.processing_densevlm import load_processing
 
-from .command_line import check_output, whole_number
 from .comparison import write
+from .renamed import add_renamed_options
 
 
 logger = logging.get_logger(__name__)
 
 PACKAGES = [Path(__file__).parent, Path(modeling_densevlm.__file__).parent]
-SHOWING = {"report.py", "charts.py", "figures.py", "show.py", "comparison.py", "sandbox.py", "app.py", "tests.py"}
+SHOWING = {
+    *("report.py", "report_numbers.py", "charts.py", "figures.py", "show.py", "comparison.py", "sandbox.py"),
+    *("app.py", "tests.py", "cli.py", "publish.py", "renamed.py"),
+}
+"""Files that measure nothing: they show what was measured, or start programs."""
 
 
+@one_line_errors()
 def run(
     parser: argparse.ArgumentParser,
-    evaluate: Callable[["Candidate", argparse.Namespace], dict[str, Any]],
+    evaluate: Callable[["EvaluatedModel", argparse.Namespace], dict[str, Any]],
     argv: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
     """
@@ -54,19 +60,13 @@ def run(
     tables = (
         [output.with_suffix(".md"), output.with_suffix(".tex")] if arguments.models or arguments.image_size else []
     )
-    try:
-        for file in (output, *tables):
-            check_output(file)
-        check_output(output.with_suffix(""), folder=True)
-    except ValueError as error:
-        raise SystemExit(str(error)) from error
+    for file in (output, *tables):
+        check_output(file)
+    check_output(output.with_suffix(""), folder=True)
     state = PartialState(cpu=arguments.device == "cpu")
-    try:
-        rows = [evaluate(candidate, arguments) for candidate in load_candidates(arguments)]
-        if state.is_main_process:
-            write(rows, output)
-    except (ValueError, OSError) as error:
-        raise SystemExit(str(error)) from error
+    rows = [evaluate(evaluated, arguments) for evaluated in load_models(arguments)]
+    if state.is_main_process:
+        write(rows, output)
     return rows
 
 
@@ -83,8 +83,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch_size", type=whole_number(), default=8)
     parser.add_argument("--num_workers", type=whole_number(0), default=2)
     parser.add_argument(
-        "--part_size", type=whole_number(), default=128, help="images whose results are written together"
+        "--shard_size", type=whole_number(), default=128, help="images whose results are written together"
     )
+    add_renamed_options(parser)
     parser.add_argument("--device", type=_device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
 
@@ -101,7 +102,7 @@ def _device(text: str) -> str:
 
 
 @dataclass
-class Candidate:
+class EvaluatedModel:
     """A model at a size."""
 
     number: int
@@ -133,8 +134,8 @@ class Candidate:
         self.model.to(getattr(torch, self.arguments.dtype))
         return found
 
-    def facts(self, categories: CategorySet, embeddings: CategoryEmbeddings) -> dict[str, Any]:
-        """What is evaluated, and how: what results must have in common to be parts of one (see [`in_parts`])."""
+    def provenance(self, categories: CategorySet, embeddings: CategoryEmbeddings) -> dict[str, Any]:
+        """What is evaluated, and how: equal for all shards of one evaluation (see [`in_shards`])."""
         if self.arguments.embeddings:
             texts = digest(embeddings.embeds.numpy().tobytes())
         else:
@@ -168,8 +169,8 @@ class Candidate:
         )
 
 
-def load_candidates(arguments: argparse.Namespace) -> Iterator[Candidate]:
-    """Each model at each size, one at a time in memory. One without a configuration is told of before the first."""
+def load_models(arguments: argparse.Namespace) -> Iterator[EvaluatedModel]:
+    """Each model at each size, one at a time in memory. One without a configuration is reported before the first."""
     sources = arguments.models or [arguments.model]
     if len(sources) > 1 and arguments.embeddings:
         raise ValueError("--embeddings are those of one model: give --model.")
@@ -185,7 +186,7 @@ def load_candidates(arguments: argparse.Namespace) -> Iterator[Candidate]:
             model = DenseVLMModel.from_pretrained(source, dtype=torch.float32).to(device).eval()
             image_processor = copy.copy(image_processor)
             image_processor.size = {"longest_edge": whole_cells(side, model.vision_model.stride, source)}
-            yield Candidate(number, source, model, image_processor, tokenizer, model.fingerprint(), arguments)
+            yield EvaluatedModel(number, source, model, image_processor, tokenizer, model.fingerprint(), arguments)
 
 
 def whole_cells(side: int, cell: int, source: str) -> int:
@@ -199,9 +200,9 @@ def whole_cells(side: int, cell: int, source: str) -> int:
     return whole
 
 
-def told(facts: dict[str, Any]) -> dict[str, Any]:
-    """The facts that are shown beside the numbers."""
-    return {name: facts[name] for name in ("model", "fingerprint", "image_size", "dtype", "templates", "commit")}
+def summary(provenance: dict[str, Any]) -> dict[str, Any]:
+    """What of the provenance is reported beside the metrics."""
+    return {name: provenance[name] for name in ("model", "fingerprint", "image_size", "dtype", "templates", "commit")}
 
 
 def digest(content: bytes) -> str:
@@ -233,4 +234,4 @@ def commit() -> str:
         return "unknown"
 
 
-__all__ = ["Candidate", "code_digest", "commit", "digest", "files_digest", "run", "told", "whole_cells"]
+__all__ = ["EvaluatedModel", "code_digest", "commit", "digest", "files_digest", "run", "summary", "whole_cells"]
