@@ -55,7 +55,9 @@ def run(
     _add_options(parser)
     arguments = parser.parse_args(argv)
     if arguments.output.suffix != ".json":
-        parser.error(f"--output {arguments.output} is a .json; results are kept in the folder of its name beside it")
+        parser.error(
+            f"--output {arguments.output} is a .json; results are written to the folder of its name beside it"
+        )
     output = arguments.output
     tables = (
         [output.with_suffix(".md"), output.with_suffix(".tex")] if arguments.models or arguments.image_size else []
@@ -163,7 +165,7 @@ class EvaluatedModel:
 
     @property
     def file(self) -> Path:
-        """Where its results are kept, beside the output."""
+        """Where its results are written, beside the output."""
         return (
             self.arguments.output.with_suffix("") / f"{self.number}-{Path(self.source).name}-{self.side}.safetensors"
         )

@@ -245,7 +245,7 @@ def samples(models: Sequence[ReportModel], categories: CategorySet, pictures: Pi
             file = pictures.images / files[record["image_id"]]
         except KeyError as error:
             raise ValueError(
-                f"{pictures.annotations} is not what was evaluated: it lacks {error}, of image {image_id}."
+                f"{pictures.annotations} is not what was evaluated: it has no {error}, of image {image_id}."
             ) from error
         labels = run.labels[rows].tolist()
         title = f"{record['image_id']}: " + ", ".join(categories.names[label] for label in labels)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from modeling_densevlm import CategorySet
 from modeling_densevlm.image_processing_densevlm import load_image
 
-from .folders import by_name, find_files, tell_passed_over
+from .folders import by_name, find_files, warn_of_passed_over
 from .semantic_maps import raw_mode, read_index
 
 
@@ -42,9 +42,9 @@ def panoptic_segments(semantic: np.ndarray, instances: np.ndarray) -> tuple[np.n
     if instances.ndim != 3 or instances.shape[:2] != semantic.shape:
         raise ValueError(f"{semantic.shape} semantic pixels, but {instances.shape} of instances")
     kinds, numbers = instances[..., 0].astype(int), instances[..., 1].astype(int)
-    for values, most in ((semantic, len(CATEGORIES)), (kinds, len(THINGS))):
-        if values.max() > most:
-            raise ValueError(f"a category {values.max()}, of {most}")
+    for values, count in ((semantic, len(CATEGORIES)), (kinds, len(THINGS))):
+        if values.max() > count:
+            raise ValueError(f"a category {values.max()}, of {count}")
     ids, segments = np.zeros(semantic.shape, dtype=np.int64), []
 
     def add(mask: np.ndarray, category: int) -> None:
@@ -80,7 +80,7 @@ def convert(images: Path, semantic: Path, instances: Path, output: Path) -> dict
 
     Raises:
         `ValueError` or `FileNotFoundError` that names the image or the folder and what is wrong with it. Nothing is
-        left out, neither an image nor a PNG: annotations that lack images would give other numbers without a word.
+        left out, neither an image nor a PNG: annotations in which images are missing would silently give other numbers.
     """
     for folder in (images, semantic, instances):
         if not folder.is_dir():
@@ -134,7 +134,7 @@ def json_of(output: Path) -> Path:
 
 def _named(folder: Path, suffixes: Collection[str], field: str) -> dict[str, Path]:
     files, passed = find_files(folder, suffixes)
-    tell_passed_over(folder, passed)
+    warn_of_passed_over(folder, passed)
     return by_name(files, folder, field)
 
 

@@ -27,7 +27,7 @@ HIDDEN, LOOP, SPECIAL = "hidden or a system's own", "links to a folder above", "
 def find_files(root: Path, suffixes: Collection[str]) -> tuple[list[Path], dict[str, list[Path]]]:
     """
     The files below a folder that have one of these suffixes, in any case, in order. Linked folders are entered, but
-    not one that leads back to where the walk came from. A link that leads nowhere is a file: who opens it is told.
+    not one that leads back to where the walk came from. A link that leads nowhere is a file: opening it raises the error.
 
     Returns:
         The files, and what was passed over by kind: a suffix, or one of `HIDDEN`, `LOOP` and `SPECIAL`.
@@ -43,10 +43,12 @@ def find_files(root: Path, suffixes: Collection[str]) -> tuple[list[Path], dict[
     return sorted(found), passed
 
 
-def tell_passed_over(root: Path, passed: dict[str, list[Path]]) -> None:
-    """Says once how many files of a folder are no data, by kind, with an example of each."""
-    if told := [f"{len(paths)} {kind} (e.g. {paths[0].relative_to(root)})" for kind, paths in passed.items() if paths]:
-        logger.warning_once(f"{root}: passed over {', '.join(told)}.")
+def warn_of_passed_over(root: Path, passed: dict[str, list[Path]]) -> None:
+    """Warns once how many files of a folder are no data, by kind, with an example of each."""
+    if kinds := [
+        f"{len(paths)} {kind} (e.g. {paths[0].relative_to(root)})" for kind, paths in passed.items() if paths
+    ]:
+        logger.warning_once(f"{root}: passed over {', '.join(kinds)}.")
 
 
 def by_name(files: list[Path], root: Path, field: str) -> dict[str, Path]:
@@ -85,4 +87,4 @@ def _walk(folder: Path, above: frozenset[str]) -> Iterator[tuple[Path, str | Non
             yield path, None if entry.is_file() or entry.is_symlink() else SPECIAL
 
 
-__all__ = ["IMAGE_SUFFIXES", "by_name", "find_files", "name_of", "tell_passed_over"]
+__all__ = ["IMAGE_SUFFIXES", "by_name", "find_files", "name_of", "warn_of_passed_over"]

@@ -34,7 +34,7 @@ LARGEST_ID = 256**3 - 1
 
 class PanopticRegions(torch.utils.data.Dataset):
     r"""
-    One sample an annotated image: its pixels and its segments.
+    One sample per annotated image: its pixels and its segments.
 
     Args:
         annotations (`str` or path): COCO's `panoptic_*.json`.
@@ -42,7 +42,7 @@ class PanopticRegions(torch.utils.data.Dataset):
         panoptic (`str` or path): root of the PNGs that hold the segments' ids.
         image_processor ([`DenseVLMImageProcessor`]): makes the padded square the model sees.
         map_side (`int`): side of the model's dense map for that square, in cells.
-        categories ([`CategorySet`], *optional*): the categories to tell apart; the annotation file's own by default.
+        categories ([`CategorySet`], *optional*): the categories to predict; the annotation file's own by default.
             Segments find theirs by id where the set has ids, else by name.
 
     Raises:
@@ -131,7 +131,7 @@ class PanopticRegions(torch.utils.data.Dataset):
 def pixel_boxes(bboxes: list[list[float]], is_stuff: Tensor) -> Tensor:
     """
     COCO's xywh to xyxy in pixels, `(n, 4)` float64. As in the reference, boxes of stuff end where their last pixel
-    begins, one pixel before those of things; kept so that figures compare. (The paper's "Boxes" are those of things.)
+    begins, one pixel before those of things; kept for comparable figures. (The paper's "Boxes" are those of things.)
     """
     boxes = torch.tensor(bboxes, dtype=torch.float64).reshape(-1, 4)
     return torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:] - is_stuff[:, None].double()], dim=1)

@@ -14,7 +14,7 @@ from modeling_densevlm import CategorySet, DenseVLMImageProcessor
 from modeling_densevlm.image_processing_densevlm import load_image
 from modeling_densevlm.worker_batches import to_shared_memory
 
-from .folders import IMAGE_SUFFIXES, by_name, find_files, name_of, tell_passed_over
+from .folders import IMAGE_SUFFIXES, by_name, find_files, name_of, warn_of_passed_over
 
 
 logger = logging.get_logger(__name__)
@@ -23,7 +23,7 @@ INDEX_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".bmp"})
 """Suffixes of files that may hold indices: PNGs, and what else is without loss (the full ADE20K's are TIFFs)."""
 
 NOTHING, UNKNOWN = -1, -2
-"""Labels of values that mean nothing, and of values that no one knows."""
+"""Labels of values that mean nothing, and of values of no category."""
 
 
 @dataclass(frozen=True)
@@ -54,18 +54,18 @@ LAYOUTS = {
 
 class SemanticMaps(torch.utils.data.Dataset):
     r"""
-    One sample an annotated image.
+    One sample per annotated image.
 
     Args:
         images (`str` or path): folder of the images.
         annotations (`str` or path): folder of the PNGs (or TIFFs), with the same names but for the suffix.
-        categories ([`CategorySet`]): the categories to tell apart; their ids, or their places where the set has none.
+        categories ([`CategorySet`]): the categories to predict; their ids, or their places where the set has none.
         image_processor ([`DenseVLMImageProcessor`]): makes the padded square the model sees.
         layout ([`ValueLayout`] or one of `LAYOUTS`, *optional*, defaults to `"ids"`).
         ignored (sequence of `int`, *optional*): the values that mean nothing, instead of those of the layout.
 
     Raises:
-        `ValueError` or `FileNotFoundError` naming the folder and what it lacks, or two files of one name.
+        `ValueError` or `FileNotFoundError` naming the folder and what is missing there, or two files of one name.
     """
 
     def __init__(
@@ -86,8 +86,8 @@ class SemanticMaps(torch.utils.data.Dataset):
         annotated, pictures = set(self.files), set(found)
         # One folder may hold both: then neither is passed over for the other.
         passed = {kind: [path for path in paths if path not in pictures] for kind, paths in passed.items()}
-        tell_passed_over(self.annotations, passed)
-        tell_passed_over(self.images, passed_of_images)
+        warn_of_passed_over(self.annotations, passed)
+        warn_of_passed_over(self.images, passed_of_images)
         if not self.files:
             raise ValueError(f"`annotations`: {annotations} holds no PNG ({', '.join(sorted(INDEX_SUFFIXES))}).")
         named = by_name(self.files, self.annotations, "annotations")
@@ -114,7 +114,7 @@ class SemanticMaps(torch.utils.data.Dataset):
         file = self.files[index]
         name = name_of(file, self.annotations)
         if name not in self.image_of:
-            return {"skipped": f"{file}: there is no image of that name"}
+            return {"skipped": f"{file}: there is no image of that name in {self.images}"}
         try:
             image = load_image(self.image_of[name])
             values = read_index(file)

@@ -142,15 +142,15 @@ def test_annotations_of_another_split_are_refused(evaluated, tmp_path):
     content["annotations"] = content["annotations"][:3]
     (tmp_path / "other.json").write_text(json.dumps(content))
     pictures = ["--annotations", str(tmp_path / "other.json"), "--images", str(split / "images")]
-    with pytest.raises(SystemExit, match=r"other.json is not what was evaluated: it lacks \d+, of image \d+"):
+    with pytest.raises(SystemExit, match=r"other.json is not what was evaluated: it has no \d+, of image \d+"):
         main([str(first), "--output", str(tmp_path / "r.html"), *pictures])
 
 
-def test_pictures_that_are_not_there_are_told_before_anything_is_reckoned(evaluated, tmp_path, monkeypatch):
-    def reckoned(*_):
+def test_pictures_that_are_missing_are_reported_before_anything_is_computed(evaluated, tmp_path, monkeypatch):
+    def computed(*_):
         raise AssertionError
 
-    monkeypatch.setattr("evaluation.report.report_numbers", reckoned)
+    monkeypatch.setattr("evaluation.report.report_numbers", computed)
     split, (first, *_) = evaluated
     content = json.loads((split / "panoptic.json").read_text())
     content["annotations"].append(content["annotations"][0])

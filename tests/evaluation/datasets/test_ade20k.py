@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.ade20k import CATEGORIES, THINGS, convert, main, panoptic_segments
+from evaluation.ade20k import main
+from evaluation.datasets.ade20k import CATEGORIES, THINGS, convert, panoptic_segments
 from evaluation.datasets.panoptic import PanopticRegions
 from modeling_densevlm import DenseVLMImageProcessor
 from tests.evaluation.pngs import write_png
