@@ -140,7 +140,7 @@ def region_metrics(scores: RegionScores, categories: CategorySet, thing_offset: 
         `stuff_boxes_*` those of stuff. `foreground_bias` and `background_bias` are those of the masks, and so is what
         is measured of the balance between things and stuff, which no offset changes: `balance_area`,
         `balance_relative_area` and `balance_auroc` of [`balance_numbers`], and the accuracies of
-        [`held_out_balance`], `held_out_thing`, `held_out_stuff`, `held_out_harmonic_mean`. Where the annotations say it,
+        [`held_out_balance`], `held_out_thing`, `held_out_stuff`, `held_out_harmonic_mean`. Where annotations say it,
         `masks_thing_home_top1` and `masks_thing_away_top1` are those of things on the background they often have in
         training and on others. Numbers of a group without regions are left out. The `empty_masks`, too small for the
         map, are misses.

@@ -11,10 +11,10 @@ from safetensors import SafetensorError
 
 
 OUT_OF_MEMORY = (
-    *("allocate memory", "out of memory", "not enough memory", "Storage size calculation overflowed"),
-    *("Unable to allocate", "MemoryError", "Overflow when unpacking", "bytes. Error code 12"),
+    *("allocate memory", "out of memory", "enough memory", "Unable to allocate", "MemoryError"),
+    *("Storage size calculation overflowed", "array is too big", "Maximum allowed dimension exceeded"),
 )
-"""What messages of torch, NumPy and Pillow have in common where something is too large."""
+"""What torch, NumPy and Pillow say where something is too large."""
 
 
 @contextlib.contextmanager
@@ -25,22 +25,23 @@ def one_line_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, OSError, ImportError, SafetensorError) as error:
-        raise SystemExit(as_one_line(error)) from error
-    except (RuntimeError, MemoryError, OverflowError) as error:
-        if isinstance(error, RuntimeError) and not any(words in str(error) for words in OUT_OF_MEMORY):
+    except (ValueError, OSError, ImportError, SafetensorError, RuntimeError, MemoryError, OverflowError) as error:
+        line = as_one_line(error)
+        if isinstance(error, MemoryError | OverflowError) or any(words in line for words in OUT_OF_MEMORY):
+            line = f"Not enough memory ({line}): give a smaller `--image_size` or `--batch_size`."
+        elif isinstance(error, RuntimeError):
             raise  # a fault of this code, not of its user
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise SystemExit(
-            f"Not enough memory ({first}): give a smaller `--image_size` or `--batch_size`, or take another machine."
-        ) from error
+        raise SystemExit(line) from error
 
 
-def as_one_line(error: Exception) -> str:
+def as_one_line(error: BaseException) -> str:
     """The message of an error on one line, with the file that it is about."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}."
-    return " ".join(filter(None, map(str.strip, str(error).splitlines()))) or type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if len(lines) > 1 and lines[0].startswith("Caught ") and "Traceback" in lines[1]:
+        return lines[-1]  # of a worker of a loader: its own message stands below the traceback
+    return " ".join(lines)
 
 
 def whole_number(least: int = 1) -> Callable[[str], int]:

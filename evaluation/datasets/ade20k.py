@@ -80,7 +80,7 @@ def convert(images: Path, semantic: Path, instances: Path, output: Path) -> dict
 
     Raises:
         `ValueError` or `FileNotFoundError` that names the image or the folder and what is wrong with it. Nothing is
-        left out, neither an image nor a PNG: annotations in which images are missing would silently give other numbers.
+        left out, neither an image nor a PNG: annotations with images missing would silently give other numbers.
     """
     for folder in (images, semantic, instances):
         if not folder.is_dir():

@@ -27,7 +27,7 @@ HIDDEN, LOOP, SPECIAL = "hidden or a system's own", "links to a folder above", "
 def find_files(root: Path, suffixes: Collection[str]) -> tuple[list[Path], dict[str, list[Path]]]:
     """
     The files below a folder that have one of these suffixes, in any case, in order. Linked folders are entered, but
-    not one that leads back to where the walk came from. A link that leads nowhere is a file: opening it raises the error.
+    not one that leads back to where the walk came from. A link that leads nowhere is a file: opening it fails.
 
     Returns:
         The files, and what was passed over by kind: a suffix, or one of `HIDDEN`, `LOOP` and `SPECIAL`.

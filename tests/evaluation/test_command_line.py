@@ -154,6 +154,6 @@ def test_sizes_beyond_the_memory_end_with_one_line(inputs, tmp_path):
     for program in ("regions", "pixels", "show"):
         main, _, name = PROGRAMS[program]
         words = [str(w) for key, value in good[program].items() for w in ([f"--{key}"] if key else []) + [value]]
-        for size in (10**6, 10**9, 10**15):
+        for size in (10**6, 10**15):
             with pytest.raises(SystemExit, match=r"^Not enough memory \(.*\): give a smaller `--image_size`"):
                 main([*words, "--image_size", str(size), "--output", str(tmp_path / "out" / name)])

@@ -70,10 +70,11 @@ def test_the_installed_package_runs_from_any_folder_also_one_with_a_training_of_
     environment = {**os.environ, "PYTHONPATH": f"{elsewhere}{os.pathsep}{site}", "HF_HUB_OFFLINE": "1"}
     test = scenes / "test"
     regions = ["--annotations", test / "panoptic.json", "--images", test / "images", "--panoptic", test / "panoptic"]
+    run = ["--model", student, "--teacher", student, "--images", scenes / "train" / "images", "--max_steps", "1"]
+    run += ["--categories", "coco_panoptic_133", "--per_device_train_batch_size", "8", "--output_dir", "run"]
     published = elsewhere / "published"
     for words, written in (
-        (["train", "sandbox", "--model", student, "--teacher", student, "--images", scenes / "train" / "images",
-          "--categories", "coco_panoptic_133", "--max_steps", "1", "--per_device_train_batch_size", "8", "--output_dir", "run"], "run/model.safetensors"),
+        (["train", "sandbox", *run], "run/model.safetensors"),
         (["evaluate", "regions", "--model", student, *regions, "--num_workers", "0", "--output", "m.json"], "m.json"),
         (["publish", student, published], "published/modeling_densevlm.py"),
         (["report", "m/0-student0-96.safetensors", "--output", "r.html"], "r.html"),
