@@ -58,7 +58,7 @@ def test_a_command_is_the_program_of_its_module_with_the_options_behind_it(run_m
 
 @pytest.mark.slow
 def test_the_installed_package_runs_from_any_folder_also_one_with_a_training_of_its_own(student, scenes, tmp_path):
-    """Installed by pip, without the repository: recipes, category sets, configurations and templates are found."""
+    """Installed by pip, without the repository, with all data files of the packages."""
     site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     for package in ("training", "evaluation"):
         (elsewhere / package).mkdir(parents=True)
@@ -67,11 +67,18 @@ def test_the_installed_package_runs_from_any_folder_also_one_with_a_training_of_
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(source)], check=True)
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", site]
     subprocess.run([*pip, source], check=True, capture_output=True)
+    for package in (
+        "modeling_densevlm",
+        "training",
+        "evaluation",
+    ):  # recipes, category sets, configurations, templates
+        files = {file.relative_to(source) for file in (source / package).rglob("*") if file.is_file()}
+        assert files == {file for file in files if (site / file).is_file()}
     environment = {**os.environ, "PYTHONPATH": f"{elsewhere}{os.pathsep}{site}", "HF_HUB_OFFLINE": "1"}
     test = scenes / "test"
     regions = ["--annotations", test / "panoptic.json", "--images", test / "images", "--panoptic", test / "panoptic"]
     run = ["--model", student, "--teacher", student, "--images", scenes / "train" / "images", "--max_steps", "1"]
-    run += ["--categories", "coco_panoptic_133", "--per_device_train_batch_size", "8", "--output_dir", "run"]
+    run += ["--categories", scenes / "categories.json", "--per_device_train_batch_size", "8", "--output_dir", "run"]
     published = elsewhere / "published"
     for words, written in (
         (["train", "sandbox", *run], "run/model.safetensors"),
