@@ -37,7 +37,7 @@ logger = logging.get_logger(__name__)
 PACKAGES = [Path(__file__).parent, Path(modeling_densevlm.__file__).parent]
 SHOWING = {
     *("report.py", "report_numbers.py", "charts.py", "figures.py", "show.py", "comparison.py", "sandbox.py"),
-    *("app.py", "tests.py", "cli.py", "publish.py", "renamed.py"),
+    *("app.py", "tests.py", "publish.py", "renamed.py"),
 }
 """Files that measure nothing: they show what was measured, or start programs."""
 

@@ -23,7 +23,7 @@ def test_a_published_folder_holds_weights_configuration_processor_tokenizer_code
     names = {file.name for file in folder.iterdir()}
     assert {"config.json", "processor_config.json", "tokenizer.json", "README.md"} <= names
     assert {"modeling_densevlm.py", "configuration_densevlm.py", "processing_densevlm.py"} <= names
-    assert REFERENCE not in names and "cli.py" not in names
+    assert REFERENCE not in names and "command_line.py" not in names
     for file in ("config.json", "processor_config.json"):
         assert "installed_package" not in (folder / file).read_text()
     before, after = (load_file(where / "model.safetensors") for where in (source, folder))

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from modeling_densevlm.cli import COMMANDS, main
+from densevlm import COMMANDS, main
 
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 def test_every_command_is_a_module_with_one_line_in_the_help(capsys):
@@ -50,7 +50,7 @@ def test_a_command_is_the_program_of_its_module_with_the_options_behind_it(run_m
         (["export", tmp_path / "gone", tmp_path], "modeling_densevlm.convert_open_clip", "with --export it is a .pt"),
         (["publish", tmp_path / "gone", tmp_path / "o"], "modeling_densevlm.publish", "gone"),
     ):
-        done = run_module("modeling_densevlm.cli", words, check=False)
+        done = run_module("densevlm", words, check=False)
         told = done.stdout + done.stderr
         assert message in told and "Traceback" not in told, told
         assert module in told or done.returncode == 1, told

@@ -1,5 +1,5 @@
 """
-The console command `densevlm`: every command is `python -m MODULE` of a module of this package, found from any folder.
+The console command `densevlm`: every command is `python -m MODULE` of one of our modules, found from any folder.
 
     densevlm train coco --images my_images --output_dir runs/mine
     densevlm evaluate regions --model runs/mine ... --output metrics.json
@@ -35,9 +35,9 @@ COMMANDS = {
     "export": Command("modeling_densevlm.convert_open_clip", "a folder as a checkpoint of open_clip", ("--export",)),
     "publish": Command("modeling_densevlm.publish", "a folder with the code that loads it, for the Hub"),
 }
-"""Named by strings: the model imports neither training nor evaluation, whichever program is started."""
+"""Named by strings: nothing is imported before it is known what is started."""
 
-PACKAGES = ("training", "evaluation")
+PACKAGES = ("modeling_densevlm", "training", "evaluation")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -75,8 +75,8 @@ def refusal(argv: Sequence[str]) -> str:
 
 
 def own_packages_first() -> None:
-    """Another folder named `training`, of the user's, may come first on the path: then ours goes before it."""
-    root = Path(__file__).resolve().parents[1]
+    """Where a folder `training` of the user's comes first on the path, ours goes before it."""
+    root = Path(__file__).resolve().parent
     for package in PACKAGES:
         spec = importlib.util.find_spec(package)
         origin = None if spec is None or spec.origin is None else Path(spec.origin).resolve()
