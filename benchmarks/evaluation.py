@@ -20,8 +20,8 @@ from PIL import Image
 
 from benchmarks.pictures import PHOTO, draw_jpeg
 from benchmarks.timing import alternate, machine, print_row
+from evaluation.datasets.panoptic import PanopticRegions
 from evaluation.evaluate_regions import evaluate_regions
-from evaluation.panoptic import PanopticRegions
 from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMImageProcessor, DenseVLMModel
 from modeling_densevlm.conversion.configs import convert_config, load_config
 from modeling_densevlm.region_pooling import pool_boxes, pool_masks

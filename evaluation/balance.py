@@ -1,14 +1,15 @@
 r"""
-How much of an accuracy on stuff is balance, and how much is knowledge.
+How much of a gain on stuff is calibration between things and stuff, and how much is discrimination.
 
-Subtract a constant δ from the cosine of every thing: the larger δ is, the more regions are called stuff. A model gains
-accuracy on stuff in this way and loses it on things, without knowing anything better. So a single pair of accuracies
-says little; the whole *balance curve*, Masks-S over Masks-T for every δ, says what can be had of a model.
+*Things* are countable objects, *stuff* is amorphous background. Subtract a constant δ from the cosine of every thing:
+the larger δ is, the more regions are predicted as stuff. A model gains accuracy on stuff in this way and loses it on
+things, without discriminating any better. So a single pair of accuracies says little; the whole *balance curve*,
+Masks-S over Masks-T for every δ, shows all that an offset can get out of a model.
 
-For a region, let `margin` be its best cosine with a thing less its best cosine with stuff. It is called a thing where
-`margin >= δ`, and then its best thing. Hence a thing is right where its best thing is the true one and
+For a region, let `margin` be its best cosine with a thing less its best cosine with stuff. It is predicted as a thing
+where `margin >= δ`, and then as its best thing. Hence a thing is right where its best thing is the true one and
 `margin >= δ`, stuff where its best stuff is the true one and `margin < δ`. So the curve is made of steps, and all of
-it is known from each region's margin and from whether it is right *within its group*. No grid of δ is needed.
+it follows from each region's margin and from whether it is right *within its group*. No grid of δ is needed.
 """
 
 from collections.abc import Callable, Sequence
@@ -66,11 +67,11 @@ class Margins:
         return Margins(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     def right_at(self, offsets: np.ndarray | float) -> np.ndarray:
-        """Bool, `(regions,)`: whether each region is called what it is, with a δ for each or one for all."""
+        """Bool, `(regions,)`: whether each region is predicted right, with a δ for each or one for all."""
         return self.right & ((self.margin >= offsets) == self.is_thing)
 
     @cached_property
-    def right_as_it_is(self) -> np.ndarray:
+    def right_uncalibrated(self) -> np.ndarray:
         """[`Margins.right_at`] δ = 0."""
         return self.right_at(0.0)
 
@@ -110,20 +111,20 @@ def harmonic_mean(thing: np.ndarray | float, stuff: np.ndarray | float) -> np.nd
 @dataclass
 class BalanceCurve:
     r"""
-    Accuracies for every δ that makes a difference, from the one that calls nothing stuff to the one that calls nothing
-    a thing.
+    Accuracies for every δ that makes a difference, from the one at which nothing is predicted as stuff to the one at
+    which nothing is predicted as a thing.
 
     Args:
         offsets (`np.ndarray` of shape `(points,)`): δ, ascending.
         thing, stuff (`np.ndarray` of shape `(points,)`): accuracies as means over classes, 0..1; the first does not
             rise, the second does not fall.
-        as_it_is (`(float, float)`): the point where the model stands, δ = 0.
+        uncalibrated (`(float, float)`): the point of the model itself, δ = 0.
     """
 
     offsets: np.ndarray
     thing: np.ndarray
     stuff: np.ndarray
-    as_it_is: tuple[float, float]
+    uncalibrated: tuple[float, float]
 
     @property
     def harmonic_mean(self) -> np.ndarray:
@@ -177,12 +178,13 @@ def balance_numbers(margins: Margins, counts: np.ndarray | None = None) -> dict[
         counts (`(regions,)`, *optional*): how often each region is counted, for the bootstrap.
 
     Returns:
-        `area`: under the balance curve in the unit square, 0..1 (AUSUC is 100 times it): what a model knows, however
-        it is balanced. `best_thing`, `best_stuff`: the ends of the curve, accuracies within the own group.
-        `relative_area`: `area / (best_thing · best_stuff)`, how well the two groups are told apart where the class is
-        right within the group. `auroc`: the chance that a thing has the larger margin than stuff, over all regions.
-        `harmonic_mean`, of Masks-T and Masks-S as the model is; `held_out_harmonic_mean`, where each half of the
-        images is scored with the δ that is best on the other. All are `nan` where a group has no region.
+        `area`: under the balance curve in the unit square, 0..1 (AUSUC is 100 times it): how well a model
+        discriminates, whatever its calibration. `best_thing`, `best_stuff`: the ends of the curve, accuracies within
+        the own group. `relative_area`: `area / (best_thing · best_stuff)`, how well the two groups are separated where
+        the class is right within the group. `auroc`: the chance that a thing has the larger margin than stuff, over
+        all regions. `harmonic_mean`, of Masks-T and Masks-S of the uncalibrated model; `held_out_harmonic_mean`, where
+        each half of the images is scored with the δ that is best on the other. All are `nan` where a group has no
+        region.
     """
     counts = np.ones(len(margins.labels)) if counts is None else counts
     if min(_by_group(margins, counts)) == 0:
@@ -196,7 +198,7 @@ def balance_numbers(margins: Margins, counts: np.ndarray | None = None) -> dict[
         "best_stuff": best_stuff,
         "relative_area": area / (best_thing * best_stuff) if best_thing * best_stuff > 0 else np.nan,
         "auroc": in_order / (things * stuff) if things * stuff > 0 else np.nan,
-        "harmonic_mean": float(harmonic_mean(*_by_group(margins, weights * margins.right_as_it_is))),
+        "harmonic_mean": float(harmonic_mean(*_by_group(margins, weights * margins.right_uncalibrated))),
         "held_out_harmonic_mean": float(harmonic_mean(*_by_group(margins, weights * margins.right_held_out))),
     }
 
@@ -261,12 +263,12 @@ def bootstrap(
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
     r"""
-    Intervals by drawing the images anew, with replacement.
+    Bootstrap intervals: the images are drawn again, with replacement.
 
     Args:
         numbers (callable): takes how often each region is counted, `(regions,)`, and the generator, to draw what
-            else there is to be drawn; gives named numbers: those of a model, or differences of two models on the same
-            regions.
+            else there is to be drawn; returns named numbers: those of a model, or differences of two models on the
+            same regions.
         image_ids (`(regions,)`): regions of an image are drawn together.
         level (`float`, *optional*, defaults to 0.95): share of the draws between the bounds.
 
@@ -293,8 +295,8 @@ def mean_numbers(runs: Sequence[Margins], counts: np.ndarray | None = None) -> d
 
 def balance_intervals(runs: Sequence[Margins], **options: int | float) -> dict[str, tuple[float, float]]:
     """
-    [`bootstrap`] of [`mean_numbers`], where the seeds are drawn anew, too: what other images would change, and, as far
-    as so many seeds can tell, other seeds.
+    [`bootstrap`] of [`mean_numbers`], where the seeds are drawn again, too: what other images would change, and, as
+    far as a few seeds can say, other seeds.
     """
 
     def numbers(counts: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
@@ -304,11 +306,11 @@ def balance_intervals(runs: Sequence[Margins], **options: int | float) -> dict[s
 
 
 def _draw(runs: Sequence[T], rng: np.random.Generator) -> list[T]:
-    """As many of them, with replacement."""
+    """As many of them, drawn with replacement."""
     return [runs[i] for i in rng.integers(len(runs), size=len(runs))]
 
 
-def compare(
+def compare_balance(
     first: Sequence[Margins], second: Sequence[Margins], **options: int | float
 ) -> dict[str, tuple[float, float, float]]:
     r"""
@@ -316,11 +318,12 @@ def compare(
 
     Returns:
         How much larger the second one's means over its seeds are, each with an interval of [`bootstrap`], as
-        `(value, lower, upper)`: `area`; `gain`, of the harmonic mean of Masks-T and Masks-S, both models as they are;
-        `knowledge`, what of it is left where each has the δ that is best for it, chosen on other images; `balance`,
-        the rest: what an offset gives the first model more than the second. It is negative where the second is the
-        worse balanced of the two. Both models are measured on the same draws of images; where both have as many seeds,
-        those of the same place are drawn together: they are runs of the same seed. The δ's are not chosen anew.
+        `(value, lower, upper)`: `area`; `gain`, of the harmonic mean of Masks-T and Masks-S, both models uncalibrated;
+        `discrimination_gain`, what of it is left where each has the δ that is best for it, chosen on other images;
+        `calibration_gain`, the rest: what an offset gives the first model more than the second. It is negative where
+        the second is the worse calibrated of the two. Both models are measured on the same draws of images; where both
+        have as many seeds, those of the same place are drawn together: they are runs of the same seed. The δ's are not
+        chosen again.
 
     Raises:
         `ValueError` where the two were not evaluated on the same regions.
@@ -345,8 +348,13 @@ def _differences(
     first: Sequence[Margins], second: Sequence[Margins], counts: np.ndarray | None = None
 ) -> dict[str, float]:
     before, after = mean_numbers(first, counts), mean_numbers(second, counts)
-    area, gain, knowledge = (after[n] - before[n] for n in ("area", "harmonic_mean", "held_out_harmonic_mean"))
-    return {"area": area, "gain": gain, "balance": gain - knowledge, "knowledge": knowledge}
+    area, gain, discrimination = (after[n] - before[n] for n in ("area", "harmonic_mean", "held_out_harmonic_mean"))
+    return {
+        "area": area,
+        "gain": gain,
+        "calibration_gain": gain - discrimination,
+        "discrimination_gain": discrimination,
+    }
 
 
 __all__ = [
@@ -358,7 +366,7 @@ __all__ = [
     "balance_numbers",
     "best_offset",
     "bootstrap",
-    "compare",
+    "compare_balance",
     "harmonic_mean",
     "held_out_balance",
     "held_out_halves",

@@ -11,7 +11,7 @@ from .figures import save_figure, subplots
 
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Told apart by people who see colours differently (Okabe and Ito); lines differ in dashes and markers as well."""
+"""Distinguishable by people who see colours differently (Okabe and Ito); lines also differ in dashes and markers."""
 DASHES = ("-", "--", "-.", ":", (0, (6, 2, 1, 2, 1, 2)), (0, (1, 3)), (0, (8, 3)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
@@ -20,7 +20,7 @@ def confusion_chart(
     file: str | Path, counts: np.ndarray, names: Sequence[str], is_thing: Sequence[bool], title: str = ""
 ) -> None:
     r"""
-    A matrix of which category was called what, things first, with lines between things and stuff (Fig. 7–10 of the
+    A confusion matrix, things first, with lines between things and stuff (Fig. 7–10 of the
     paper): foreground bias is what stands below on the left. Rows add up to 1; categories that do not occur and were
     not called are left out.
 
@@ -60,19 +60,19 @@ def difference_chart(
     differences: np.ndarray,
     is_thing: Sequence[bool],
     title: str = "",
-    most: int = 20,
+    max_shown: int = 20,
 ) -> None:
     r"""
     The categories that a model gained and lost most on, against another one (Fig. 4 of the paper).
 
     Args:
         differences (`np.ndarray` of shape `(categories,)`): of accuracies, -1..1; NaN for categories left out.
-        most (`int`, *optional*, defaults to 20): of gains and of losses, at most.
+        max_shown (`int`, *optional*, defaults to 20): of gains and of losses, at most.
     """
     rows = np.flatnonzero(~np.isnan(differences) & (differences != 0))
     rows = rows[np.argsort(differences[rows], kind="stable")]
-    if len(rows) > 2 * most:
-        rows = np.concatenate([rows[:most], rows[-most:]])
+    if len(rows) > 2 * max_shown:
+        rows = np.concatenate([rows[:max_shown], rows[-max_shown:]])
     figure, ((axis,),) = subplots(figsize=(6.4, 0.24 * max(len(rows), 4) + 1.2))
     for place, row in enumerate(rows):
         thing = bool(is_thing[row])
@@ -101,8 +101,8 @@ def difference_chart(
 
 def balance_chart(file: str | Path, curves: Mapping[str, Sequence[BalanceCurve]], title: str = "") -> None:
     r"""
-    Masks-S over Masks-T for every offset of the things' scores. The marker is where the model stands as it is; the
-    further out a curve lies, the more the model knows. Grey: where the harmonic mean is the same.
+    Masks-S over Masks-T for every offset of the things' scores. The marker is at zero offset, the uncalibrated
+    model; the further out a curve lies, the better the model discriminates. Grey: lines of equal harmonic mean.
 
     Args:
         curves (mapping of titles to sequences of [`BalanceCurve`]): of each model one curve a seed; the further ones
@@ -119,7 +119,7 @@ def balance_chart(file: str | Path, curves: Mapping[str, Sequence[BalanceCurve]]
         for seed, curve in enumerate(of_model):
             style = {"color": colour, "linestyle": dash, "linewidth": 1.8 if seed == 0 else 0.8}
             axis.plot(100 * curve.thing, 100 * curve.stuff, label=name if seed == 0 else None, **style)
-            point = (100 * accuracy for accuracy in curve.as_it_is)
+            point = (100 * accuracy for accuracy in curve.uncalibrated)
             axis.plot(*point, marker=MARKERS[number % len(MARKERS)], color=colour, markersize=7 if seed == 0 else 4)
     axis.set_xlim(0, right)
     axis.set_ylim(0, top)
@@ -163,9 +163,9 @@ def accuracy_chart(
     save_figure(figure, file)
 
 
-def _short(name: str, most: int = 22) -> str:
+def _short(name: str, max_shown: int = 22) -> str:
     first = name.split(",")[0]
-    return first if len(first) <= most else f"{first[: most - 1]}…"
+    return first if len(first) <= max_shown else f"{first[: max_shown - 1]}…"
 
 
 __all__ = ["accuracy_chart", "balance_chart", "confusion_chart", "difference_chart"]

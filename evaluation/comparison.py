@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .renamed import check_metrics
 
-COLUMNS = {
+
+METRIC_TITLES = {
     "boxes_top1": "Boxes",
     "masks_thing_top1": "Masks-T",
     "masks_stuff_top1": "Masks-S",
@@ -23,8 +25,8 @@ COLUMNS = {
     "balance_auroc": "AUROC",
     "held_out_harmonic_mean": "H, held out",
     "miou": "mIoU",
-    "miou_called": "mIoU, called",
-    "class_accuracy": "class accuracy",
+    "miou_present_or_predicted": "mIoU, present or predicted",
+    "mean_accuracy": "mean accuracy",
     "pixel_accuracy": "pixel accuracy",
 }
 """Metrics that are shown, and their titles."""
@@ -36,8 +38,8 @@ REGIONS = (
     "offset that is best on the other."
 )
 PIXELS = (
-    "In %. mIoU: mean over the categories that occur in the annotations; called: over those that occur or were called "
-    "anywhere. Class accuracy: mean over the categories that occur."
+    "In %. mIoU: mean over the categories present in the annotations; present or predicted: over those that are "
+    "predicted anywhere, too. Mean accuracy: mean over the categories present."
 )
 
 
@@ -103,7 +105,8 @@ def _names(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _cells(rows: Sequence[dict[str, Any]], bold: str) -> list[list[str]]:
-    shown = {key: title for key, title in COLUMNS.items() if any(key in row for row in rows)}
+    check_metrics(rows)
+    shown = {key: title for key, title in METRIC_TITLES.items() if any(key in row for row in rows)}
     lines = [["model", "size", *shown.values(), "weights"]]
     for name, row in zip(_names(rows), rows):
         line = [name, str(row["image_size"])]
@@ -122,4 +125,4 @@ def _escape(text: str) -> str:
     return text.replace("–", "--")
 
 
-__all__ = ["COLUMNS", "as_latex", "as_markdown", "write"]
+__all__ = ["METRIC_TITLES", "as_latex", "as_markdown", "write"]

@@ -1,20 +1,20 @@
-"""Counted pixels: which category was called what."""
+"""Counts of pixels by annotated and predicted category."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from .parts import Part
+from .shards import ShardResult
 
 
 @dataclass(kw_only=True)
-class Confusion(Part):
+class Confusion(ShardResult):
     r"""
     Counts of pixels.
 
     Args:
-        counts (`np.ndarray` of shape `(categories, categories)`, int64): of each true category (row), how many pixels
-            were called each category (column).
+        counts (`np.ndarray` of shape `(categories, categories)`, int64): how many pixels of each annotated category
+            (row) were predicted as each category (column).
     """
 
     ARRAYS = ("counts",)
@@ -23,8 +23,8 @@ class Confusion(Part):
     counts: np.ndarray
 
     @classmethod
-    def combine(cls, parts):
-        return {"counts": sum(part.counts for part in parts)}
+    def combine(cls, shards):
+        return {"counts": sum(shard.counts for shard in shards)}
 
 
 def count_pairs(labels: np.ndarray, predictions: np.ndarray, categories: int) -> np.ndarray:
@@ -40,24 +40,24 @@ def segmentation_metrics(counts: np.ndarray) -> dict[str, float]:
         counts (`np.ndarray` of shape `(categories, categories)`): of a [`Confusion`].
 
     Returns:
-        In 0..1: `miou`, the mean of intersection over union over the categories that occur in the annotations;
-        `miou_called`, over those that occur in the annotations or were called somewhere (one that was called and
-        never occurs has 0, so it is never larger); `class_accuracy`, the mean over the categories that occur of their
-        share of pixels called right; `pixel_accuracy`. And the numbers of categories of the two means. Tools differ in
-        which of the means they give, and on few images the difference is large.
+        In 0..1: `miou`, the mean intersection over union of the categories present in the annotations;
+        `miou_present_or_predicted`, of those present in the annotations or predicted somewhere (one that is predicted
+        and never present has 0, so it is never larger); `mean_accuracy`, the mean over the categories present of their
+        share of pixels predicted right; `pixel_accuracy`. And the numbers of categories of the two means. Tools differ
+        in which of the means they report, and on few images the difference is large.
     """
-    right, occurs, called = np.diag(counts), counts.sum(1), counts.sum(0)
-    iou = right / np.maximum(occurs + called - right, 1)
-    there, either = occurs > 0, (occurs > 0) | (called > 0)
-    if not there.any():
+    right, annotated, predicted = np.diag(counts), counts.sum(1), counts.sum(0)
+    iou = right / np.maximum(annotated + predicted - right, 1)
+    present, either = annotated > 0, (annotated > 0) | (predicted > 0)
+    if not present.any():
         raise ValueError("No pixel is annotated with a category.")
     return {
-        "miou": float(iou[there].mean()),
-        "miou_called": float(iou[either].mean()),
-        "class_accuracy": float((right[there] / occurs[there]).mean()),
+        "miou": float(iou[present].mean()),
+        "miou_present_or_predicted": float(iou[either].mean()),
+        "mean_accuracy": float((right[present] / annotated[present]).mean()),
         "pixel_accuracy": float(right.sum() / counts.sum()),
-        "categories_that_occur": int(there.sum()),
-        "categories_that_occur_or_were_called": int(either.sum()),
+        "categories_present": int(present.sum()),
+        "categories_present_or_predicted": int(either.sum()),
     }
 
 

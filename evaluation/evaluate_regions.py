@@ -1,13 +1,13 @@
 """
 How well the dense features of models classify regions: Boxes, Masks-T and Masks-S of the paper, the two errors between
-things and stuff, and what of it is balance.
+things and stuff, and the balance curve between them.
 
     python -m evaluation.evaluate_regions --model MODEL --annotations panoptic_val2017.json --images val2017 \\
         --panoptic panoptic_val2017 --output metrics.json
     accelerate launch -m evaluation.evaluate_regions --models A B C --image_size 224 512 ... --output comparison.json
 
-The scores of all regions are kept beside the output, for figures and reports. What is done stays: the same command
-goes on where it was stopped.
+The scores of all regions are written beside the output, for figures and reports. An interrupted evaluation resumes
+where it stopped, by the same command.
 """
 
 import argparse
@@ -25,15 +25,15 @@ from transformers.utils import logging
 
 from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMModel
 from modeling_densevlm.category_embeddings import region_cosines
+from modeling_densevlm.command_line import finite_number
 from modeling_densevlm.region_pooling import pool_boxes, pool_masks
 
 from .balance import Margins, balance_numbers, held_out_balance
-from .candidates import Candidate, digest, files_digest, run, told
-from .command_line import finite_number
-from .panoptic import PanopticRegions, collate_regions
-from .parts import in_parts, warn_of
+from .datasets.panoptic import PanopticRegions, collate_regions
+from .models import EvaluatedModel, digest, files_digest, run, summary
 from .region_accuracy.accuracy import NO_CATEGORY, class_mean, region_accuracy
 from .scores import RegionScores
+from .shards import in_shards, warn_of
 
 
 logger = logging.get_logger(__name__)
@@ -56,7 +56,7 @@ def evaluate_regions(
     rows: Sequence[int] | None = None,
 ) -> RegionScores:
     r"""
-    One forward pass an image; boxes and masks are pooled from the same map.
+    One forward pass per image; boxes and masks are pooled from the same map.
 
     Args:
         model ([`DenseVLMModel`]): on its device, in its dtype.
@@ -99,21 +99,21 @@ def evaluate_regions(
     return RegionScores(**joined, images=images, skipped_regions=skipped_regions, skipped_images=skipped_images)
 
 
-def evaluate_in_parts(
+def evaluate_in_shards(
     model: DenseVLMModel,
     regions: PanopticRegions,
     embeddings: CategoryEmbeddings,
     file: Path,
-    facts: dict[str, Any],
-    part_size: int = 128,
+    provenance: dict[str, Any],
+    shard_size: int = 128,
     **options: int,
 ) -> RegionScores:
-    """[`evaluate_regions`] of all images by all processes, and from where it was stopped: see [`in_parts`]."""
+    """[`evaluate_regions`] of all images on all processes, resumable: see [`in_shards`]."""
 
     def evaluate(rows: range) -> RegionScores:
         return evaluate_regions(model, regions, embeddings, rows=rows, **options)
 
-    return in_parts(RegionScores, evaluate, len(regions), file, facts, part_size)
+    return in_shards(RegionScores, evaluate, len(regions), file, provenance, shard_size)
 
 
 def _nothing(categories: int) -> dict[str, np.ndarray]:
@@ -140,7 +140,7 @@ def region_metrics(scores: RegionScores, categories: CategorySet, thing_offset: 
         `stuff_boxes_*` those of stuff. `foreground_bias` and `background_bias` are those of the masks, and so is what
         is measured of the balance between things and stuff, which no offset changes: `balance_area`,
         `balance_relative_area` and `balance_auroc` of [`balance_numbers`], and the accuracies of
-        [`held_out_balance`], `held_out_thing`, `held_out_stuff`, `held_out_harmonic_mean`. Where the annotations tell,
+        [`held_out_balance`], `held_out_thing`, `held_out_stuff`, `held_out_harmonic_mean`. Where annotations say it,
         `masks_thing_home_top1` and `masks_thing_away_top1` are those of things on the background they often have in
         training and on others. Numbers of a group without regions are left out. The `empty_masks`, too small for the
         map, are misses.
@@ -215,34 +215,34 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument(
         "--thing_offset", type=finite_number(), default=0.0, help="subtracted from the cosine of every thing"
     )
-    return run(parser, evaluate_candidate, argv)
+    return run(parser, evaluate_model, argv)
 
 
-def evaluate_candidate(candidate: Candidate, arguments: argparse.Namespace) -> dict[str, Any]:
+def evaluate_model(evaluated: EvaluatedModel, arguments: argparse.Namespace) -> dict[str, Any]:
     """The numbers of a model at a size."""
     regions = PanopticRegions(
         arguments.annotations,
         arguments.images,
         arguments.panoptic,
-        candidate.image_processor,
-        map_side(candidate.model, candidate.side),
+        evaluated.image_processor,
+        map_side(evaluated.model, evaluated.side),
         CategorySet.load(arguments.categories) if arguments.categories else None,
     )
     regions.categories.require_flags("thing / stuff metrics")
-    embeddings = candidate.embeddings(regions.categories)
-    facts = candidate.facts(regions.categories, embeddings)
-    facts["annotations"] = digest(arguments.annotations.read_bytes())
-    facts["images"] = files_digest(regions.images, [record["image_file"] for record in regions.records])
-    facts["panoptic"] = files_digest(regions.panoptic, [record["file_name"] for record in regions.records])
+    embeddings = evaluated.embeddings(regions.categories)
+    provenance = evaluated.provenance(regions.categories, embeddings)
+    provenance["annotations"] = digest(arguments.annotations.read_bytes())
+    provenance["images"] = files_digest(regions.images, [record["image_file"] for record in regions.records])
+    provenance["panoptic"] = files_digest(regions.panoptic, [record["file_name"] for record in regions.records])
     options = {"batch_size": arguments.batch_size, "num_workers": arguments.num_workers}
-    scores = evaluate_in_parts(
-        candidate.model, regions, embeddings, candidate.file, facts, arguments.part_size, **options
+    scores = evaluate_in_shards(
+        evaluated.model, regions, embeddings, evaluated.file, provenance, arguments.shard_size, **options
     )
     metrics = region_metrics(scores, regions.categories, arguments.thing_offset)
     for group in ("thing", "stuff"):
         if metrics[f"{group}_regions"] == 0:
             logger.warning(f"No region is {'a thing' if group == 'thing' else 'stuff'}: its numbers are left out.")
-    return metrics | {"thing_offset": arguments.thing_offset} | told(facts)
+    return metrics | {"thing_offset": arguments.thing_offset} | summary(provenance)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ How well the dense maps of models segment images, without training: mean interse
         --categories coco_stuff_171 --layout coco_stuff --output metrics.json
     accelerate launch -m evaluation.evaluate_segmentation --models A B C --image_size 448 896 ... --output metrics.json
 
-What is done stays: the same command goes on where it was stopped.
+An interrupted evaluation resumes where it stopped, by the same command.
 """
 
 import argparse
@@ -19,19 +19,19 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMModel
+from modeling_densevlm.command_line import finite_number, whole_number
 
-from .candidates import Candidate, files_digest, run, told, whole_cells
-from .command_line import finite_number, whole_number
 from .confusion import Confusion, count_pairs, segmentation_metrics
-from .index_pngs import LAYOUTS, IndexPngs, collate_pixels
-from .parts import in_parts, warn_of
+from .datasets.semantic_maps import LAYOUTS, SemanticMaps, collate_pixels
+from .models import EvaluatedModel, files_digest, run, summary, whole_cells
 from .segmentation import segment
+from .shards import in_shards, warn_of
 
 
 @torch.inference_mode()
 def evaluate_segmentation(
     model: DenseVLMModel,
-    dataset: IndexPngs,
+    dataset: SemanticMaps,
     embeddings: CategoryEmbeddings,
     rows: Sequence[int],
     batch_size: int = 8,
@@ -69,49 +69,49 @@ def evaluate_segmentation(
     return Confusion(counts=counts, images=images, skipped_images=skipped)
 
 
-def evaluate_candidate(candidate: Candidate, arguments: argparse.Namespace) -> dict[str, Any]:
+def evaluate_model(evaluated: EvaluatedModel, arguments: argparse.Namespace) -> dict[str, Any]:
     """The numbers of a model at a size."""
     categories = CategorySet.load(arguments.categories)
-    dataset = IndexPngs(
+    dataset = SemanticMaps(
         arguments.images,
         arguments.annotations,
         categories,
-        candidate.image_processor,
+        evaluated.image_processor,
         arguments.layout,
         arguments.ignored,
     )
-    embeddings = candidate.embeddings(categories)
-    window, stride = windows(candidate, arguments.window, arguments.stride)
+    embeddings = evaluated.embeddings(categories)
+    window, stride = windows(evaluated, arguments.window, arguments.stride)
     options = {"window": window, "stride": stride, "background": None}
     if arguments.background is not None:
         if arguments.background not in categories.names:
             raise ValueError(f"--background: {categories.name} has no category {arguments.background!r}.")
         options["background"] = categories.names.index(arguments.background)
         options["threshold"] = arguments.background_threshold
-    facts = candidate.facts(categories, embeddings) | options
-    facts |= {"layout": arguments.layout, "ignored": arguments.ignored}
-    facts["annotations"] = files_digest(dataset.annotations, dataset.names(dataset.files, dataset.annotations))
-    facts["images"] = files_digest(dataset.images, dataset.names(dataset.image_of.values(), dataset.images))
+    provenance = evaluated.provenance(categories, embeddings) | options
+    provenance |= {"layout": arguments.layout, "ignored": arguments.ignored}
+    provenance["annotations"] = files_digest(dataset.annotations, dataset.names(dataset.files, dataset.annotations))
+    provenance["images"] = files_digest(dataset.images, dataset.names(dataset.image_of.values(), dataset.images))
 
     def evaluate(rows: range) -> Confusion:
         sizes = {"batch_size": arguments.batch_size, "num_workers": arguments.num_workers}
-        return evaluate_segmentation(candidate.model, dataset, embeddings, rows, **sizes, **options)
+        return evaluate_segmentation(evaluated.model, dataset, embeddings, rows, **sizes, **options)
 
-    confusion = in_parts(Confusion, evaluate, len(dataset), candidate.file, facts, arguments.part_size)
+    confusion = in_shards(Confusion, evaluate, len(dataset), evaluated.file, provenance, arguments.shard_size)
     counts = {"images": confusion.images, "skipped_images": len(confusion.skipped_images)}
-    return segmentation_metrics(confusion.counts) | counts | told(facts)
+    return segmentation_metrics(confusion.counts) | counts | summary(provenance)
 
 
-def windows(candidate: Candidate, window: int | None, stride: int | None) -> tuple[int | None, int | None]:
+def windows(evaluated: EvaluatedModel, window: int | None, stride: int | None) -> tuple[int | None, int | None]:
     """The side of windows in whole cells of the model, and their stride; a `ValueError` where there is none."""
     if window is None:
         if stride is not None:
             raise ValueError("--stride is that of windows: give --window, too.")
         return None, None
-    whole = whole_cells(window, candidate.model.vision_model.stride, candidate.source)
-    if not 0 < (window if stride is None else stride) <= window or whole > candidate.side:
+    whole = whole_cells(window, evaluated.model.vision_model.stride, evaluated.source)
+    if not 0 < (window if stride is None else stride) <= window or whole > evaluated.side:
         raise ValueError(
-            f"--window {window} is at most the image's {candidate.side} pixels, and --stride at most the window."
+            f"--window {window} is at most the image's {evaluated.side} pixels, and --stride at most the window."
         )
     return whole, whole if stride is None else min(stride, whole)
 
@@ -136,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument(
         "--background_threshold", type=finite_number(), default=0.5, help="best probability below which it is"
     )
-    return run(parser, evaluate_candidate, argv)
+    return run(parser, evaluate_model, argv)
 
 
 if __name__ == "__main__":

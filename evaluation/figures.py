@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .command_line import check_output
+from modeling_densevlm.command_line import check_output
 
 
 def subplots(rows: int = 1, columns: int = 1, figsize: tuple[float, float] = (6, 4)) -> tuple[Any, np.ndarray]:

@@ -24,16 +24,17 @@ from transformers.image_transforms import rgb_to_id
 
 from modeling_densevlm import CategoryEmbeddings, DenseVLMModel, DenseVLMProcessor
 from modeling_densevlm.categories import CategorySet
+from modeling_densevlm.command_line import check_output, one_line_errors, whole_number
 from modeling_densevlm.image_processing_densevlm import load_image
 
 from . import report as page
-from .balance import Margins, accuracies_at, balance_curve, best_offset, compare, harmonic_mean
-from .candidates import code_digest, commit
+from .balance import Margins, accuracies_at, balance_curve, best_offset, compare_balance, harmonic_mean
 from .charts import balance_chart
-from .command_line import check_output, whole_number
+from .datasets.panoptic import PanopticRegions, read_annotations
 from .evaluate_regions import evaluate_regions, map_side, region_metrics
 from .figures import location_figure
-from .panoptic import PanopticRegions, read_annotations
+from .models import code_digest, commit
+from .renamed import check_metrics
 from .scores import RegionScores
 from .segmentation import segment
 
@@ -44,7 +45,7 @@ BASELINE = "all_against_all"
 SANDBOX_TEMPLATES = "short"
 """Its models are trained with them (`training/recipes/sandbox.yaml`)."""
 
-COLUMNS = {
+SANDBOX_COLUMNS = {
     "boxes_top1": "Boxes",
     "masks_thing_top1": "Masks-T",
     "masks_stuff_top1": "Masks-S",
@@ -57,7 +58,7 @@ COLUMNS = {
 
 
 @dataclass
-class Entry:
+class SandboxModel:
     """A model of the table: its title there, its key in `metrics.json`, its folders (one for each run)."""
 
     title: str
@@ -86,7 +87,7 @@ def measure(folder: Path, data: Path, categories: CategorySet) -> Measured:
             root / "panoptic.json", root / "images", root / "panoptic", processor.image_processor, side, categories
         )
         scores.append(evaluate_regions(model, regions, embeddings, batch_size=50, num_workers=1))
-        scores[-1].facts = {
+        scores[-1].provenance = {
             "model": str(folder),
             "fingerprint": model.fingerprint(),
             "categories": list(categories.names),
@@ -119,12 +120,12 @@ def average(rows: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def collect(
-    entries: Sequence[Entry], measured_of: dict[str, list[Measured]], categories: CategorySet
+    entries: Sequence[SandboxModel], measured_of: dict[str, list[Measured]], categories: CategorySet
 ) -> dict[str, dict]:
     """
     `metrics.json`: under each entry's key its numbers (means over seeds where there are several, `seeds` then holds
     each), and under `<key>_offset` the same with the δ chosen on the validation split. `over_<BASELINE>` is what
-    [`compare`] says of it against the baseline.
+    [`compare_balance`] says of it against the baseline.
     """
     metrics = {}
     margins = {key: [margins_of(m.test, categories) for m in measured] for key, measured in measured_of.items()}
@@ -136,18 +137,21 @@ def collect(
         for key, rows in ((entry.key, plain), (f"{entry.key}_offset", shifted)):
             metrics[key] = average(rows) | ({"seeds": rows} if len(rows) > 1 else {})
         if BASELINE in margins and entry.key != BASELINE:
-            metrics[entry.key][f"over_{BASELINE}"] = compare(margins[BASELINE], margins[entry.key])
+            metrics[entry.key][f"over_{BASELINE}"] = compare_balance(margins[BASELINE], margins[entry.key])
     return metrics
 
 
-def report(entries: Sequence[Entry], metrics: dict[str, dict], runs: str) -> str:
-    """In Markdown: every model as it is, then with its best offset; and what is gained over the baseline."""
-    rows = [["model", "δ", *COLUMNS.values(), "H"]]
+def markdown_report(entries: Sequence[SandboxModel], metrics: dict[str, dict], runs: str) -> str:
+    """In Markdown: every model uncalibrated, then with its best offset; and what is gained over the baseline."""
+    check_metrics(metrics.values())
+    rows = [["model", "δ", *SANDBOX_COLUMNS.values(), "H"]]
     for suffix in ("", "_offset"):
         for entry in entries:
             row = metrics[f"{entry.key}{suffix}"]
             offset = "–" if not suffix else f"{row['thing_offset']:+.3f}"
-            rows.append([entry.title, offset, *(f"{100 * row[column]:.1f}" for column in (*COLUMNS, "harmonic_mean"))])
+            rows.append(
+                [entry.title, offset, *(f"{100 * row[column]:.1f}" for column in (*SANDBOX_COLUMNS, "harmonic_mean"))]
+            )
     counts = metrics[entries[0].key]
     notes = (
         f"Test split: {counts['images']:.0f} scenes, {counts['thing_regions']:.0f} things, "
@@ -160,12 +164,12 @@ def report(entries: Sequence[Entry], metrics: dict[str, dict], runs: str) -> str
     )
 
 
-def gains(entries: Sequence[Entry], metrics: dict[str, dict]) -> str:
-    """How much larger the areas are than the baseline's, and what of a gain of H is balance."""
+def gains(entries: Sequence[SandboxModel], metrics: dict[str, dict]) -> str:
+    """How much larger the areas are than the baseline's, and what of a gain of H is calibration."""
     titles = {entry.key: entry.title for entry in entries}
     if BASELINE not in titles:
         return ""
-    rows = [[f"over {titles.pop(BASELINE)}", "area", "gain of H", "of it balance", "of it knowledge"]]
+    rows = [[f"over {titles.pop(BASELINE)}", "area", "gain of H", "calibration gain", "discrimination gain"]]
     for key, title in titles.items():
         found = metrics[key][f"over_{BASELINE}"]
         parts = [
@@ -173,9 +177,9 @@ def gains(entries: Sequence[Entry], metrics: dict[str, dict]) -> str:
         ]
         rows.append([title, *parts])
     return markdown(rows) + (
-        "\nIn brackets 95 % intervals of draws of scenes, and of runs where there are several. Knowledge: what is "
-        "left of a gain of H where each half of the scenes is scored with the δ that is best on the other; balance: "
-        "the rest.\n\n"
+        "\nIn brackets 95 % intervals of draws of scenes, and of runs where there are several. Discrimination "
+        "gain: what is left of a gain of H where each half of the scenes is scored with the δ that is best on the "
+        "other; calibration gain: the rest.\n\n"
     )
 
 
@@ -184,8 +188,8 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def draw(entries: Sequence[Entry], data: Path, categories: CategorySet, file: Path, count: int = 4) -> None:
-    """The first test scenes with a thing and at least two kinds of stuff: what each model calls each location."""
+def draw(entries: Sequence[SandboxModel], data: Path, categories: CategorySet, file: Path, count: int = 4) -> None:
+    """The first test scenes with a thing and at least two kinds of stuff: what each model predicts at every pixel."""
     content = read_annotations(data / "test" / "panoptic.json")
     is_thing = dict(zip(categories.ids, categories.is_thing))
     flags = [[is_thing[s["category_id"]] for s in record["segments_info"]] for record in content["annotations"]]
@@ -214,6 +218,7 @@ def true_labels(split: Path, record: dict, categories: CategorySet) -> np.ndarra
     return labels
 
 
+@one_line_errors()
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m evaluation.sandbox", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -230,20 +235,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     if len(arguments.runs) > 1 and len(arguments.seeds) > 1:
         parser.error("several pre-trainings are compared with one alignment seed each: give one of --seeds")
     output, data = arguments.output or arguments.runs[0], arguments.data or arguments.runs[0] / "data"
-    try:
-        check_output(output, folder=True)
-        categories = CategorySet.load(data / "categories.json")
-        entries = entries_of(arguments.runs, arguments.models, arguments.seeds)
-        measured = {entry.key: [measure(folder, data, categories) for folder in entry.folders] for entry in entries}
-    except (ValueError, OSError) as error:
-        raise SystemExit(str(error)) from error
-    told = told_runs(len(arguments.runs), arguments.seeds)
-    write(output, entries, measured, data, categories, told)
+    check_output(output, folder=True)
+    categories = CategorySet.load(data / "categories.json")
+    entries = entries_of(arguments.runs, arguments.models, arguments.seeds)
+    measured = {entry.key: [measure(folder, data, categories) for folder in entry.folders] for entry in entries}
+    described = describe_runs(len(arguments.runs), arguments.seeds)
+    write(output, entries, measured, data, categories, described)
 
 
 def write(
     output: Path,
-    entries: Sequence[Entry],
+    entries: Sequence[SandboxModel],
     measured: dict[str, list[Measured]],
     data: Path,
     categories: CategorySet,
@@ -255,14 +257,14 @@ def write(
             one.test.save(output / "scores" / f"{key}-{number}.safetensors")
     metrics = collect(entries, measured, categories)
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    text = report(entries, metrics, runs)
+    text = markdown_report(entries, metrics, runs)
     (output / "report.md").write_text(text, encoding="utf-8")
     draw(entries, data, categories, output / "locations.png")
     margins = {entry.title: [margins_of(one.test, categories) for one in measured[entry.key]] for entry in entries}
     balance_chart(output / "balance.png", {title: [*map(balance_curve, of_one)] for title, of_one in margins.items()})
     in_order = sorted(entries, key=lambda entry: entry.key != BASELINE)
     page.write_report(
-        [page.Entry(entry.title, [one.test for one in measured[entry.key]]) for entry in in_order],
+        [page.ReportModel(entry.title, [one.test for one in measured[entry.key]]) for entry in in_order],
         output / "report.html",
         "Foreground bias in a small world",
         page.Pictures(data / "test" / "panoptic.json", data / "test" / "images"),
@@ -270,7 +272,7 @@ def write(
     print(f"{text}\nWritten to {output}: metrics.json, report.md, report.html, locations.png, balance.png, scores")
 
 
-def entries_of(runs: Sequence[Path], shipped: Path, seeds: Sequence[int]) -> list[Entry]:
+def entries_of(runs: Sequence[Path], shipped: Path, seeds: Sequence[int]) -> list[SandboxModel]:
     """The models of the table: with a folder of each pre-training, or with one of each alignment of each of them."""
     pretrained = [run / "models" if (run / "models").exists() else shipped for run in runs]
 
@@ -281,15 +283,15 @@ def entries_of(runs: Sequence[Path], shipped: Path, seeds: Sequence[int]) -> lis
         return [models / f"densevlm-sandbox-{name}" for models in pretrained]
 
     return [
-        Entry("U (a CLIP)", "before", before("u")),
-        Entry("CLIPSelf(U)", "clipself", before("clipself-u")),
-        Entry("P (teacher)", "teacher", before("p")),
-        Entry("DenseVLM, all against all", BASELINE, aligned("all")),
-        Entry("DenseVLM", "after", aligned("densevlm")),
+        SandboxModel("U (a CLIP)", "before", before("u")),
+        SandboxModel("CLIPSelf(U)", "clipself", before("clipself-u")),
+        SandboxModel("P (teacher)", "teacher", before("p")),
+        SandboxModel("DenseVLM, all against all", BASELINE, aligned("all")),
+        SandboxModel("DenseVLM", "after", aligned("densevlm")),
     ]
 
 
-def told_runs(pretrainings: int, seeds: Sequence[int]) -> str:
+def describe_runs(pretrainings: int, seeds: Sequence[int]) -> str:
     """What the rows are means over."""
     before = "One pre-training seed" if pretrainings == 1 else f"Means over {pretrainings} pre-training seeds"
     aligned = "one alignment seed" if len(seeds) == 1 else f"means over {len(seeds)} alignment seeds"

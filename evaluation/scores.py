@@ -1,14 +1,14 @@
-"""The cosines of regions with categories: what an evaluation measures, and all its numbers and figures are made of."""
+"""The cosines of regions with categories: what an evaluation measures, from which all metrics and figures follow."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from .parts import Part
+from .shards import ShardResult
 
 
 @dataclass(kw_only=True)
-class RegionScores(Part):
+class RegionScores(ShardResult):
     r"""
     The cosines of every region with every category.
 
@@ -17,7 +17,7 @@ class RegionScores(Part):
         boxes, masks (`np.ndarray` of shape `(regions, categories)`): cosines of the feature pooled over the region's
             box and over its mask. NaN where there is no feature: a small mask can be empty on the map.
         at_home (`np.ndarray` of shape `(regions,)`): 1 for a thing on the background it often has in training, 0 on
-            another one, -1 where the annotations do not tell.
+            another one, -1 where the annotations do not say.
         skipped_regions (`int`): regions too small, too large or without a pixel.
     """
 
@@ -33,9 +33,9 @@ class RegionScores(Part):
     skipped_regions: int
 
     @classmethod
-    def combine(cls, parts):
-        joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in cls.ARRAYS}
-        return joined | {"skipped_regions": sum(part.skipped_regions for part in parts)}
+    def combine(cls, shards):
+        joined = {name: np.concatenate([getattr(shard, name) for shard in shards]) for name in cls.ARRAYS}
+        return joined | {"skipped_regions": sum(shard.skipped_regions for shard in shards)}
 
 
 __all__ = ["RegionScores"]

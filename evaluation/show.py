@@ -20,14 +20,14 @@ from torch.nn.functional import interpolate
 
 from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMImageProcessor, DenseVLMModel
 from modeling_densevlm.category_embeddings import region_cosines
+from modeling_densevlm.command_line import finite_number, one_line_errors, whole_number
 from modeling_densevlm.image_processing_densevlm import content_extent, load_image
 from modeling_densevlm.processing_densevlm import load_processing
 from modeling_densevlm.region_pooling import grid_boxes
 from modeling_densevlm.templates import DEFAULT_TEMPLATES, TEMPLATES
 
-from .candidates import whole_cells
-from .command_line import finite_number, whole_number
 from .figures import check_picture, grid_figure, similarity_figure
+from .models import whole_cells
 from .segmentation import dense_cosines
 
 
@@ -60,6 +60,7 @@ def classify_cells(
     return labels, probabilities
 
 
+@one_line_errors()
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m evaluation.show", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -76,11 +77,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--templates", default=DEFAULT_TEMPLATES, choices=TEMPLATES, help="prompt templates")
     parser.add_argument("--image_size", type=whole_number(), help="input side in pixels; the processor's by default")
     arguments = parser.parse_args(argv)
-    try:
-        check_picture(arguments.output)
-        draw(arguments)
-    except (ValueError, OSError, ImportError) as error:
-        raise SystemExit(str(error)) from error
+    check_picture(arguments.output)
+    draw(arguments)
     print(f"Written: {arguments.output}")
 
 

@@ -1,5 +1,5 @@
 """
-Region accuracies of the student while it trains, on a few images every so many steps:
+Region accuracies of the student while it trains, on a few images every N steps:
 
     import sys
     from evaluation.while_training import RegionEvaluation
@@ -19,20 +19,20 @@ from transformers import Trainer, TrainerCallback
 from modeling_densevlm import CategoryEmbeddings, CategorySet
 from modeling_densevlm.templates import DEFAULT_TEMPLATES
 
+from .datasets.panoptic import PanopticRegions
 from .evaluate_regions import evaluate_regions, map_side, region_metrics
-from .panoptic import PanopticRegions
 from .scores import RegionScores
 
 
 class RegionEvaluation(TrainerCallback):
     r"""
     Evaluates the model that is trained as [`evaluate_regions`] does, and logs the numbers as `eval_...`. All processes
-    take part; nothing is kept from one time to the next but the numbers.
+    take part; nothing but the logged numbers outlives an evaluation.
 
     Args:
         trainer ([`Trainer`]): of a [`DenseVLMModel`] with a text tower and its processor.
         annotations, images, panoptic (`str` or path): as for [`PanopticRegions`].
-        steps (`int`): evaluate after every so many steps, before the first, and after the last.
+        steps (`int`): evaluate every `steps` steps, before the first, and after the last.
         count (`int`, *optional*, defaults to 256): images, evenly spread over the annotated ones.
         categories ([`CategorySet`], *optional*): the annotation file's own by default.
         templates (`str`, *optional*, defaults to the paper's): prompt templates.

@@ -23,6 +23,9 @@ logger = logging.get_logger(__name__)
 
 METHODS = ("densevlm", "clipself")
 
+RECIPES = Path(__file__).parent / "recipes"
+"""The shipped ones; those of `launch` are configurations of `accelerate launch`."""
+
 
 @dataclass
 class ModelArguments:
@@ -245,16 +248,17 @@ CLASSES = (ModelArguments, DataArguments, MethodArguments)
 
 def parse_arguments(argv: Sequence[str], program: str = "training.train") -> Arguments:
     """
-    `RECIPE.yaml [--key value ...]`: the recipe's values, overridden by the command line's.
+    `RECIPE [--key value ...]`: the values of a recipe (a YAML file, or the name of a shipped one), overridden by the
+    command line's.
 
     Raises:
         `SystemExit` with a message for a key that nobody knows, naming the nearest known one, or a missing key.
     """
-    usage = "%(prog)s RECIPE.yaml [--key value ...]"
+    usage = "%(prog)s RECIPE [--key value ...]"
     parser = HfArgumentParser(CLASSES, prog=f"python -m {program}", usage=usage, allow_abbrev=False)
     argv = list(argv)
     if argv and not argv[0].startswith("-"):
-        recipe = read_recipe(Path(argv.pop(0)), parser)
+        recipe = read_recipe(find_recipe(argv.pop(0), parser), parser)
         parser.set_defaults(**recipe)
         for action in parser._actions:
             if action.dest in recipe:
@@ -269,6 +273,19 @@ def parse_arguments(argv: Sequence[str], program: str = "training.train") -> Arg
     if args.method == "clipself" and data_args.retrieval is not None:
         parser.error("`retrieval`: in CLIPSelf the student teaches itself, nobody is asked; leave it out.")
     return tuple(arguments)
+
+
+def find_recipe(name: str, parser: HfArgumentParser) -> Path:
+    """The file of a recipe, given by its path or, where it is a shipped one, by its name (`coco`)."""
+    file = Path(name)
+    if file.suffix or file.name != name or file.is_file():
+        return file
+    shipped = {file.stem: file for file in sorted(RECIPES.rglob("*.yaml")) if file.parent.name != "launch"}
+    if name not in shipped:
+        close = difflib.get_close_matches(name, shipped, n=1)
+        hint = f" (did you mean `{close[0]}`?)" if close else ""
+        parser.error(f"there is no recipe {name}{hint}: give a YAML file, or one of {', '.join(shipped)}")
+    return shipped[name]
 
 
 def read_recipe(file: Path, parser: HfArgumentParser) -> dict[str, Any]:

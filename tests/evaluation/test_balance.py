@@ -11,7 +11,7 @@ from evaluation.balance import (
     balance_numbers,
     best_offset,
     bootstrap,
-    compare,
+    compare_balance,
     held_out_balance,
     held_out_halves,
 )
@@ -127,12 +127,12 @@ def test_the_best_offset_has_the_best_harmonic_mean(drawn):
 
 def test_where_a_model_stands_is_seen_at_no_offset_and_not_at_the_nearest_point():
     """Both are right as they are, though the middle of their margins is above 0."""
-    assert balance_curve(margins_of([1, -0.1], [1, 0], [1, 1])).as_it_is == (1, 1)
+    assert balance_curve(margins_of([1, -0.1], [1, 0], [1, 1])).uncalibrated == (1, 1)
 
 
 def differences_of(first, second):
     """What [`compare`] says without the intervals."""
-    return {name: value for name, (value, _, _) in compare([first], [second], samples=1).items()}
+    return {name: value for name, (value, _, _) in compare_balance([first], [second], samples=1).items()}
 
 
 def test_a_gain_by_a_constant_is_all_balance(drawn):
@@ -141,7 +141,7 @@ def test_a_gain_by_a_constant_is_all_balance(drawn):
         Margins.of(scores_of(drawn.masks - 0.05 * FLAGS, drawn.labels, image_ids=drawn.image_ids), FLAGS),
     )
     assert split["gain"] > 0.05
-    assert split["knowledge"] == pytest.approx(0, abs=1e-4) and split["balance"] == pytest.approx(
+    assert split["discrimination_gain"] == pytest.approx(0, abs=1e-4) and split["calibration_gain"] == pytest.approx(
         split["gain"], abs=1e-4
     )
 
@@ -149,8 +149,8 @@ def test_a_gain_by_a_constant_is_all_balance(drawn):
 def test_a_gain_by_knowledge_stays_where_both_are_balanced(drawn):
     knows_more = scores_of(drawn.masks + 0.1 * np.eye(6)[drawn.labels], drawn.labels, image_ids=drawn.image_ids)
     split = differences_of(Margins.of(drawn, FLAGS), Margins.of(knows_more, FLAGS))
-    assert split["knowledge"] > 0.15 and abs(split["balance"]) < 0.3 * split["gain"]
-    assert split["gain"] == pytest.approx(split["balance"] + split["knowledge"])
+    assert split["discrimination_gain"] > 0.15 and abs(split["calibration_gain"]) < 0.3 * split["gain"]
+    assert split["gain"] == pytest.approx(split["calibration_gain"] + split["discrimination_gain"])
 
 
 def test_being_a_little_better_on_things_does_not_make_a_gain_by_balance_knowledge():
@@ -160,7 +160,7 @@ def test_being_a_little_better_on_things_does_not_make_a_gain_by_balance_knowled
     before = margins_of(things + stuff, [1] * 100 + [0] * 100, [0] + [1] * 199, labels)
     after = margins_of(things + [-0.5] * 100, [1] * 100 + [0] * 100, [1] * 200, labels)
     split = differences_of(before, after)
-    assert split["gain"] == pytest.approx(1) and split["knowledge"] == pytest.approx(0.005, abs=0.001)
+    assert split["gain"] == pytest.approx(1) and split["discrimination_gain"] == pytest.approx(0.005, abs=0.001)
 
 
 def test_halves_are_of_whole_images_and_each_is_scored_with_the_offset_of_the_other(drawn):
@@ -188,13 +188,13 @@ def test_intervals_hold_the_numbers_and_a_model_does_not_differ_from_itself(draw
     numbers = balance_numbers(margins)
     for name, (lower, upper) in balance_intervals([margins], samples=200).items():
         assert lower < numbers[name] < upper
-    assert set(compare([margins], [margins], samples=20).values()) == {(0.0, 0.0, 0.0)}
+    assert set(compare_balance([margins], [margins], samples=20).values()) == {(0.0, 0.0, 0.0)}
 
 
 def test_of_two_models_on_the_same_images_the_difference_is_surer_than_each(drawn):
     better = scores_of(drawn.masks + 0.05 * np.eye(6)[drawn.labels], drawn.labels, image_ids=drawn.image_ids)
     margins = [Margins.of(scores, FLAGS) for scores in (drawn, better)]
-    over = compare(margins[:1], margins[1:], samples=300)
+    over = compare_balance(margins[:1], margins[1:], samples=300)
     value, lower, upper = over["area"]
     assert value == balance_numbers(margins[1])["area"] - balance_numbers(margins[0])["area"]
     for value, low, high in over.values():
@@ -218,16 +218,20 @@ def test_seeds_of_the_same_number_are_compared_with_each_other(drawn):
     better = scores_of(drawn.masks + 0.05 * np.eye(6)[drawn.labels], drawn.labels, image_ids=drawn.image_ids)
     runs = [Margins.of(scores, FLAGS) for scores in (drawn, better)]
     # Each against itself: nothing is left of what the seeds differ by. Unpaired it is.
-    assert set(compare(runs, runs, samples=20).values()) == {(0.0, 0.0, 0.0)}
-    _, lower, upper = compare(runs, [*runs, runs[0]], samples=50)["area"]
+    assert set(compare_balance(runs, runs, samples=20).values()) == {(0.0, 0.0, 0.0)}
+    _, lower, upper = compare_balance(runs, [*runs, runs[0]], samples=50)["area"]
     assert lower < 0 < upper
 
 
 def test_of_other_numbers_of_seeds_the_means_are_compared(drawn):
     better = scores_of(drawn.masks + 0.05 * np.eye(6)[drawn.labels], drawn.labels, image_ids=drawn.image_ids)
     one, other = (Margins.of(scores, FLAGS) for scores in (drawn, better))
-    over = compare([one, other], [one], samples=2)
-    for name, number in (("area", "area"), ("gain", "harmonic_mean"), ("knowledge", "held_out_harmonic_mean")):
+    over = compare_balance([one, other], [one], samples=2)
+    for name, number in (
+        ("area", "area"),
+        ("gain", "harmonic_mean"),
+        ("discrimination_gain", "held_out_harmonic_mean"),
+    ):
         first, second = (balance_numbers(margins)[number] for margins in (one, other))
         assert over[name][0] == pytest.approx(first - (first + second) / 2)
 
@@ -235,7 +239,7 @@ def test_of_other_numbers_of_seeds_the_means_are_compared(drawn):
 def test_models_on_other_regions_are_not_compared(drawn):
     margins = Margins.of(drawn, FLAGS)
     with pytest.raises(ValueError, match="not evaluated on the same regions"):
-        compare([margins], [margins.take(np.arange(100))])
+        compare_balance([margins], [margins.take(np.arange(100))])
 
 
 def test_draws_without_a_region_of_a_group_count_for_nothing():
@@ -251,7 +255,7 @@ def test_every_run_is_of_the_same_regions(drawn):
     margins = Margins.of(drawn, FLAGS)
     other = Margins.of(scores_of(drawn.masks, np.roll(drawn.labels, 1), image_ids=drawn.image_ids), FLAGS)
     with pytest.raises(ValueError, match="not evaluated on the same regions"):
-        compare([margins, margins], [margins, other])
+        compare_balance([margins, margins], [margins, other])
 
 
 def test_without_categories_of_both_groups_there_is_no_balance(drawn):

@@ -36,7 +36,7 @@ def test_differences_show_the_largest_gains_and_losses_in_order(tmp_path):
     names = [f"c{number}" for number in range(50)]
     differences = np.linspace(-0.5, 0.5, 50)
     differences[10], differences[25] = np.nan, 0.0
-    difference_chart(tmp_path / "d.svg", names, differences, [True, False] * 25, "D less U", most=3)
+    difference_chart(tmp_path / "d.svg", names, differences, [True, False] * 25, "D less U", max_shown=3)
     shown = [text for text in texts_of(tmp_path / "d.svg") if text in names]
     assert shown == ["c0", "c1", "c2", "c47", "c48", "c49"]
 

@@ -1,12 +1,14 @@
-"""Options of every program of the evaluation: numbers that mean nothing, and outputs that cannot be written."""
+"""Every program of the evaluation: options that mean nothing, outputs that cannot be written, broken inputs."""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from evaluation import ade20k, evaluate_regions, evaluate_segmentation, report, sandbox, show
-from evaluation.command_line import check_output
 from evaluation.while_training import RegionEvaluation
+from modeling_densevlm.command_line import check_output
 
 
 REGIONS = ["--model", "nowhere", "--annotations", "a", "--images", "b", "--panoptic", "c"]
@@ -22,7 +24,7 @@ PROGRAMS = {
 """Each with options of nothing that is there, and what it writes: a file, or a folder."""
 
 EVERY = ["0", "-5", "1.5", "nan", "many"]
-SIZES = {"image_size": EVERY, "batch_size": EVERY, "part_size": EVERY, "num_workers": EVERY[1:]}
+SIZES = {"image_size": EVERY, "batch_size": EVERY, "shard_size": EVERY, "num_workers": EVERY[1:]}
 WRONG = {
     "regions": SIZES | {"thing_offset": ["nan", "inf", "-inf", "much"], "device": ["tpus", "cuda:99"]},
     "pixels": SIZES
@@ -103,3 +105,55 @@ def test_evaluation_while_training_takes_whole_numbers(option):
     for value in (-1, 0.5, "8"):
         with pytest.raises(ValueError, match=f"`{option}` is a whole number"):
             RegionEvaluation(None, "a", "b", "c", **{"steps": 1} | {option: value})
+
+
+@pytest.fixture
+def inputs(scenes, student, tmp_path):
+    """Options of each program that work, and what may take their places."""
+    test, maps = scenes / "test", tmp_path / "maps"
+    maps.mkdir()
+    Image.fromarray(np.full((96, 96), 255, dtype=np.uint8)).save(maps / "000000.png")
+    panoptic = {"annotations": test / "panoptic.json", "images": test / "images", "panoptic": test / "panoptic"}
+    folder, file, broken = tmp_path / "folder", tmp_path / "file", tmp_path / "broken.json"
+    folder.mkdir()
+    file.write_text("x")
+    broken.write_text("{")
+    wrong = {"folder": folder, "file": file, "broken": broken, "gone": tmp_path / "gone"}
+    pixels = {"images": test / "images", "annotations": maps, "categories": scenes / "categories.json"}
+    good = {
+        "regions": {"model": student, **panoptic},
+        "pixels": {"model": student, **pixels},
+        "show": {"": test / "images" / "000000.jpg", "models": student, "categories": scenes / "categories.json"},
+        "report": {"": f"A={wrong['gone']}", "annotations": panoptic["annotations"], "images": panoptic["images"]},
+        "sandbox": {"runs": wrong["gone"], "data": scenes, "models": wrong["gone"]},
+        "ade20k": {"images": test / "images", "semantic": test / "panoptic", "instances": test / "panoptic"},
+    }
+    return good, wrong
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_inputs_that_are_gone_broken_or_of_another_kind_end_with_one_line(program, inputs, scenes, tmp_path):
+    """Missing files, folders in place of files and the reverse, broken JSON: for every option that names a path."""
+    pytest.importorskip("matplotlib")
+    good, wrong = inputs
+    main, _, name = PROGRAMS[program]
+    for option in good[program]:
+        for kind, path in wrong.items():
+            values = good[program] | {option: path}
+            words = [str(word) for key, value in values.items() for word in ([f"--{key}"] if key else []) + [value]]
+            with pytest.raises(SystemExit) as ended:
+                main([*words, "--output", str(tmp_path / "out" / (name or "out"))])
+            told = str(ended.value)
+            assert told and "\n" not in told and not told.startswith("["), (option, kind, told)
+            assert str(path.parent) in told or str(scenes) in told, (option, kind, told)  # a file is named
+
+
+def test_sizes_beyond_the_memory_end_with_one_line(inputs, tmp_path):
+    pytest.importorskip("matplotlib")
+    good, _ = inputs
+    for program in ("regions", "pixels", "show"):
+        main, _, name = PROGRAMS[program]
+        words = [str(w) for key, value in good[program].items() for w in ([f"--{key}"] if key else []) + [value]]
+        for size in (10**6, 10**15):
+            with pytest.raises(SystemExit, match=r"^Not enough memory \(.*\): give a smaller `--image_size`"):
+                main([*words, "--image_size", str(size), "--output", str(tmp_path / "out" / name)])

@@ -8,17 +8,17 @@ from torch.nn.functional import normalize
 
 from evaluation import evaluate_regions as program
 from evaluation.confusion import Confusion
+from evaluation.datasets.panoptic import PanopticRegions
 from evaluation.evaluate_regions import (
-    evaluate_in_parts,
+    evaluate_in_shards,
     evaluate_regions,
     main,
     map_side,
     region_metrics,
     top_categories,
 )
-from evaluation.panoptic import PanopticRegions
-from evaluation.parts import warn_of
 from evaluation.scores import RegionScores
+from evaluation.shards import warn_of
 from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMModel, DenseVLMProcessor
 from tests.evaluation.regions import scores_of
 
@@ -174,13 +174,13 @@ def test_the_best_categories_come_first_and_ties_in_order():
 def assert_same(first, second):
     for name in ("image_ids", "segment_ids", "labels", "boxes", "masks"):
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
-    for name in ("images", "skipped_regions", "skipped_images", "facts"):
+    for name in ("images", "skipped_regions", "skipped_images", "provenance"):
         assert getattr(first, name) == getattr(second, name)
 
 
 def test_parts_joined_are_the_whole_and_nothing_else_is_left(evaluated, tmp_path):
     file = tmp_path / "scores.safetensors"
-    scores = evaluate_in_parts(*evaluated, file, {"model": "u"}, part_size=4, num_workers=0)
+    scores = evaluate_in_shards(*evaluated, file, {"model": "u"}, shard_size=4, num_workers=0)
     whole = evaluate_regions(*evaluated, batch_size=4, num_workers=0)
     np.testing.assert_allclose(scores.masks, whole.masks, atol=1e-5)
     assert scores.segment_ids.tolist() == whole.segment_ids.tolist() and scores.images == whole.images == 10
@@ -189,7 +189,7 @@ def test_parts_joined_are_the_whole_and_nothing_else_is_left(evaluated, tmp_path
 
 def test_an_evaluation_that_was_stopped_goes_on_with_what_is_left(evaluated, tmp_path, monkeypatch):
     model, regions, _ = evaluated
-    whole = evaluate_in_parts(*evaluated, tmp_path / "whole.safetensors", {}, part_size=3, num_workers=0)
+    whole = evaluate_in_shards(*evaluated, tmp_path / "whole.safetensors", {}, shard_size=3, num_workers=0)
     images_of, stopped = type(regions).__getitem__, {"at": 7}
 
     def power_cut(self, index):
@@ -199,12 +199,12 @@ def test_an_evaluation_that_was_stopped_goes_on_with_what_is_left(evaluated, tmp
 
     monkeypatch.setattr(type(regions), "__getitem__", power_cut)
     with pytest.raises(KeyboardInterrupt):
-        evaluate_in_parts(*evaluated, tmp_path / "cut.safetensors", {}, part_size=3, num_workers=0)
-    (part, *_) = sorted((tmp_path / "cut.parts").iterdir())
+        evaluate_in_shards(*evaluated, tmp_path / "cut.safetensors", {}, shard_size=3, num_workers=0)
+    (part, *_) = sorted((tmp_path / "cut.shards").iterdir())
     part.write_bytes(part.read_bytes()[:100])  # a file that was damaged on the way is made anew
     stopped["at"], seen = None, []
     model.vision_model.embeddings.register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
-    assert_same(evaluate_in_parts(*evaluated, tmp_path / "cut.safetensors", {}, part_size=3, num_workers=0), whole)
+    assert_same(evaluate_in_shards(*evaluated, tmp_path / "cut.safetensors", {}, shard_size=3, num_workers=0), whole)
     assert sum(seen) == 3 + 4  # the damaged part, and those that were not done
 
 
@@ -221,8 +221,8 @@ def test_parts_of_another_size_are_not_taken_for_those_that_are_left(evaluated, 
     with monkeypatch.context() as patched:
         patched.setattr(type(regions), "__getitem__", power_cut)
         with pytest.raises(KeyboardInterrupt):
-            evaluate_in_parts(*evaluated, file, {}, part_size=4, num_workers=0)
-    scores = evaluate_in_parts(*evaluated, file, {}, part_size=2, num_workers=0)
+            evaluate_in_shards(*evaluated, file, {}, shard_size=4, num_workers=0)
+    scores = evaluate_in_shards(*evaluated, file, {}, shard_size=2, num_workers=0)
     assert scores.images == len(np.unique(scores.image_ids)) == 10
     assert sorted(tmp_path.iterdir()) == [file]
 
@@ -231,24 +231,24 @@ def test_parts_of_another_size_are_not_taken_for_those_that_are_left(evaluated, 
 def test_scores_of_another_evaluation_are_not_mixed_in(evaluated, tmp_path, first, second):
     """A fact that only one of the two has is a difference, too."""
     file = tmp_path / "scores.safetensors"
-    evaluate_in_parts(*evaluated, file, {"dtype": first} if first else {}, num_workers=0)
+    evaluate_in_shards(*evaluated, file, {"dtype": first} if first else {}, num_workers=0)
     message = f"evaluation with another dtype: {first!r}, this one has {second!r}. Delete"
     with pytest.raises(ValueError, match=message):
-        evaluate_in_parts(*evaluated, file, {"dtype": second} if second else {}, num_workers=0)
+        evaluate_in_shards(*evaluated, file, {"dtype": second} if second else {}, num_workers=0)
 
 
 def test_where_the_model_lies_and_the_commit_make_no_other_evaluation(evaluated, tmp_path):
     file = tmp_path / "scores.safetensors"
-    evaluate_in_parts(*evaluated, file, {"model": "runs/u", "commit": "a"}, num_workers=0)
-    scores = evaluate_in_parts(*evaluated, file, {"model": "./runs/u", "commit": "b"}, num_workers=0)
-    assert scores.facts == {"model": "runs/u", "commit": "a"}
+    evaluate_in_shards(*evaluated, file, {"model": "runs/u", "commit": "a"}, num_workers=0)
+    scores = evaluate_in_shards(*evaluated, file, {"model": "./runs/u", "commit": "b"}, num_workers=0)
+    assert scores.provenance == {"model": "runs/u", "commit": "a"}
 
 
 def test_results_of_another_kind_are_not_written_over(evaluated, tmp_path):
     file = tmp_path / "scores.safetensors"
     Confusion(counts=np.zeros((2, 2)), images=1, skipped_images=[]).save(file)
     with pytest.raises(ValueError, match="no scores of regions, but something else. Give another `--output`"):
-        evaluate_in_parts(*evaluated, file, {}, num_workers=0)
+        evaluate_in_shards(*evaluated, file, {}, num_workers=0)
     assert Confusion.load(file).images == 1
 
 
@@ -257,9 +257,9 @@ def test_where_nothing_could_be_evaluated_nothing_is_kept(evaluated, tmp_path):
     file, folder = tmp_path / "out" / "scores.safetensors", regions.images
     regions.images = tmp_path
     with pytest.raises(ValueError, match="None of the 10 images could be evaluated, e.g. "):
-        evaluate_in_parts(*evaluated, file, {}, num_workers=0)
+        evaluate_in_shards(*evaluated, file, {}, num_workers=0)
     regions.images = folder  # put right: it is evaluated
-    assert evaluate_in_parts(*evaluated, file, {}, num_workers=0).images == 10
+    assert evaluate_in_shards(*evaluated, file, {}, num_workers=0).images == 10
 
 
 def test_of_many_skipped_images_the_first_are_named_and_the_rest_counted(caplog):
@@ -273,7 +273,7 @@ def test_images_that_were_skipped_are_told_again_with_what_to_do(evaluated, tmp_
     file = tmp_path / "scores.safetensors"
     for _ in range(2):
         caplog.clear()
-        assert evaluate_in_parts(*evaluated, file, {}, num_workers=0).images == 9
+        assert evaluate_in_shards(*evaluated, file, {}, num_workers=0).images == 9
         assert "1 images were skipped" in caplog.text and f"delete {file}" in caplog.text
 
 
@@ -296,7 +296,7 @@ def test_two_and_four_processes_give_what_one_gives_with_every_image_once(comman
     """Ten images in parts of three: neither divides."""
     found = {}
     for ranks in (1, 2, 4):
-        run_module("evaluation.evaluate_regions", command(f"{ranks}.json", part_size=3), ranks=ranks)
+        run_module("evaluation.evaluate_regions", command(f"{ranks}.json", shard_size=3), ranks=ranks)
         (file,) = (tmp_path / str(ranks)).iterdir()
         found[ranks] = RegionScores.load(file), (tmp_path / f"{ranks}.json").read_text()
     assert len(set(found[1][0].image_ids)) == found[1][0].images == 10

@@ -12,7 +12,7 @@ import pytest
 
 from evaluation.evaluate_regions import main as evaluate
 from evaluation.evaluate_regions import region_metrics
-from evaluation.report import Entry, categories_of, main, read_entries, write_report
+from evaluation.report import ReportModel, main, read_models, shared_categories, write_report
 from evaluation.scores import RegionScores
 
 
@@ -88,7 +88,7 @@ def test_the_page_holds_tables_charts_images_and_settings_of_every_model(page):
         "U",
         "Dense <VLM>",
         "Masks-S",
-        "How much of it is balance",
+        "How much of it is calibration",
         "gain of H",
         "No image was skipped",
     ):
@@ -104,7 +104,8 @@ def test_seeds_of_a_model_are_one_row_with_their_mean_and_range(page, evaluated)
     text = page.read_text()
     (row,) = re.findall(rf"<tr><td>{html.escape('Dense <VLM>')}</td>(.*?)</tr>", text[: text.index("How much of it")])
     metrics = [
-        region_metrics(run := RegionScores.load(file), categories_of([Entry("", [run])])) for file in evaluated[1]
+        region_metrics(run := RegionScores.load(file), shared_categories([ReportModel("", [run])]))
+        for file in evaluated[1]
     ]
     first, other = sorted(100 * one["foreground_bias"] for one in metrics[1:])
     assert f"{(first + other) / 2:.1f}<br><small>{first:.1f}–{other:.1f}</small>" in row and first < other
@@ -127,9 +128,9 @@ def test_groups_by_number_are_things_and_stuff_all_over_the_page(evaluated, tmp_
     for numbers in (False, True):
         scores = RegionScores.load(evaluated[1][0])
         if numbers:
-            flags = scores.facts["is_thing"]
-            scores.facts["is_thing"] = [0 if flag else 1 + place % 2 for place, flag in enumerate(flags)]
-        write_report([Entry("U", [scores])], tmp_path / "groups.html")
+            flags = scores.provenance["is_thing"]
+            scores.provenance["is_thing"] = [0 if flag else 1 + place % 2 for place, flag in enumerate(flags)]
+        write_report([ReportModel("U", [scores])], tmp_path / "groups.html")
         text = (tmp_path / "groups.html").read_text()
         texts.append(re.sub("<img.*?>", "", text[: text.index("Settings and versions")]))
     assert texts[0] == texts[1]
@@ -141,15 +142,15 @@ def test_annotations_of_another_split_are_refused(evaluated, tmp_path):
     content["annotations"] = content["annotations"][:3]
     (tmp_path / "other.json").write_text(json.dumps(content))
     pictures = ["--annotations", str(tmp_path / "other.json"), "--images", str(split / "images")]
-    with pytest.raises(SystemExit, match=r"other.json is not what was evaluated: it lacks \d+, of image \d+"):
+    with pytest.raises(SystemExit, match=r"other.json is not what was evaluated: it has no \d+, of image \d+"):
         main([str(first), "--output", str(tmp_path / "r.html"), *pictures])
 
 
-def test_pictures_that_are_not_there_are_told_before_anything_is_reckoned(evaluated, tmp_path, monkeypatch):
-    def reckoned(*_):
+def test_pictures_that_are_missing_are_reported_before_anything_is_computed(evaluated, tmp_path, monkeypatch):
+    def computed(*_):
         raise AssertionError
 
-    monkeypatch.setattr("evaluation.report.summary", reckoned)
+    monkeypatch.setattr("evaluation.report.report_numbers", computed)
     split, (first, *_) = evaluated
     content = json.loads((split / "panoptic.json").read_text())
     content["annotations"].append(content["annotations"][0])
@@ -169,10 +170,10 @@ def test_pictures_that_are_not_there_are_told_before_anything_is_reckoned(evalua
 def test_sizes_of_a_model_are_rows_of_their_own_and_joined_in_a_chart(evaluated, tmp_path):
     scores = RegionScores.load(evaluated[1][0])
     for size in (64, 96):
-        scores.facts["image_size"] = size
+        scores.provenance["image_size"] = size
         scores.save(tmp_path / f"{size}.safetensors")
     runs = [f"U={tmp_path / '96.safetensors'}", f"U={tmp_path / '64.safetensors'}", f"P={evaluated[1][1]}"]
-    entries = read_entries(runs)
+    entries = read_models(runs)
     assert [entry.title for entry in entries] == ["U, 96 pixels", "U, 64 pixels", "P"]
     write_report(entries, tmp_path / "sizes.html")
     images = Page((tmp_path / "sizes.html").read_text()).images
@@ -181,7 +182,7 @@ def test_sizes_of_a_model_are_rows_of_their_own_and_joined_in_a_chart(evaluated,
 
 def test_one_model_is_a_page_too(evaluated, tmp_path):
     _, (first, *_) = evaluated
-    write_report(read_entries([str(first)]), tmp_path / "one.html")
+    write_report(read_models([str(first)]), tmp_path / "one.html")
     text = (tmp_path / "one.html").read_text()
     assert "gain of H" not in text and "What is called what" in text
 
@@ -191,7 +192,7 @@ def test_models_on_other_regions_are_not_put_on_one_page(evaluated, tmp_path):
     other = RegionScores.load(evaluated[1][1])
     other.labels = np.roll(other.labels, 1)
     with pytest.raises(ValueError, match=r"U and P were not evaluated on the same regions \(`labels` differ\)"):
-        write_report([Entry("U", [first]), Entry("P", [other])], tmp_path / "r.html")
+        write_report([ReportModel("U", [first]), ReportModel("P", [other])], tmp_path / "r.html")
 
 
 @pytest.mark.parametrize(

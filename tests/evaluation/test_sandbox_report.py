@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.sandbox import COLUMNS, entries_of, main, told_runs
+from evaluation.sandbox import SANDBOX_COLUMNS, describe_runs, entries_of, main
 
 
 MODELS = Path(__file__).parents[2] / "model_cards"
@@ -29,11 +29,22 @@ def test_the_program_writes_numbers_tables_pictures_and_a_page(folders):
     metrics = json.loads((runs / "metrics.json").read_text())
     assert {f"{key}{suffix}" for key in ("before", "clipself", "teacher", "all_against_all", "after")
             for suffix in ("", "_offset")} == set(metrics)  # fmt: skip
-    for key in (*COLUMNS, "boxes_top1", "masks_thing_top1", "masks_stuff_top1", "foreground_bias", "background_bias"):
+    for key in (
+        *SANDBOX_COLUMNS,
+        "boxes_top1",
+        "masks_thing_top1",
+        "masks_stuff_top1",
+        "foreground_bias",
+        "background_bias",
+    ):
         assert 0 <= metrics["after"][key] <= 1
     assert len(metrics["after"]["seeds"]) == 2 and "seeds" not in metrics["before"]
     over = metrics["after"]["over_all_against_all"]
-    for name, number in (("area", "balance_area"), ("gain", "harmonic_mean"), ("knowledge", "held_out_harmonic_mean")):
+    for name, number in (
+        ("area", "balance_area"),
+        ("gain", "harmonic_mean"),
+        ("discrimination_gain", "held_out_harmonic_mean"),
+    ):
         assert over[name][0] == pytest.approx(metrics["after"][number] - metrics["all_against_all"][number])
     assert over["gain"][0] != 0
     text = (runs / "report.md").read_text()
@@ -56,4 +67,4 @@ def test_other_pretrainings_bring_their_own_models(tmp_path):
     folders = {entry.key: entry.folders for entry in entries_of(runs, shipped, [0, 3])}
     assert folders["teacher"] == [shipped / "densevlm-sandbox-p", runs[1] / "models" / "densevlm-sandbox-p"]
     assert folders["after"] == [run / f"densevlm-seed{seed}" for run in runs for seed in (0, 3)]
-    assert told_runs(2, [0]) == "Means over 2 pre-training seeds; one alignment seed of each (0)."
+    assert describe_runs(2, [0]) == "Means over 2 pre-training seeds; one alignment seed of each (0)."

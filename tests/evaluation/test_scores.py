@@ -20,7 +20,7 @@ def scores_of(first, count):
         images=2,
         skipped_regions=1,
         skipped_images=[f"{first}: broken"],
-        facts={"size": 64},
+        provenance={"size": 64},
     )
 
 

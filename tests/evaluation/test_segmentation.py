@@ -12,8 +12,8 @@ from PIL import Image
 from transformers.image_transforms import rgb_to_id
 
 from evaluation.confusion import Confusion, count_pairs, segmentation_metrics
+from evaluation.datasets.semantic_maps import LAYOUTS, SemanticMaps, ValueLayout, collate_pixels
 from evaluation.evaluate_segmentation import main
-from evaluation.index_pngs import LAYOUTS, IndexPngs, Layout, collate_pixels
 from evaluation.segmentation import dense_cosines, label_pixels, segment
 from modeling_densevlm import CategorySet, DenseVLMImageProcessor, DenseVLMModel
 from tests.evaluation.pngs import write_png
@@ -27,10 +27,10 @@ def test_metrics_by_hand_and_what_categories_that_never_occur_change():
     counts = np.array([[3, 1, 0, 0], [1, 4, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
     metrics = segmentation_metrics(counts)
     assert metrics["miou"] == pytest.approx((3 / 5 + 4 / 7) / 2)
-    assert metrics["miou_called"] == pytest.approx((3 / 5 + 4 / 7 + 0) / 3)
-    assert metrics["class_accuracy"] == pytest.approx((3 / 4 + 4 / 6) / 2)
+    assert metrics["miou_present_or_predicted"] == pytest.approx((3 / 5 + 4 / 7 + 0) / 3)
+    assert metrics["mean_accuracy"] == pytest.approx((3 / 4 + 4 / 6) / 2)
     assert metrics["pixel_accuracy"] == pytest.approx(7 / 10)
-    assert (metrics["categories_that_occur"], metrics["categories_that_occur_or_were_called"]) == (2, 3)
+    assert (metrics["categories_present"], metrics["categories_present_or_predicted"]) == (2, 3)
     with pytest.raises(ValueError, match="No pixel is annotated"):
         segmentation_metrics(np.zeros((2, 2), dtype=np.int64))
 
@@ -112,7 +112,7 @@ CATEGORIES = CategorySet("two", ["kite", "sky"], [True, False], [3, 7])
 
 
 def pngs_of(folders, **options):
-    return IndexPngs(folders / "images", folders / "labels", CATEGORIES, DenseVLMImageProcessor(32), **options)
+    return SemanticMaps(folders / "images", folders / "labels", CATEGORIES, DenseVLMImageProcessor(32), **options)
 
 
 def test_values_become_the_places_of_their_categories(folders):
@@ -125,7 +125,7 @@ def test_values_become_the_places_of_their_categories(folders):
 
 def test_layouts_move_the_values(folders):
     file = folders / "labels" / "a.png"
-    for layout, values in (("ade20k", (4, 8, 0)), ("coco_stuff", (2, 6, 255)), (Layout(2, (9,)), (1, 5, 9))):
+    for layout, values in (("ade20k", (4, 8, 0)), ("coco_stuff", (2, 6, 255)), (ValueLayout(2, (9,)), (1, 5, 9))):
         Image.fromarray(np.array([values] * 30, dtype=np.uint8).repeat(14, 1)[:, :40]).save(file)
         assert set(pngs_of(folders, layout=layout)[0]["labels"].flat) == {0, 1, -1}
 
@@ -166,9 +166,9 @@ def test_an_image_that_cannot_be_evaluated_is_skipped_and_named(folders, spoil):
 
 def test_folders_without_what_is_looked_for_are_named(folders, tmp_path):
     with pytest.raises(FileNotFoundError, match="`annotations`: .* is no folder"):
-        IndexPngs(folders / "images", folders / "gone", CATEGORIES, DenseVLMImageProcessor(32))
+        SemanticMaps(folders / "images", folders / "gone", CATEGORIES, DenseVLMImageProcessor(32))
     with pytest.raises(ValueError, match="holds no PNG"):
-        IndexPngs(folders / "images", folders / "images", CATEGORIES, DenseVLMImageProcessor(32))
+        SemanticMaps(folders / "images", folders / "images", CATEGORIES, DenseVLMImageProcessor(32))
 
 
 MANY = CategorySet("many", [f"category {number}" for number in range(300)])
@@ -178,7 +178,7 @@ def values_of(folders, values, categories=MANY, **options):
     """The labels of an image whose PNG has these values, a column each."""
     file = folders / "labels" / "a.png"
     Image.fromarray(np.repeat(np.array(values)[None], 30, 0).repeat(40 // len(values), 1)).save(file)
-    dataset = IndexPngs(folders / "images", folders / "labels", categories, DenseVLMImageProcessor(32), **options)
+    dataset = SemanticMaps(folders / "images", folders / "labels", categories, DenseVLMImageProcessor(32), **options)
     sample = dataset[0]
     return sample.get("refused") or sample["labels"][0, :: 40 // len(values)].tolist()
 
@@ -218,7 +218,7 @@ def test_values_are_those_of_the_file_whatever_its_depth_and_kind(folders):
     file, ten = folders / "labels" / "a.png", CategorySet("ten", MANY.names[:10])
 
     def labels():
-        return IndexPngs(folders / "images", folders / "labels", ten, DenseVLMImageProcessor(32), ignored=[])[0][
+        return SemanticMaps(folders / "images", folders / "labels", ten, DenseVLMImageProcessor(32), ignored=[])[0][
             "labels"
         ]
 
@@ -318,7 +318,7 @@ def command(student, scenes, tmp_path):
 def test_two_processes_give_what_one_gives_with_every_pixel_once(command, tmp_path, run_module):
     found = []
     for ranks in (1, 2):
-        run_module("evaluation.evaluate_segmentation", command(f"{ranks}.json", part_size=3), ranks=ranks)
+        run_module("evaluation.evaluate_segmentation", command(f"{ranks}.json", shard_size=3), ranks=ranks)
         (file,) = (tmp_path / str(ranks)).iterdir()
         found.append((Confusion.load(file), (tmp_path / f"{ranks}.json").read_text()))
     assert found[0][0].counts.tolist() == found[1][0].counts.tolist() and found[0][1] == found[1][1]
@@ -328,7 +328,7 @@ def test_two_processes_give_what_one_gives_with_every_pixel_once(command, tmp_pa
 
 def test_models_and_sizes_are_compared(command, student, teacher, tmp_path):
     rows = main(command(models=[student, teacher], image_size=[64, 96], window=64, stride=32))
-    assert len(rows) == 4 and all(0 <= row["miou_called"] <= row["miou"] <= 1 for row in rows)
+    assert len(rows) == 4 and all(0 <= row["miou_present_or_predicted"] <= row["miou"] <= 1 for row in rows)
     assert "mIoU" in (tmp_path / "m.md").read_text()
 
 
@@ -370,18 +370,18 @@ def test_two_images_of_one_name_are_refused_and_the_annotations_are_no_images(sc
     for name in ("a.png", "b.png"):
         Image.new("L", (8, 8)).save(tmp_path / name)
     Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")
-    dataset = IndexPngs(tmp_path, tmp_path, categories, DenseVLMImageProcessor(96))
+    dataset = SemanticMaps(tmp_path, tmp_path, categories, DenseVLMImageProcessor(96))
     assert dataset.image_of == {"a": tmp_path / "a.jpg"}
     Image.new("RGB", (8, 8)).save(tmp_path / "a.jpeg")
     with pytest.raises(ValueError, match=r"a.jpeg and .*a.jpg have the same name"):
-        IndexPngs(tmp_path, tmp_path, categories, DenseVLMImageProcessor(96))
+        SemanticMaps(tmp_path, tmp_path, categories, DenseVLMImageProcessor(96))
 
 
 def test_the_background_of_the_command_line_is_a_category(command):
     with pytest.raises(SystemExit, match="has no category 'background'"):
         main(command(background="background"))
     row = main(command(background="sky", background_threshold=1.1))[0]
-    assert row["categories_that_occur"] > 1 and row["pixel_accuracy"] < 0.5  # all of it is called sky
+    assert row["categories_present"] > 1 and row["pixel_accuracy"] < 0.5  # all of it is called sky
 
 
 def test_ignored_values_of_the_command_line_make_another_evaluation(command, tmp_path):
@@ -412,7 +412,7 @@ def test_when_no_image_can_be_evaluated_it_says_so(command, tmp_path):
 @pytest.mark.skipif(not ADE20K.is_dir(), reason="the three images of ADE20K are not here")
 def test_three_images_of_ade20k_have_the_stuff_and_things_that_are_seen_on_them():
     categories = CategorySet.load("ade20k_panoptic_150")
-    dataset = IndexPngs(
+    dataset = SemanticMaps(
         ADE20K / "images", ADE20K / "annotations", categories, DenseVLMImageProcessor(64), LAYOUTS["ade20k"]
     )
     pixels = [
@@ -441,7 +441,7 @@ def test_three_images_of_ade20k_have_the_stuff_and_things_that_are_seen_on_them(
 def test_a_map_of_the_annotation_itself_has_the_miou_that_its_resolution_allows():
     """The share of each category in each cell of a fine map, in place of cosines: nearly all pixels come back."""
     categories = CategorySet.load("ade20k_panoptic_150")
-    dataset = IndexPngs(
+    dataset = SemanticMaps(
         ADE20K / "images", ADE20K / "annotations", categories, DenseVLMImageProcessor(64), LAYOUTS["ade20k"]
     )
     counts = 0
@@ -454,5 +454,5 @@ def test_a_map_of_the_annotation_itself_has_the_miou_that_its_resolution_allows(
         cosines = torch.nn.functional.adaptive_avg_pool2d(one_hot, 128)
         counts = counts + count_pairs(labels.numpy(), label_pixels(cosines, tuple(labels.shape)).numpy(), 150)
     metrics = segmentation_metrics(counts)
-    assert metrics["categories_that_occur"] == 15
+    assert metrics["categories_present"] == 15
     assert 0.8 < metrics["miou"] < 1 and 0.95 < metrics["pixel_accuracy"] < 1

@@ -6,8 +6,8 @@ from PIL import Image
 from torch.nn.functional import normalize
 from torch.testing import assert_close
 
+from evaluation.datasets.panoptic import PanopticRegions
 from evaluation.evaluate_regions import top_categories
-from evaluation.panoptic import PanopticRegions
 from evaluation.region_accuracy.accuracy import region_accuracy
 from modeling_densevlm import CategorySet, DenseVLMImageProcessor
 from modeling_densevlm.convert_open_clip import convert_checkpoint, export_checkpoint

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from evaluation.datasets.panoptic import PanopticRegions
 from evaluation.evaluate_regions import evaluate_regions, map_side
-from evaluation.panoptic import PanopticRegions
 from modeling_densevlm import CategoryEmbeddings, DenseVLMModel, DenseVLMProcessor
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from modeling_densevlm import DenseVLMImageProcessor, DenseVLMModel, DenseVLMProcessor
+from modeling_densevlm.publish import publish
 
 
 ROOT = Path(__file__).parents[2]
@@ -64,8 +65,8 @@ torch.save(found, out)
 
 @pytest.fixture(scope="module")
 def folders(make_tower, tower_names, tokenizer, student, tmp_path_factory):
-    """One saved folder for each tower that can be built here, and the shipped ones."""
-    saved = [student, *SHIPPED]
+    """One saved folder for each tower that can be built here, and the shipped ones as they are published."""
+    saved = [student, *(publish(folder, tmp_path_factory.mktemp("published") / folder.name) for folder in SHIPPED)]
     for tower in tower_names:
         folder = tmp_path_factory.mktemp(tower)
         make_tower(tower, tokenizer).save_pretrained(folder)
@@ -95,6 +96,39 @@ def test_folders_of_every_tower_load_as_remote_code_in_a_process_without_the_pac
         # Not to the last bit: where a tensor lies in memory decides how its sums are grouped.
         assert_close(outputs["dense"], ours.dense_embeds, atol=1e-6, rtol=1e-5)
         assert_close(outputs["image"], ours.image_embeds, atol=1e-6, rtol=1e-5)
+
+
+SHIPPED_SCRIPT = """
+import sys
+from transformers import AutoImageProcessor, AutoModel, AutoProcessor
+sys.modules["modeling_densevlm"] = None  # as if it were not installed
+try:
+    AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
+except ImportError as error:
+    assert str(error).startswith("This folder holds no modeling code: install the package `densevlm`"), error
+del sys.modules["modeling_densevlm"]
+for folder in sys.argv[1:]:
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    assert type(model).__module__ == "modeling_densevlm.modeling_densevlm", type(model).__module__
+    for kind in (AutoProcessor, AutoImageProcessor):
+        assert type(kind.from_pretrained(folder, trust_remote_code=True)).__module__.startswith("modeling_densevlm.")
+    print(folder)
+"""
+
+
+def test_shipped_folders_load_with_the_package_on_the_path_and_say_what_is_missing_without(tmp_path):
+    """Nothing but transformers is imported: the configuration leads to the package's classes."""
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", SHIPPED_SCRIPT, *map(str, SHIPPED)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(done.stdout.splitlines()) == len(SHIPPED) == 3
 
 
 @pytest.mark.parametrize("folder", OLDER, ids=lambda folder: folder.name)

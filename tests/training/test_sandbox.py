@@ -1,6 +1,5 @@
 """The sandbox: its scenes, its tokenizer, its tiny models and the folders they are shipped in."""
 
-import filecmp
 import json
 from pathlib import Path
 
@@ -91,7 +90,7 @@ def test_p_is_larger_than_u():
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_shipped_folder_is_a_complete_hub_repository(name):
+def test_a_shipped_folder_is_complete_but_for_the_code(name):
     folder = ROOT / "model_cards" / name
     for file in ("README.md", "config.json", "model.safetensors", "tokenizer.json", "processor_config.json"):
         assert (folder / file).is_file(), file
@@ -99,14 +98,6 @@ def test_a_shipped_folder_is_a_complete_hub_repository(name):
     assert model.dtype == torch.float16
     head = (folder / "README.md").read_text().split("---")[1]
     assert "license: apache-2.0" in head and "library_name: transformers" in head
-
-
-@pytest.mark.parametrize("name", SHIPPED)
-def test_the_code_in_a_shipped_folder_is_that_of_the_package(name):
-    for copy in (ROOT / "model_cards" / name).glob("*.py"):
-        assert filecmp.cmp(copy, ROOT / "modeling_densevlm" / copy.name, shallow=False), (
-            f"{copy.name} has changed: run `python -m training.sandbox.ship`"
-        )
 
 
 def test_the_shipped_folders_are_small():

@@ -1,42 +1,88 @@
 """
-Writes the sandbox's models as complete Hub folders: weights in half precision, processor, tokenizer, remote code.
+Writes the sandbox's models into `model_cards`: weights in half precision, processor, tokenizer.
 
     python -m training.sandbox.ship runs/pretrain/u densevlm-sandbox-u  # a newly trained one
-    python -m training.sandbox.ship                                     # all again, after the model code has changed
+    python -m training.sandbox.ship                                     # all again, when configurations have changed
 
-The cards (`README.md`) are written by hand and stay as they are.
+The cards (`README.md`) are written by hand and stay as they are. The code that loads a model without this package is
+not kept there: `python -m modeling_densevlm.publish model_cards/NAME OUTPUT` writes a folder that has it. Instead, the
+configuration names the classes of the installed package, through the few lines of `REFERENCE`.
 """
 
 import argparse
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from modeling_densevlm import DenseVLMModel, DenseVLMProcessor
+from modeling_densevlm.command_line import one_line_errors
+from modeling_densevlm.publish import publish
 
 
 MODEL_CARDS = Path(__file__).parents[2] / "model_cards"
 
+REFERENCE = "installed_package.py"
+"""The file of each folder that `auto_map` names: `AutoModel` and its kin find the package's classes there."""
 
-def ship(source: Path, name: str) -> None:
-    """Saves the model of a folder to `model_cards/name`."""
-    model = DenseVLMModel.from_pretrained(source, dtype=torch.float16)
-    processor = DenseVLMProcessor.from_pretrained(source)
-    model.save_pretrained(MODEL_CARDS / name)
-    processor.save_pretrained(MODEL_CARDS / name)
-    print(f"{source} → {MODEL_CARDS / name}")
+REFERENCE_CODE = '''\
+"""The classes of the installed package; this folder holds no code of its own. Written by training.sandbox.ship."""
+
+try:
+    from modeling_densevlm import DenseVLMConfig, DenseVLMImageProcessor, DenseVLMModel, DenseVLMProcessor
+except ImportError as error:
+    raise ImportError(
+        "This folder holds no modeling code: install the package `densevlm`, or let it write a folder with code, by "
+        "`densevlm publish FOLDER OUTPUT`."
+    ) from error
+
+__all__ = ["DenseVLMConfig", "DenseVLMImageProcessor", "DenseVLMModel", "DenseVLMProcessor"]
+'''
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def ship(source: Path, folder: Path) -> None:
+    """Saves the model of a folder into another one, which refers to the installed package."""
+    with tempfile.TemporaryDirectory() as temporary:
+        published = publish(source, Path(temporary) / "model", torch.float16)
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in sorted([*published.glob("*.json"), *published.glob("*.safetensors")]):
+            if "config" in file.name:
+                content = refer_to_package(json.loads(file.read_text(encoding="utf-8")))
+                file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            shutil.copyfile(file, folder / file.name)
+    (folder / REFERENCE).write_text(REFERENCE_CODE, encoding="utf-8")
+    print(f"{source} → {folder}")
+
+
+def refer_to_package(content: Any) -> Any:
+    """A configuration in which every `auto_map` names the classes of `REFERENCE`."""
+    if not isinstance(content, dict):
+        return content
+    content = {key: refer_to_package(value) for key, value in content.items()}
+    if "auto_map" in content:
+        module = REFERENCE.removesuffix(".py")
+        content["auto_map"] = {key: f"{module}.{name.split('.')[-1]}" for key, name in content["auto_map"].items()}
+    return content
+
+
+@one_line_errors()
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.sandbox.ship",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("source", type=Path, nargs="?", help="folder of the trained model")
     parser.add_argument("name", nargs="?", help="folder below model_cards")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.source is not None:
-        ship(arguments.source, arguments.name or arguments.source.name)
+        ship(arguments.source, MODEL_CARDS / (arguments.name or arguments.source.name))
         return
     for config in sorted(MODEL_CARDS.glob("*/config.json")):
-        ship(config.parent, config.parent.name)
+        ship(config.parent, config.parent)
 
 
 if __name__ == "__main__":

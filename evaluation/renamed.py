@@ -1,0 +1,63 @@
+"""Names of earlier versions: what still carries one, a file or a command, is refused with the name of today."""
+
+import argparse
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+METRICS = {
+    "balance": "calibration_gain",
+    "knowledge": "discrimination_gain",
+    "miou_called": "miou_present_or_predicted",
+    "class_accuracy": "mean_accuracy",
+    "categories_that_occur": "categories_present",
+    "categories_that_occur_or_were_called": "categories_present_or_predicted",
+}
+"""Metrics of JSON files: old name → new name."""
+
+FIELDS = {"facts": "provenance"}
+"""Fields of the files of scores, likewise."""
+
+OPTIONS = {"--part_size": "--shard_size"}
+"""Options of the programs, likewise."""
+
+
+class OlderVersion(ValueError):
+    """What an earlier version of this package has written."""
+
+
+def check_metrics(rows: Iterable[Mapping[str, Any]], source: str = "These metrics") -> None:
+    """Raises an [`OlderVersion`] where rows of metrics, or what is nested in them, have a name of an older version."""
+    for row in rows:
+        _refuse(row, METRICS, source)
+        check_metrics([value for value in row.values() if isinstance(value, Mapping)], source)
+
+
+def check_provenance(metadata: Mapping[str, str], file: str | Path) -> None:
+    """Raises an [`OlderVersion`] where a file of scores has a field of an older version."""
+    _refuse(metadata, FIELDS, str(file))
+
+
+def add_renamed_options(parser: argparse.ArgumentParser) -> None:
+    """Lets a program answer to the options that it had in an older version: with their names of today."""
+    for old, new in OPTIONS.items():
+        parser.add_argument(old, action=_Renamed, const=new, nargs="*", help=argparse.SUPPRESS)
+
+
+class _Renamed(argparse.Action):
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Sequence[str], option: str = ""
+    ) -> None:
+        parser.error(f"{option} has been renamed: give {self.const}")
+
+
+def _refuse(names: Iterable[str], renamed: Mapping[str, str], source: str) -> None:
+    for name in names:
+        if name in renamed:
+            raise OlderVersion(
+                f"{source}: `{name}` was written by an older version, it is `{renamed[name]}` today: evaluate again."
+            )
+
+
+__all__ = ["OlderVersion", "add_renamed_options", "check_metrics", "check_provenance"]
