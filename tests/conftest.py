@@ -214,7 +214,7 @@ def make_clip_fixture():
 
 
 def make_clip(tokenizer, hidden_size=32, layers=3, image_size=96, patch_size=12, projection_dim=24, seed=0):
-    """A freshly drawn CLIP, large enough to be a model and small enough for a test."""
+    """A randomly initialized CLIP, large enough to be a model and small enough for a test."""
     torch.manual_seed(seed)
     config = CLIPConfig(
         vision_config={
@@ -309,7 +309,7 @@ def recipe(scenes, student, teacher, tmp_path):
             "categories": scenes / "categories.json",
             "templates": "short",
             "output_dir": tmp_path / "run",
-            # Freshly drawn models are sure of nothing: a low threshold keeps some of their regions.
+            # Randomly initialized models are sure of nothing: a low threshold keeps some of their regions.
             "temperature": 0.01,
             "threshold": 0.15,
             "per_device_train_batch_size": 8,
