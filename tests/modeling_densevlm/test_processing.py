@@ -161,7 +161,7 @@ def test_what_is_no_mask_of_the_image_is_refused_by_the_image_the_mask_and_the_r
 
 
 def test_masks_come_to_the_map_as_in_evaluation(processor, picture):
-    from evaluation.panoptic import segment_masks
+    from evaluation.datasets.panoptic import segment_masks
 
     ids = np.random.default_rng(0).integers(0, 3, (6, 9)).repeat(10, 0).repeat(10, 1)
     masks = np.stack([ids == number for number in range(3)])
