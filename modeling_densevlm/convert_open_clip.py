@@ -20,9 +20,10 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from .command_line import as_one_line
 from .conversion import convert_checkpoint, convert_with_report, export_checkpoint
 from .conversion.configs import config_names, load_config
-from .conversion.files import SUFFIXES, first_line, staged, write_checkpoint
+from .conversion.files import SUFFIXES, staged, write_checkpoint
 from .conversion.open_clip import image_processor_for
 from .modeling_densevlm import DenseVLMModel
 from .processing_densevlm import DenseVLMProcessor
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             _convert_file(arguments)
     except (ValueError, OSError, ImportError) as error:
-        message = first_line(error)
+        message = as_one_line(error)
         named = any(str(path) in message for path in (arguments.checkpoint, output.with_suffix("")))
         raise SystemExit(message if named else f"{arguments.checkpoint}: {message}") from None
 
@@ -89,7 +90,7 @@ def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(source)
     except Exception as error:  # a damaged file can raise anything in a decoder
         raise SystemExit(
-            f"--processor {source}: there is no tokenizer, here or on the Hub: {first_line(error)}"
+            f"--processor {source}: there is no tokenizer, here or on the Hub: {as_one_line(error)}"
         ) from None
 
 
@@ -97,7 +98,7 @@ def _export_folder(folder: Path, output: Path) -> None:
     try:
         model = DenseVLMModel.from_pretrained(folder, dtype=torch.float32)
     except Exception as error:  # as above
-        raise ValueError(f"{folder} cannot be loaded: {first_line(error)}") from None
+        raise ValueError(f"{folder} cannot be loaded: {as_one_line(error)}") from None
     tensors, config = export_checkpoint(model)
     with staged(output, output.with_suffix(".json")) as (file, config_file):
         write_checkpoint(tensors, file)

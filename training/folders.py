@@ -1,32 +1,12 @@
 """What lies in a folder of the disk: images, tars, Parquet files, and what is passed over, counted by its kind."""
 
-import os
 import re
 from collections import Counter
 from dataclasses import dataclass, field
 
+from modeling_densevlm.image_files import IMAGE_SUFFIXES, walk_files
+
 from .addresses import COMPRESSED_TARS, suffix_of
-
-
-IMAGE_SUFFIXES = {
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".avif", ".gif", ".bmp", ".dib"),
-    *(".tif", ".tiff", ".jp2", ".j2k", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".tga", ".qoi"),
-}
-
-LITTER = {
-    *("__macosx", "@eadir", "@__thumb", "@recycle", "#recycle", "#snapshot", "@recently-snapshot", "lost+found"),
-    *("$recycle.bin", "system volume information", "__pycache__", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"),
-}
-"""What systems leave in folders, besides hidden files: previews, bins, caches."""
-
-HIDDEN = "hidden or of a system"
-AGAIN = "folders linked again"
-NO_FILE = "pipes, sockets or devices"
-
-
-def is_litter(name: str) -> bool:
-    """Whether a file or folder is hidden (`._x.jpg`, `.ipynb_checkpoints`) or one that systems leave."""
-    return name.startswith(".") or name.lower() in LITTER
 
 
 def kind_of(name: str) -> str:
@@ -61,42 +41,18 @@ class Folder:
 
 
 def walk_folder(root: str) -> Folder:
-    """
-    Everything under a folder. Linked folders are entered, each folder once; those of the tree first, so that their
-    names do not depend on who links to them. No file is looked at for more than its name and type.
-    """
-    found, entered, waiting, links = Folder(), set(), [""], []
-    while waiting or links:
-        place = waiting.pop() if waiting else links.pop(links.index(min(links)))
-        try:
-            status = os.stat(os.path.join(root, place))
-            if (status.st_dev, status.st_ino) in entered:
-                found.passed_over[AGAIN] += 1
-                continue
-            entered.add((status.st_dev, status.st_ino))
-            with os.scandir(os.path.join(root, place)) as entries:
-                for entry in entries:
-                    _take(entry, os.path.join(place, entry.name), found, waiting, links)
-        except OSError as error:
-            found.unreadable[place] = f"{type(error).__name__}: {error}"
+    """Everything under a folder, each folder once; no file is looked at for more than its name and type."""
+    found = Folder()
+    for place, reason in walk_files(root, each_once=True):
+        if isinstance(reason, OSError):
+            found.unreadable[place] = f"{type(reason).__name__}: {reason}"
+        elif reason is not None:
+            found.passed_over[reason] += 1
+        else:
+            found.add(place)
     for files in (found.images, found.tars, found.parquet, found.compressed):
         files.sort(key=lambda file: file.replace("/", "\0"))  # folder by folder
     return found
 
 
-def _take(entry: os.DirEntry, place: str, found: Folder, waiting: list[str], links: list[str]) -> None:
-    try:
-        is_folder, is_file = entry.is_dir(), entry.is_file()
-    except OSError:  # a link to itself
-        is_folder = is_file = False
-    if is_litter(entry.name):
-        found.passed_over[HIDDEN] += 1
-    elif is_folder:
-        (links if entry.is_symlink() else waiting).append(place)
-    elif is_file or entry.is_symlink():  # a link that leads nowhere is said when it is read
-        found.add(place)
-    else:
-        found.passed_over[NO_FILE] += 1
-
-
-__all__ = ["HIDDEN", "IMAGE_SUFFIXES", "Folder", "is_litter", "kind_of", "walk_folder"]
+__all__ = ["Folder", "kind_of", "walk_folder"]

@@ -24,8 +24,10 @@ import pyarrow.compute
 from fsspec.core import url_to_fs
 from transformers.utils import logging
 
+from modeling_densevlm.image_files import IMAGE_SUFFIXES, is_litter
+
 from .addresses import COMPRESSED_TARS, NOT_UTF8, is_address, is_missing, open_binary, printable, reason_of, suffix_of
-from .folders import IMAGE_SUFFIXES, Folder, is_litter, walk_folder
+from .folders import Folder, walk_folder
 from .parquet_rows import has_column, read_parquet, walk_parquet
 from .tar_members import NOT_NOW, walk_tars
 

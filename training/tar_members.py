@@ -7,8 +7,10 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from modeling_densevlm.image_files import HIDDEN, IMAGE_SUFFIXES, is_litter
+
 from .addresses import NOT_UTF8, is_missing, open_binary, printable, reason_of, suffix_of
-from .folders import HIDDEN, IMAGE_SUFFIXES, is_litter, kind_of
+from .folders import kind_of
 
 
 NOT_NOW = -1

@@ -1,27 +1,14 @@
 """The files of a folder: what is data, and what systems leave among it."""
 
-import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 
 from transformers.utils import logging
 
+from modeling_densevlm.image_files import walk_files
+
 
 logger = logging.get_logger(__name__)
-
-IMAGE_SUFFIXES = frozenset(
-    {
-        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif", ".avif", ".jp2"),
-        *(".ppm", ".pgm", ".pbm", ".pnm"),
-    }
-)
-"""Suffixes of images, in any case."""
-
-LITTER = frozenset({"__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found"})
-"""Names of folders that systems make for themselves; hidden files and folders (`._x.png`) are no data either."""
-
-HIDDEN, LOOP, SPECIAL = "hidden or a system's own", "links to a folder above", "no regular files"
-"""Why files and folders are passed over, besides their suffixes."""
 
 
 def find_files(root: Path, suffixes: Collection[str]) -> tuple[list[Path], dict[str, list[Path]]]:
@@ -30,11 +17,14 @@ def find_files(root: Path, suffixes: Collection[str]) -> tuple[list[Path], dict[
     not one that leads back to where the walk came from. A link that leads nowhere is a file: opening it fails.
 
     Returns:
-        The files, and what was passed over by kind: a suffix, or one of `HIDDEN`, `LOOP` and `SPECIAL`.
+        The files, and what was passed over by kind: a suffix, or a reason of [`walk_files`].
     """
     found: list[Path] = []
     passed: dict[str, list[Path]] = {}
-    for path, reason in _walk(root, frozenset()):
+    for place, reason in walk_files(root):
+        if isinstance(reason, OSError):
+            raise reason
+        path = root / place
         suffix = path.suffix.lower()
         if reason is None and suffix in suffixes:
             found.append(path)
@@ -69,22 +59,4 @@ def name_of(file: Path, root: Path) -> str:
     return file.relative_to(root).with_suffix("").as_posix()
 
 
-def _walk(folder: Path, above: frozenset[str]) -> Iterator[tuple[Path, str | None]]:
-    """Every file, and every folder that is not entered, with the reason why it is no data."""
-    above = above | {os.path.realpath(folder)}
-    with os.scandir(folder) as entries:
-        entries = sorted(entries, key=lambda entry: entry.name)
-    for entry in entries:
-        path = folder / entry.name
-        if entry.name.startswith(".") or entry.name.lower() in LITTER:
-            yield path, HIDDEN
-        elif entry.is_dir():
-            if os.path.realpath(path) in above:
-                yield path, LOOP
-            else:
-                yield from _walk(path, above)
-        else:
-            yield path, None if entry.is_file() or entry.is_symlink() else SPECIAL
-
-
-__all__ = ["IMAGE_SUFFIXES", "by_name", "find_files", "name_of", "warn_of_passed_over"]
+__all__ = ["by_name", "find_files", "name_of", "warn_of_passed_over"]

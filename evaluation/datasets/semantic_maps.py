@@ -11,10 +11,11 @@ from PIL import Image
 from transformers.utils import logging
 
 from modeling_densevlm import CategorySet, DenseVLMImageProcessor
+from modeling_densevlm.image_files import IMAGE_SUFFIXES
 from modeling_densevlm.image_processing_densevlm import load_image
 from modeling_densevlm.worker_batches import to_shared_memory
 
-from .folders import IMAGE_SUFFIXES, by_name, find_files, name_of, warn_of_passed_over
+from .folders import by_name, find_files, name_of, warn_of_passed_over
 
 
 logger = logging.get_logger(__name__)

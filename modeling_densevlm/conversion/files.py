@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..command_line import as_one_line
 from .derived import SIZES
 from .names import clean, clip_prefixes, same_tensors
 
@@ -266,24 +267,10 @@ def staged(*paths: Path) -> Iterator[list[Path]]:
                     path.rmdir()  # an empty one
                 content.replace(path)
     except (OSError, RuntimeError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or first_line(error)
+        reason = getattr(error, "strerror", None) or as_one_line(error)
         if "inline_container" in reason:  # PyTorch's archive writer names its own line alone
             reason = "PyTorch could not write all of it (a full disk, say)"
         raise OSError(f"{path} cannot be written: {reason.rstrip('.')}.") from None
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says, without the advice that other libraries put below it; the error's type where it is mute."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-__all__ = [
-    "SUFFIXES",
-    "Checkpoint",
-    "first_line",
-    "read_checkpoint",
-    "staged",
-    "unwrap",
-    "write_checkpoint",
-]
+__all__ = ["SUFFIXES", "Checkpoint", "read_checkpoint", "staged", "unwrap", "write_checkpoint"]

@@ -276,9 +276,7 @@ def test_what_systems_leave_in_folders_is_no_data_and_is_counted(folders, caplog
     dataset = pngs_of(folders)
     assert len(dataset) == len(dataset.image_of) == 2
     for folder, suffix in (("images", "jpg"), ("labels", "png")):
-        told = (
-            f"{folders / folder}: passed over 4 hidden or a system's own (e.g. ._a.{suffix}), 1 .txt (e.g. notes.txt)."
-        )
+        told = f"{folders / folder}: passed over 4 hidden or of a system (e.g. ._a.{suffix}), 1 .txt (e.g. notes.txt)."
         assert told in caplog.text
 
 
