@@ -194,6 +194,9 @@ def whole_cells(side: int, cell: int, source: str) -> int:
     fractions of what the map covers of it.
     """
     whole = max(int(side / cell + 0.5), 1) * cell
+    torch.empty(
+        3, whole, whole
+    )  # fails, as nothing is written to it, for what no machine holds: not in a worker later
     if whole != side:
         logger.warning(f"{source} sees cells of {cell} pixels: {side} pixels become {whole} for it.")
     return whole

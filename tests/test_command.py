@@ -46,7 +46,7 @@ def test_a_command_is_the_program_of_its_module_with_the_options_behind_it(run_m
     for words, module, message in (
         (["evaluate", "regions", "--model", "x"], "evaluation.evaluate_regions", "--output"),
         (["report", "--help"], "evaluation.report", "TITLE=FILE"),
-        (["train", "--method", "x"], "training.train", "the following arguments are required"),
+        (["train", "--learning_rate", "1"], "training.train", "the following arguments are required"),
         (["export", tmp_path / "gone", tmp_path], "modeling_densevlm.convert_open_clip", "with --export it is a .pt"),
         (["publish", tmp_path / "gone", tmp_path / "o"], "modeling_densevlm.publish", "gone"),
     ):

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModel
 from modeling_densevlm import DenseVLMModel, DenseVLMProcessor
 from modeling_densevlm.publish import main, publish
 from training.sandbox.ship import REFERENCE, ship
+from training.sandbox.ship import main as ship_main
 
 
 ROOT = Path(__file__).parents[2]
@@ -70,14 +71,17 @@ def test_what_is_in_the_way_or_missing_ends_with_one_line_and_leaves_nothing(stu
     assert "modeling_densevlm.py" in capsys.readouterr().out
 
 
-def test_a_shipped_folder_refers_to_the_package_and_loads_by_the_auto_classes(student, tmp_path, run_module):
+def test_a_shipped_folder_refers_to_the_package_and_loads_by_the_auto_classes(student, tmp_path):
     ship(student, tmp_path / "shipped")
     ship(tmp_path / "shipped", tmp_path / "shipped")  # again, from itself
+    with pytest.raises(SystemExit, match="gone"):
+        ship_main([str(tmp_path / "gone"), "name"])
     assert [file.name for file in (tmp_path / "shipped").glob("*.py")] == [REFERENCE]
-    assert json.loads((tmp_path / "shipped" / "config.json").read_text())["auto_map"] == {
-        "AutoConfig": "installed_package.DenseVLMConfig",
-        "AutoModel": "installed_package.DenseVLMModel",
-    }
+    names = json.loads((tmp_path / "shipped" / "config.json").read_text())["auto_map"]
+    assert names["AutoConfig"] == "installed_package.DenseVLMConfig"
+    assert names["AutoModel"] == "installed_package.DenseVLMModel"
+    for file in (tmp_path / "shipped").glob("*.json"):
+        assert "_densevlm.DenseVLM" not in file.read_text(), file.name  # all names lead to the package
     for folder in (tmp_path / "shipped", *SHIPPED):
         assert type(AutoModel.from_pretrained(folder)) is DenseVLMModel
         assert (folder / REFERENCE).read_text() == (tmp_path / "shipped" / REFERENCE).read_text()

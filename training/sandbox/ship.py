@@ -32,14 +32,12 @@ REFERENCE_CODE = '''\
 """The classes of the installed package; this folder holds no code of its own. Written by training.sandbox.ship."""
 
 try:
-    from modeling_densevlm import DenseVLMConfig, DenseVLMImageProcessor, DenseVLMModel, DenseVLMProcessor
+    from modeling_densevlm import *  # noqa: F403
 except ImportError as error:
     raise ImportError(
         "This folder holds no modeling code: install the package `densevlm`, or let it write a folder with code, by "
         "`densevlm publish FOLDER OUTPUT`."
     ) from error
-
-__all__ = ["DenseVLMConfig", "DenseVLMImageProcessor", "DenseVLMModel", "DenseVLMProcessor"]
 '''
 
 
@@ -63,9 +61,15 @@ def refer_to_package(content: Any) -> Any:
         return content
     content = {key: refer_to_package(value) for key, value in content.items()}
     if "auto_map" in content:
-        module = REFERENCE.removesuffix(".py")
-        content["auto_map"] = {key: f"{module}.{name.split('.')[-1]}" for key, name in content["auto_map"].items()}
+        content["auto_map"] = {key: _refer(names) for key, names in content["auto_map"].items()}
     return content
+
+
+def _refer(names: str | list[str] | None) -> str | list[str] | None:
+    """The name of a class, or a list of a class for each back end."""
+    if isinstance(names, list):
+        return [_refer(name) for name in names]
+    return names and f"{REFERENCE.removesuffix('.py')}.{names.split('.')[-1]}"
 
 
 @one_line_errors()
