@@ -45,9 +45,9 @@ from modeling_densevlm.conversion.configs import convert_config, load_config
 from training.alignment import Retrieval, region_logits, retrieve
 from training.arguments import MethodArguments
 from training.data import RegionCollator
+from training.images.sampling import EpochSampler
 from training.regions import content_grid
-from training.retrieval_cache import all_boxes, compress
-from training.sampling import EpochSampler
+from training.teacher_cache import all_boxes, compress
 from training.train import freeze
 from training.trainer import DenseVLMTrainer
 

@@ -15,13 +15,16 @@ from transformers.utils import logging
 from modeling_densevlm.templates import DEFAULT_TEMPLATES, TEMPLATES
 
 from .alignment import CONTRASTS, Contrast
-from .settings import FIXED, adopt_mixed_precision, check_launcher, check_settings, read_accelerator_config
-from .sources import Source
+from .engine.settings import FIXED, adopt_mixed_precision, check_launcher, check_settings, read_accelerator_config
+from .images.sources import Source
 
 
 logger = logging.get_logger(__name__)
 
 METHODS = ("densevlm", "clipself")
+
+RENAMED = {"retrieval": "teacher_cache", "retrieval_top_k": "teacher_cache_top_k"}
+"""Keys of earlier versions → what they are called now."""
 
 
 @dataclass
@@ -73,11 +76,12 @@ class DataArguments:
             "max_samples, weight}; `weight` is the source's share of the images of an epoch."
         },
     )
-    retrieval: str | None = field(
-        default=None, metadata={"help": "Folder with the teacher's answers, made by `python -m training.retrieve`."}
+    teacher_cache: str | None = field(
+        default=None,
+        metadata={"help": "Folder of cached teacher predictions, made by `python -m training.cache_teacher`."},
     )
-    retrieval_top_k: int = field(
-        default=32, metadata={"help": "For training.retrieve: categories kept of each region, 0 for all."}
+    teacher_cache_top_k: int = field(
+        default=32, metadata={"help": "For training.cache_teacher: categories kept per region, 0 for all."}
     )
     image_size: int | None = field(
         default=None,
@@ -107,8 +111,10 @@ class DataArguments:
                 raise ValueError(f"`{key}` is a whole number from 1 on, got {value}.")
         if not 1 <= self.max_grid <= 20:
             raise ValueError(f"`max_grid` is 1 to 20, got {self.max_grid}.")
-        if self.retrieval_top_k < 0:
-            raise ValueError(f"`retrieval_top_k` is a number of categories, or 0 for all, got {self.retrieval_top_k}.")
+        if self.teacher_cache_top_k < 0:
+            raise ValueError(
+                f"`teacher_cache_top_k` is a number of categories, or 0 for all, got {self.teacher_cache_top_k}."
+            )
         if self.max_samples is not None and self.max_samples < 1:
             raise ValueError(f"`max_samples` is 1 or more, got {self.max_samples}.")
         if (self.images is None) == (self.sources is None):
@@ -264,10 +270,11 @@ def parse_arguments(argv: Sequence[str], program: str = "training.train") -> Arg
     except (ValueError, TypeError, OSError) as error:
         parser.error(str(error))
     if remaining:
-        parser.error(f"unknown: {' '.join(remaining)}{_nearest(remaining[0].lstrip('-'), parser)}")
+        key = remaining[0].lstrip("-").partition("=")[0]
+        parser.error(f"unknown: {' '.join(remaining)}{_nearest(key, parser)}")
     _, data_args, args = arguments
-    if args.method == "clipself" and data_args.retrieval is not None:
-        parser.error("`retrieval`: in CLIPSelf the student teaches itself, nobody is asked; leave it out.")
+    if args.method == "clipself" and data_args.teacher_cache is not None:
+        parser.error("`teacher_cache`: in CLIPSelf the student teaches itself, nobody is asked; leave it out.")
     return tuple(arguments)
 
 
@@ -295,6 +302,8 @@ def read_recipe(file: Path, parser: HfArgumentParser) -> dict[str, Any]:
 
 
 def _nearest(key: str, parser: HfArgumentParser) -> str:
+    if key in RENAMED:
+        return f" (it is called `{RENAMED[key]}` now)"
     close = difflib.get_close_matches(key, [action.dest for action in parser._actions], n=1)
     return f" (did you mean `{close[0]}`?)" if close else ""
 

@@ -22,8 +22,8 @@ import torch
 
 from .arguments import parse_arguments
 from .data import read_image, to_bytes
-from .sampling import shard_starts
-from .sources import Source, UnreadableImage, in_words, passed_over
+from .images.sampling import shard_starts
+from .images.sources import Source, UnreadableImage, in_words, passed_over
 from .train import open_sources
 
 

@@ -16,9 +16,9 @@ from modeling_densevlm.canvas import content_extent, pad_image, scaled
 from modeling_densevlm.image_processing_densevlm import load_image, load_reduced
 from modeling_densevlm.worker_batches import to_shared_memory
 
+from .images.sources import UnreadableImage, name_of, read_bytes
 from .regions import content_grid, grid_shape, sample_rng
-from .retrieval_cache import RetrievalCache
-from .sources import UnreadableImage, name_of, read_bytes
+from .teacher_cache import TeacherCache
 
 
 SMALLEST_SIDE = 10
@@ -37,7 +37,7 @@ class RegionDataset(torch.utils.data.Dataset):
         max_grid (`int`, *optional*, defaults to 6): rows and columns are drawn from 1..`max_grid`.
         crops (`int`, *optional*, defaults to 0):
             Keep so many random boxes and give the image cut to each as well (CLIPSelf needs them, DenseVLM does not).
-        retrieval ([`RetrievalCache`], *optional*): what the teacher said of each image, found before the run.
+        retrieval ([`TeacherCache`], *optional*): what the teacher said of each image, found before the run.
         seed (`int`, *optional*, defaults to 0): with the visit and the sample's id, the source of every choice.
     """
 
@@ -48,7 +48,7 @@ class RegionDataset(torch.utils.data.Dataset):
         teacher_image_processor: DenseVLMImageProcessor | None = None,
         max_grid: int = 6,
         crops: int = 0,
-        retrieval: RetrievalCache | None = None,
+        retrieval: TeacherCache | None = None,
         seed: int = 0,
     ):
         self.index = index

@@ -36,14 +36,14 @@ from modeling_densevlm.worker_batches import SharedMemoryFull
 
 from .alignment import as_groups
 from .arguments import Arguments, DataArguments, MethodArguments, parse_arguments, resolved_recipe, save_recipe
-from .checkpoints import ASIDE, check_run, find_checkpoint, set_aside_later
 from .clipself import CLIPSelfTrainer
 from .data import RegionCollator, RegionDataset
-from .interruptions import StopSignal, close_process_group
-from .retrieval_cache import RetrievalCache
-from .sampling import EpochSampler
-from .sharding import shard_teacher
-from .sources import fingerprint, open_source
+from .engine.checkpoints import STAGING, check_run, find_checkpoint, set_aside_later
+from .engine.sharding import shard_teacher
+from .engine.signals import StopSignal, close_process_group
+from .images.sampling import EpochSampler
+from .images.sources import fingerprint, open_source
+from .teacher_cache import TeacherCache
 from .trainer import DenseTrainer, DenseVLMTrainer
 
 
@@ -104,7 +104,7 @@ def say_stopped(trainer: DenseTrainer) -> None:
 def save_result(trainer: DenseTrainer) -> None:
     """The trained model with its processor, written aside and renamed, so that a file that is there is complete."""
     args = trainer.args
-    folder, aside = Path(args.output_dir), Path(args.output_dir) / ASIDE
+    folder, aside = Path(args.output_dir), Path(args.output_dir) / STAGING
     try:
         trainer.save_model(str(aside))
         if trainer.is_world_process_zero():
@@ -163,7 +163,7 @@ def build_trainer(arguments: Arguments) -> DenseTrainer:
             "student_embeddings": category_embeddings(arguments, "student", model, tokenizer),
             "contrast": args.contrast_matrix,
         }
-        if data_args.retrieval is None:
+        if data_args.teacher_cache is None:
             teacher, extras["teacher_embeddings"], teacher_image_processor = prepare_teacher(arguments)
             # After its texts were embedded in float32.
             extras["teacher"] = teacher.to(getattr(torch, model_args.teacher_dtype))
@@ -261,11 +261,11 @@ def describe_retrieval(
     return asked
 
 
-def open_retrieval(arguments: Arguments, index: datasets.Dataset) -> RetrievalCache:
+def open_retrieval(arguments: Arguments, index: datasets.Dataset) -> TeacherCache:
     """The teacher's answers that a run uses, after a check that they are answers to what the run asks."""
     model_args, data_args, args = arguments
     try:
-        cache = RetrievalCache(data_args.retrieval)
+        cache = TeacherCache(data_args.teacher_cache)
         teacher = image_processor = None
         if model_args.teacher is not None and args.process_index == 0:  # read to be compared, and let go of again
             teacher = DenseVLMModel.from_pretrained(model_args.teacher, dtype=torch.float32)

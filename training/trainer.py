@@ -18,12 +18,12 @@ from transformers.utils import logging
 from modeling_densevlm import CategoryEmbeddings, DenseVLMImageProcessor, DenseVLMModel
 
 from .alignment import Contrast, Retrieval, align, region_logits, retrieve
-from .checkpoints import ASIDE, publish, write_run
-from .interruptions import LeaveOutNonFinite, StopSignal, sigterm_held_back
+from .engine.checkpoints import STAGING, publish, write_run
+from .engine.sharding import own_class, prepare_student
+from .engine.signals import LeaveOutNonFinite, StopSignal, sigterm_held_back
+from .images.sampling import EpochSampler
 from .pictures import best, draw_retrieval
-from .retrieval_cache import expand
-from .sampling import EpochSampler
-from .sharding import own_class, prepare_student
+from .teacher_cache import expand
 
 
 logger = logging.get_logger(__name__)
@@ -187,15 +187,15 @@ class DenseTrainer(Trainer):
         run goes on without it, says so, and tries again when the next one is due.
         """
         first, folder = self.is_world_process_zero(), Path(self.args.output_dir)
-        aside, checkpoint = (f / f"checkpoint-{self.state.global_step}" for f in (folder / ASIDE, folder))
+        aside, checkpoint = (f / f"checkpoint-{self.state.global_step}" for f in (folder / STAGING, folder))
         save = super()._save_checkpoint
 
         def begin() -> None:
-            shutil.rmtree(folder / ASIDE, ignore_errors=True)
+            shutil.rmtree(folder / STAGING, ignore_errors=True)
             write_run(aside, self.run)
 
         def write() -> None:
-            self._run_dir = str(folder / ASIDE)
+            self._run_dir = str(folder / STAGING)
             try:
                 save(model, trial)
             finally:
@@ -208,7 +208,7 @@ class DenseTrainer(Trainer):
         # Each of these has succeeded on all ranks before the next one is begun.
         all(self._succeeds(part, here) for part, here in ((begin, first), (write, True), (finish, first)))
         if first:
-            shutil.rmtree(folder / ASIDE, ignore_errors=True)
+            shutil.rmtree(folder / STAGING, ignore_errors=True)
         self.accelerator.wait_for_everyone()
 
     def _succeeds(self, part: Callable[[], None], here: bool) -> bool:

@@ -3,8 +3,8 @@ import json
 import pytest
 import yaml
 
-from training.arguments import MethodArguments, parse_arguments, save_recipe
-from training.sources import Source
+from training.arguments import RENAMED, MethodArguments, parse_arguments, save_recipe
+from training.images.sources import Source
 
 
 REQUIRED = {"model": "u", "teacher": "p", "images": "folder"}
@@ -74,7 +74,7 @@ def test_a_recipe_that_is_none_stops_with_its_name(tmp_path, capsys, content):
         ("teacher_dtype", "float8"),
         ("max_grid", 0),
         ("max_samples", 0),
-        ("retrieval_top_k", -1),
+        ("teacher_cache_top_k", -1),
         ("sources", "{"),
         ("sources", []),
         ("sources", [{"images": "a", "wieght": 2}]),
@@ -173,3 +173,11 @@ def test_the_coco_recipe_holds_the_settings_of_the_paper():
     assert (data.image_size, method.temperature, method.threshold) == (512, 0.01, 0.3)
     assert (method.contrast, method.reduction, method.ensemble_alpha) == ("decoupled", "group_mean", 1.0)
     assert data.categories == "coco_stuff_ade20k_316"
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_a_key_of_an_earlier_version_is_refused_with_its_new_name(write_recipe, capsys, old):
+    for values, argv in (({old: "folder"}, []), ({}, [f"--{old}", "folder"]), ({}, [f"--{old}=folder"])):
+        with pytest.raises(SystemExit):
+            parse_arguments([write_recipe(**values), *argv])
+        assert f"(it is called `{RENAMED[old]}` now)" in capsys.readouterr().err

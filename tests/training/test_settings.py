@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from training.arguments import MethodArguments, parse_arguments
-from training.settings import (
+from training.engine.settings import (
     ACCELERATOR_REFUSED,
     ACCELERATOR_WORKS,
     FIXED,
@@ -23,7 +23,7 @@ from training.settings import (
     REFUSED_VALUES,
     WORKS,
 )
-from training.sharding import FSDP_REFUSED, prepare_student
+from training.engine.sharding import FSDP_REFUSED, prepare_student
 from training.train import main
 
 

@@ -1,8 +1,8 @@
 """
-Asks the teacher once about every image and every grid, and keeps its answers. Training then needs no teacher:
+Computes the teacher's predictions once for every image and grid, and caches them. Training then needs no teacher:
 
-    python -m training.retrieve training/recipes/coco.yaml --retrieval data/coco_retrieval [--key value ...]
-    accelerate launch -m training.train training/recipes/coco.yaml --retrieval data/coco_retrieval
+    python -m training.cache_teacher training/recipes/coco.yaml --teacher_cache data/coco_teacher [--key value ...]
+    accelerate launch -m training.train training/recipes/coco.yaml --teacher_cache data/coco_teacher
 
 Started by `accelerate launch` or `torchrun`, each process takes its share of the images. What is done stays: the same
 command goes on where it was stopped.
@@ -29,19 +29,19 @@ from modeling_densevlm.worker_batches import SharedMemoryFull, to_shared_memory
 from .alignment import Retrieval, region_logits, retrieve
 from .arguments import MethodArguments, parse_arguments
 from .data import read_image, to_bytes
-from .interruptions import close_process_group
-from .retrieval_cache import (
+from .engine.signals import close_process_group
+from .images.sources import UnreadableImage, fingerprint
+from .teacher_cache import (
     ARRAYS,
     SCHEMA,
     SHARD,
-    RetrievalCache,
+    TeacherCache,
     all_boxes,
     checksum,
     compress,
     shard_file,
     write_description,
 )
-from .sources import UnreadableImage, fingerprint
 from .train import describe_retrieval, open_sources, prepare_teacher
 
 
@@ -51,25 +51,25 @@ BLOCK = 256
 """Images that are written together: what is known of each block is held in memory by who reads the answers."""
 
 
-def main(argv: Sequence[str] | None = None) -> RetrievalCache:
-    """Fills the folder `retrieval`; returns what it holds."""
-    arguments = parse_arguments(sys.argv[1:] if argv is None else argv, program="training.retrieve")
+def main(argv: Sequence[str] | None = None) -> TeacherCache:
+    """Fills the folder `teacher_cache`; returns what it holds."""
+    arguments = parse_arguments(sys.argv[1:] if argv is None else argv, program="training.cache_teacher")
     _, data_args, args = arguments
-    if data_args.retrieval is None:
-        raise SystemExit("`--retrieval` is missing: the folder to keep the teacher's answers in.")
+    if data_args.teacher_cache is None:
+        raise SystemExit("`--teacher_cache` is missing: the folder to keep the teacher's answers in.")
     if arguments[0].teacher_sharded:
         raise SystemExit("`teacher_sharded` is for training: here each process asks a whole teacher on its own.")
-    folder = Path(data_args.retrieval)
+    folder = Path(data_args.teacher_cache)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SystemExit(f"`--retrieval`: the folder {folder} cannot be made: {error}.") from error
+        raise SystemExit(f"`--teacher_cache`: the folder {folder} cannot be made: {error}.") from error
     index = datasets.concatenate_datasets(open_sources(arguments))
     teacher, embeddings, image_processor = prepare_teacher(arguments)
     with args.main_process_first(local=False):
         asked = describe_retrieval(arguments, teacher, image_processor)
         # As many as there are, or more, are all of them.
-        top_k = data_args.retrieval_top_k if data_args.retrieval_top_k < len(embeddings.names) else 0
+        top_k = data_args.teacher_cache_top_k if data_args.teacher_cache_top_k < len(embeddings.names) else 0
         asked |= {"top_k": top_k, "images": len(index), "list_of_images": fingerprint(index)}
         write_description(folder, asked)
     teacher = teacher.eval().to(args.device, getattr(torch, arguments[0].teacher_dtype))
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> RetrievalCache:
             print(f"{file.name}: {len(rows)} images, {skipped} skipped, {rate:.1f} images a second", flush=True)
     if args.world_size > 1:
         torch.distributed.barrier()
-    cache = RetrievalCache(folder)
+    cache = TeacherCache(folder)
     if args.process_index == 0:
         size = sum(file.stat().st_size for file in folder.glob("*.arrow"))
         print(f"{folder}: {len(cache.rows)} images, {size / max(len(cache.rows), 1) / 1024:.1f} KiB an image")
@@ -139,7 +139,7 @@ def answers(
                 logger.warning(f"Skipped: {sample['skipped']}")
                 arrays = {name: np.zeros(0, dtype=np.uint16) for name in ARRAYS}
             else:
-                arrays = compress(next(retrieved), embeddings.is_thing, data_args.retrieval_top_k)
+                arrays = compress(next(retrieved), embeddings.is_thing, data_args.teacher_cache_top_k)
             row = {name: sample[name] for name in ("id", "skipped", "image")}
             yield row | arrays | {"checksum": checksum(row, arrays)}
 

@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-ASIDE = ".saving"
+STAGING = ".saving"
 """Folder beside the checkpoints in which the next one is written before it is renamed."""
 
 RUN = "run.json"

@@ -11,7 +11,7 @@ from .addresses import NOT_UTF8, is_missing, open_binary, printable, reason_of, 
 from .folders import HIDDEN, IMAGE_SUFFIXES, is_litter, kind_of
 
 
-NOT_NOW = -1
+RETRY_LATER = -1
 """In place of an offset: no index is to be made yet."""
 
 PADDING = 20 * 512
@@ -25,7 +25,8 @@ def walk_tars(tars: list[str]) -> Iterator[dict[str, Any]]:
     """
     Rows of an index: the first byte and the size of each image. For each stretch of a tar that cannot be read there
     is a row whose `error` says so, and for a tar without an image; what follows the stretch is found again. Of a tar
-    that is there and cannot be read now, there is a row at `NOT_NOW`. The last row of a tar says what was passed over.
+    that is there and cannot be read now, there is a row at `RETRY_LATER`. The last row of a tar says what was passed
+    over.
     """
     for tar in tars:
         passed_over, last = Counter(), None
@@ -53,7 +54,7 @@ def _rows_of(tar: str, passed_over: Counter) -> Iterator[dict[str, Any]]:
         if is_missing(error):
             yield row | {"id": "whole tar", "error": reason}
         else:
-            yield row | {"id": "whole tar", "offset": NOT_NOW, "error": f"it cannot be read ({reason})"}
+            yield row | {"id": "whole tar", "offset": RETRY_LATER, "error": f"it cannot be read ({reason})"}
     else:
         if empty:
             yield row | {"id": "whole tar", "error": "the tar holds no image"}
@@ -121,4 +122,4 @@ def _gap(stream: Any, start: int, end: int) -> Iterator[dict[str, Any]]:
         yield {"id": f"byte {start}", "error": f"bytes {start} to {end} are zeros: were they never written?"}
 
 
-__all__ = ["NOT_NOW", "walk_tars"]
+__all__ = ["RETRY_LATER", "walk_tars"]

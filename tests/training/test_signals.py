@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import TrainerCallback
 
 from training.arguments import parse_arguments
-from training.interruptions import StopSignal, close_process_group
+from training.engine.signals import StopSignal, close_process_group
 from training.train import build_trainer, main
 
 

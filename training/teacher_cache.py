@@ -1,6 +1,6 @@
 """
-The teacher's answers, found once and kept: for every image, every grid and every region the teacher is sure of, its
-distribution over the categories. `python -m training.retrieve` makes it, training with `--retrieval` reads it.
+Cached teacher predictions: for every image, every grid and every region the teacher is sure of, its distribution over
+the categories. `python -m training.cache_teacher` computes them, training with `--teacher_cache` reads them.
 """
 
 import json
@@ -17,11 +17,11 @@ from torch import Tensor
 from modeling_densevlm.region_pooling import grid_boxes
 
 from .alignment import Retrieval, as_groups
-from .sources import UnreadableImage, fingerprint
+from .images.sources import UnreadableImage, fingerprint
 
 
 DESCRIPTION = "retrieval.json"
-REMEDY = "Delete it; the same `python -m training.retrieve` makes it anew."
+REMEDY = "Delete it; the same `python -m training.cache_teacher` makes it anew."
 SHARD = 16_384
 """Images a file: what a retrieval that is cut short loses at most. SA-1B's are 684 files, all open at once."""
 
@@ -114,9 +114,9 @@ def expand(retrieved: dict[str, Tensor], is_thing: Tensor) -> Retrieval:
     return Retrieval(logits, torch.ones_like(labels, dtype=torch.bool), groups[labels])
 
 
-class RetrievalCache:
+class TeacherCache:
     r"""
-    A folder that `training.retrieve` has filled.
+    A folder that `training.cache_teacher` has filled.
 
     Args:
         folder (`str` or path): with `retrieval.json`, which says what was asked, and files `*.arrow`.
@@ -136,12 +136,12 @@ class RetrievalCache:
         missing = [shard.name for shard in shards if not shard.is_file()]
         if missing:
             raise ValueError(
-                f"`retrieval`: {folder} lacks {len(missing)} of {len(shards)} files, e.g. {missing[0]}. The same "
-                "`python -m training.retrieve` goes on where it was stopped."
+                f"`teacher_cache`: {folder} lacks {len(missing)} of {len(shards)} files, e.g. {missing[0]}. The same "
+                "`python -m training.cache_teacher` goes on where it was stopped."
             )
         self.rows = datasets.concatenate_datasets([_open_shard(shard) for shard in shards])
         if len(self.rows) != images:
-            raise ValueError(f"`retrieval`: {folder} has {len(self.rows)} images and should have {images}.")
+            raise ValueError(f"`teacher_cache`: {folder} has {len(self.rows)} images and should have {images}.")
         self.rows = self.rows.with_format("arrow")
 
     def check(self, asked: dict[str, Any], index: datasets.Dataset) -> None:
@@ -153,8 +153,8 @@ class RetrievalCache:
         ids = self.rows.select_columns("id").with_format(None)
         if len(ids) < len(index) or fingerprint(ids.select(range(len(index)))) != fingerprint(index):
             raise ValueError(
-                f"`retrieval`: {self.folder} is of other images: it has {len(ids)}, the run {len(index)}, and those "
-                "it starts with must be the same in the same order."
+                f"`teacher_cache`: {self.folder} is of other images: it has {len(ids)}, the run {len(index)}, and "
+                "those it starts with must be the same in the same order."
             )
 
     def look_up(self, number: int, content: bytes, rows: int, columns: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -174,8 +174,8 @@ class RetrievalCache:
             raise UnreadableImage(f"{row['skipped']} (so when the teacher was asked)")
         if row["image"] != zlib.crc32(content):
             raise ValueError(
-                f"`retrieval`: the teacher was shown another image {row['id']} when {self.folder} was made. Make one "
-                "for these images by `python -m training.retrieve`, in a folder of its own."
+                f"`teacher_cache`: the teacher was shown another image {row['id']} when {self.folder} was made. "
+                "Make one for these images by `python -m training.cache_teacher`, in a folder of its own."
             )
         regions, start = arrays["regions"], self.starts[rows, columns]
         first, last = np.searchsorted(regions, [start, start + rows * columns])
@@ -198,7 +198,7 @@ class RetrievalCache:
                 return row, arrays
         except (pyarrow.ArrowException, ValueError, AttributeError, OSError):
             pass
-        raise ValueError(f"`retrieval`: {shard_file(self.folder, number // SHARD)} is damaged. {REMEDY}")
+        raise ValueError(f"`teacher_cache`: {shard_file(self.folder, number // SHARD)} is damaged. {REMEDY}")
 
     def nothing(self) -> dict[str, Tensor]:
         """What is looked up of an image no region of which is kept."""
@@ -226,8 +226,8 @@ def read_description(folder: Path) -> dict[str, Any]:
     file = folder / DESCRIPTION
     if not file.is_file():
         raise FileNotFoundError(
-            f"`retrieval`: {folder} holds no {DESCRIPTION}. `python -m training.retrieve RECIPE --retrieval {folder}` "
-            "makes it."
+            f"`teacher_cache`: {folder} holds no {DESCRIPTION}. `python -m training.cache_teacher RECIPE "
+            f"--teacher_cache {folder}` makes it."
         )
     try:
         description = json.loads(file.read_text(encoding="utf-8"))
@@ -236,7 +236,7 @@ def read_description(folder: Path) -> dict[str, Any]:
             return description
     except (ValueError, KeyError, TypeError):
         pass
-    raise ValueError(f"`retrieval`: {file} is damaged or no description of a retrieval.")
+    raise ValueError(f"`teacher_cache`: {file} is damaged or no description of a retrieval.")
 
 
 def write_description(folder: Path, asked: dict[str, Any]) -> None:
@@ -255,8 +255,8 @@ def _compare(folder: Path, kept: dict[str, Any], asked: dict[str, Any]) -> None:
         if kept.get(key) != value:
             was, now = (str(v) if len(str(v)) < 100 else f"{str(v)[:97]}…" for v in (kept.get(key), value))
             raise ValueError(
-                f"`retrieval`: {folder} was made with another `{key}`: {was}, the run has {now}. Make one for "
-                "this run by `python -m training.retrieve`, in a folder of its own."
+                f"`teacher_cache`: {folder} was made with another `{key}`: {was}, the run has {now}. Make one for "
+                "this run by `python -m training.cache_teacher`, in a folder of its own."
             )
 
 
@@ -267,7 +267,7 @@ def _open_shard(file: Path) -> datasets.Dataset:
             return shard
     except (OSError, pyarrow.ArrowException, ValueError):
         pass
-    raise ValueError(f"`retrieval`: {file} is damaged. {REMEDY}")
+    raise ValueError(f"`teacher_cache`: {file} is damaged. {REMEDY}")
 
 
-__all__ = ["RetrievalCache", "all_boxes", "compress", "expand"]
+__all__ = ["TeacherCache", "all_boxes", "compress", "expand"]
