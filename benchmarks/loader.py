@@ -29,7 +29,7 @@ from modeling_densevlm.processing_densevlm import load_processing
 from training import cache_teacher
 from training.data import RegionCollator, RegionDataset
 from training.images.sources import Source, open_source
-from training.teacher_cache import TeacherCache
+from training.teacher_cache import CachedTeacherDataset, TeacherCache
 
 
 ROOT = Path(__file__).parent.parent
@@ -107,7 +107,8 @@ def report(title: str, files: Sequence[Path], work: Path, repeats: int) -> tuple
     folder = files[0].parent
     index = open_source(Source(str(folder)))
     shard = open_source(Source(str(pack(files, work / f"{folder.name}.tar"))))
-    cached = RegionDataset(index, student, teacher_cache=keep_answers(folder, work / f"{folder.name}_answers"))
+    cache = keep_answers(folder, work / f"{folder.name}_answers")
+    cached = CachedTeacherDataset(RegionDataset(index, student), cache)
     rng = random.Random(0)
     sides = {
         "decoding alone": lambda: decode(files),

@@ -20,11 +20,11 @@ import numpy as np
 import pyarrow.compute
 import torch
 
-from .arguments import parse_arguments
+from .build import open_sources
 from .data import read_image, to_bytes
 from .images.sampling import shard_starts
 from .images.sources import Source, UnreadableImage, in_words, passed_over
-from .train import open_sources
+from .recipe import parse_arguments
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:

@@ -17,13 +17,14 @@ from torch import Tensor
 from modeling_densevlm.region_pooling import grid_boxes
 
 from .alignment import Retrieval, as_groups
+from .data import RegionDataset
 from .images.sources import UnreadableImage, fingerprint
 
 
 DESCRIPTION = "retrieval.json"
-REMEDY = "Delete it; the same `python -m training.cache_teacher` makes it anew."
+REMEDY = "Delete it; the same `python -m training.cache_teacher` makes it again."
 SHARD = 16_384
-"""Images a file: what a retrieval that is cut short loses at most. SA-1B's are 684 files, all open at once."""
+"""Images per file: what a program that is cut short loses at most. SA-1B's are 684 files, all open at once."""
 
 SCHEMA = pyarrow.schema(
     {
@@ -100,7 +101,7 @@ def checksum(row: dict[str, Any], arrays: dict[str, np.ndarray]) -> int:
 
 def expand(retrieved: dict[str, Tensor], is_thing: Tensor) -> Retrieval:
     """
-    What [`compress`] has kept as the logits that the loss takes, `(regions, categories)`; what remains of a group's
+    What [`compress`] has cached as the logits that the loss takes, `(regions, categories)`; what remains of a group's
     probability is spread evenly over the categories it is of.
     """
     labels, log_probs = retrieved["labels"], retrieved["log_probs"]
@@ -119,7 +120,7 @@ class TeacherCache:
     A folder that `training.cache_teacher` has filled.
 
     Args:
-        folder (`str` or path): with `retrieval.json`, which says what was asked, and files `*.arrow`.
+        folder (`str` or path): with `retrieval.json`, which holds what its predictions depend on, and files `*.arrow`.
 
     Raises:
         `FileNotFoundError` or `ValueError` that says what is missing or damaged, and what to do.
@@ -144,12 +145,12 @@ class TeacherCache:
             raise ValueError(f"`teacher_cache`: {folder} has {len(self.rows)} images and should have {images}.")
         self.rows = self.rows.with_format("arrow")
 
-    def check(self, asked: dict[str, Any], index: datasets.Dataset) -> None:
+    def check(self, provenance: dict[str, Any], index: datasets.Dataset) -> None:
         """
-        Raises a `ValueError` that names what differs where this is not what a run asks for: `asked` as of
-        [`describe`], less what the run does not know, and the images of `index`.
+        Raises a `ValueError` that names what differs where this is not what a run would compute: `provenance` as of
+        [`describe_targets`], less what the run does not know, and the images of `index`.
         """
-        _compare(self.folder, self.description, asked)
+        _compare(self.folder, self.description, provenance)
         ids = self.rows.select_columns("id").with_format(None)
         if len(ids) < len(index) or fingerprint(ids.select(range(len(index)))) != fingerprint(index):
             raise ValueError(
@@ -159,7 +160,7 @@ class TeacherCache:
 
     def look_up(self, number: int, content: bytes, rows: int, columns: int) -> tuple[Tensor, dict[str, Tensor]]:
         """
-        What the teacher said about a grid over the image `number`, whose file is `content`.
+        What the teacher predicted for a grid over the image `number`, whose file is `content`.
 
         Returns:
             Which cells are kept, `(kept,)`, and of these `labels` `(kept,)`, `categories` `(kept, top_k)` (or
@@ -167,7 +168,7 @@ class TeacherCache:
 
         Raises:
             `UnreadableImage` where the teacher could not be shown the image; `ValueError` where it was shown
-            another one, or where the answer is damaged.
+            another one, or where the row is damaged.
         """
         row, arrays = self._read(number)
         if row["skipped"] is not None:
@@ -218,6 +219,43 @@ class TeacherCache:
         return np.zeros((0, widths[name]), dtype=np.float16 if name in ("log_probs", "rest") else np.int64)
 
 
+class CachedTeacherDataset(torch.utils.data.Dataset):
+    r"""
+    A dataset whose samples bring the teacher's predictions along, as `cached_targets`, and the boxes of those regions
+    alone that the teacher is sure of.
+
+    Args:
+        dataset ([`RegionDataset`]): of the images that were cached, in the same order.
+        cache ([`TeacherCache`]): what the teacher predicted for them.
+    """
+
+    has_targets = True
+    """A trainer needs no teacher for it."""
+
+    def __init__(self, dataset: RegionDataset, cache: TeacherCache):
+        self.dataset, self.cache = dataset, cache
+        self.index = dataset.index
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        visit, number = key
+        if number < 0:
+            return {}
+        try:
+            loaded = self.dataset.load(visit, number)
+            kept, targets = self.cache.look_up(number, loaded.content, *loaded.grid)
+        except UnreadableImage as error:
+            return {"skipped": str(error)}
+        sample = self.dataset.to_sample(loaded)
+        return sample | {"boxes": sample["boxes"][kept], "cached_targets": targets}
+
+    def blank(self) -> dict[str, Any]:
+        """A black image without a box, as [`RegionDataset.blank`]."""
+        return self.dataset.blank() | {"cached_targets": self.cache.nothing()}
+
+
 def shard_file(folder: Path, number: int) -> Path:
     return folder / f"retrieval-{number:06d}.arrow"
 
@@ -236,24 +274,24 @@ def read_description(folder: Path) -> dict[str, Any]:
             return description
     except (ValueError, KeyError, TypeError):
         pass
-    raise ValueError(f"`teacher_cache`: {file} is damaged or no description of a retrieval.")
+    raise ValueError(f"`teacher_cache`: {file} is damaged or no description of a teacher cache.")
 
 
-def write_description(folder: Path, asked: dict[str, Any]) -> None:
-    """Says in the folder what its answers are to; where it says another thing already, that is an error."""
+def write_description(folder: Path, provenance: dict[str, Any]) -> None:
+    """Writes into the folder what its predictions depend on; where it holds others already, that is an error."""
     if (folder / DESCRIPTION).exists():
-        _compare(folder, read_description(folder), asked)
+        _compare(folder, read_description(folder), provenance)
         return
     folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f".{DESCRIPTION}"
-    aside.write_text(json.dumps(asked, indent=1, ensure_ascii=False), encoding="utf-8")
-    aside.replace(folder / DESCRIPTION)
+    staged = folder / f".{DESCRIPTION}"
+    staged.write_text(json.dumps(provenance, indent=1, ensure_ascii=False), encoding="utf-8")
+    staged.replace(folder / DESCRIPTION)
 
 
-def _compare(folder: Path, kept: dict[str, Any], asked: dict[str, Any]) -> None:
-    for key, value in asked.items():
-        if kept.get(key) != value:
-            was, now = (str(v) if len(str(v)) < 100 else f"{str(v)[:97]}…" for v in (kept.get(key), value))
+def _compare(folder: Path, cached: dict[str, Any], provenance: dict[str, Any]) -> None:
+    for key, value in provenance.items():
+        if cached.get(key) != value:
+            was, now = (str(v) if len(str(v)) < 100 else f"{str(v)[:97]}…" for v in (cached.get(key), value))
             raise ValueError(
                 f"`teacher_cache`: {folder} was made with another `{key}`: {was}, the run has {now}. Make one for "
                 "this run by `python -m training.cache_teacher`, in a folder of its own."
@@ -270,4 +308,4 @@ def _open_shard(file: Path) -> datasets.Dataset:
     raise ValueError(f"`teacher_cache`: {file} is damaged. {REMEDY}")
 
 
-__all__ = ["TeacherCache", "all_boxes", "compress", "expand"]
+__all__ = ["CachedTeacherDataset", "TeacherCache", "all_boxes", "compress", "expand"]

@@ -32,9 +32,9 @@ def test_a_step_gives_the_parameters_of_the_cpu(
 ):
     if missing := {student, teacher or student} - set(tower_names):
         pytest.skip(f"{', '.join(missing)}: built by timm (extra `vision`)")
-    options = SGD | {"method": method, "model": folder_of(student, 0), "threshold": 0.1, "max_steps": 1}
+    options = SGD | {"method": method, "model": folder_of(student, 0), "max_steps": 1}
     if teacher:
-        options["teacher"] = folder_of(teacher, 1)
+        options |= {"teacher": folder_of(teacher, 1), "threshold": 0.1}
     here, there = tmp_path / "cpu", tmp_path / "device"
     expected = losses_of(main(on_device(on="cpu", output_dir=here, **options)))
     trainer = main(on_device(output_dir=there, **options))

@@ -3,8 +3,9 @@ import json
 import pytest
 import yaml
 
-from training.arguments import RENAMED, MethodArguments, parse_arguments, save_recipe
+from training.arguments import DistillationArguments
 from training.images.sources import Source
+from training.recipe import RENAMED, parse_arguments, save_recipe
 
 
 REQUIRED = {"model": "u", "teacher": "p", "images": "folder"}
@@ -119,7 +120,7 @@ def test_the_global_batch_sets_the_accumulation(write_recipe):
 
 @pytest.mark.parametrize(("processes", "per_device", "accumulation"), [(1, 48, 4), (4, 48, 1), (8, 24, 1), (6, 32, 1)])
 def test_the_global_batch_is_the_same_on_any_number_of_processes(monkeypatch, processes, per_device, accumulation):
-    monkeypatch.setattr(MethodArguments, "world_size", processes)
+    monkeypatch.setattr(DistillationArguments, "world_size", processes)
     file = next(file for file in recipe_files() if file.stem == "coco")
     method = parse_arguments([str(file), "--use_cpu", "true", "--bf16", "false"])[2]
     assert (method.per_device_train_batch_size, method.gradient_accumulation_steps) == (per_device, accumulation)
@@ -127,7 +128,7 @@ def test_the_global_batch_is_the_same_on_any_number_of_processes(monkeypatch, pr
 
 
 def test_a_global_batch_that_cannot_be_divided_among_the_processes_is_refused(monkeypatch, write_recipe, capsys):
-    monkeypatch.setattr(MethodArguments, "world_size", 5)
+    monkeypatch.setattr(DistillationArguments, "world_size", 5)
     with pytest.raises(SystemExit):
         parse_arguments([write_recipe(global_batch_size=192)])
     assert "192 cannot be divided among 5 processes" in capsys.readouterr().err

@@ -194,7 +194,7 @@ def test_a_retrieval_that_was_stopped_goes_on_and_is_refused_until_it_is_complet
         run_train(recipe(teacher_cache=cached))
     run_cache_teacher(recipe(teacher_cache=cached, teacher_cache_top_k=0))
     assert file.read_bytes() == first
-    with pytest.raises(ValueError, match="another `top_k`: 0, the run has 4"):
+    with pytest.raises(SystemExit, match="another `top_k`: 0, the run has 4"):
         run_cache_teacher(recipe(teacher_cache=cached, teacher_cache_top_k=4))
 
 

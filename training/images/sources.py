@@ -131,12 +131,12 @@ def passed_over(index: datasets.Dataset) -> dict[str, int]:
     return json.loads(index.info.description or "{}")
 
 
-def in_words(counts: dict[str, int], most: int = 12) -> str:
+def in_words(counts: dict[str, int], max_shown: int = 12) -> str:
     """`24 .json, 2 .heic`, the commonest first."""
     kinds = Counter(counts).most_common()
-    rest = sum(count for _, count in kinds[most:])
-    named = [f"{count} {kind}" for kind, count in kinds[:most]]
-    return ", ".join(named + [f"{rest} of {len(kinds) - most} other kinds"] * (rest > 0))
+    rest = sum(count for _, count in kinds[max_shown:])
+    named = [f"{count} {kind}" for kind, count in kinds[:max_shown]]
+    return ", ".join(named + [f"{rest} of {len(kinds) - max_shown} other kinds"] * (rest > 0))
 
 
 def _passed_over_in(index: datasets.Dataset) -> Counter:
@@ -169,8 +169,28 @@ def _open(images: str, source: Source) -> tuple[datasets.Dataset, Counter]:
     )
 
 
+def as_index(dataset: datasets.Dataset, column: str = "image") -> datasets.Dataset:
+    """
+    An index of the images in a column of a dataset, whatever they came from: encoded, decoded or as paths. One that
+    is an index already is given back as it stands.
+    """
+    if set(FEATURES) <= set(dataset.column_names):
+        return dataset
+    if column not in dataset.column_names:
+        raise ValueError(f"`train_dataset` has no column `{column}`, but {', '.join(dataset.column_names)}.")
+    try:
+        images = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    except (TypeError, ValueError, pyarrow.ArrowException) as error:
+        raise ValueError(f"`train_dataset`: its column `{column}` holds no images: {error}") from error
+    names = [f"row {number}" for number in range(len(images))]
+    images = images.rename_column(column, "image") if column != "image" else images
+    return images.add_column("file", names).add_column("id", [name.removeprefix("row ") for name in names])
+
+
 def read_bytes(row: dict[str, Any]) -> bytes:
     """The file of one image, as the index says where it is; `OSError` or `ValueError` where it is not."""
+    if "image" in row:
+        return row["image"]["bytes"] or Path(row["image"]["path"]).read_bytes()
     if row["error"]:
         raise OSError(row["error"])
     if row["column"]:
@@ -193,7 +213,8 @@ def read_bytes(row: dict[str, Any]) -> bytes:
 
 def name_of(row: dict[str, Any]) -> str:
     """How messages name an image: its file, and its place in there where it is a part."""
-    return f"{row['file']}: {row['id']}" if row["size"] >= 0 or row["column"] else row["file"]
+    is_part = "image" not in row and (row["size"] >= 0 or row["column"])
+    return f"{row['file']}: {row['id']}" if is_part else row["file"]
 
 
 def fingerprint(index: datasets.Dataset) -> str:
@@ -512,6 +533,7 @@ def _choose(splits: dict[str, list[str]], split: str, images: str) -> list[str]:
 __all__ = [
     "Source",
     "UnreadableImage",
+    "as_index",
     "fingerprint",
     "in_words",
     "name_of",
