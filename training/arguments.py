@@ -24,6 +24,10 @@ class ModelArguments:
         default=None,
         metadata={"help": "P-VLM, the teacher. A method that teaches itself has none."},
     )
+    tower: str | None = field(
+        default=None,
+        metadata={"help": "Import path of a vision tower from elsewhere (my_package.my_module:MyTower)."},
+    )
     teacher_dtype: str = field(default="float32", metadata={"help": "float32, bfloat16 or float16."})
     teacher_sharded: bool = field(
         default=False,

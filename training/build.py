@@ -11,15 +11,17 @@ import torch
 
 from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMImageProcessor
 from modeling_densevlm.categories import TEMPLATES, encoder_fingerprint
+from modeling_densevlm.external_towers import register_tower
+from modeling_densevlm.vision_tower import VisionTower
 
 from .alignment import as_groups
-from .arguments import DataArguments, DistillationArguments
+from .arguments import DataArguments, DistillationArguments, ModelArguments
 from .data import RegionDataset
 from .distillation_trainer import DistillationTrainer
 from .engine.sharding import shard_teacher
 from .images.sampling import EpochSampler
 from .images.sources import fingerprint, open_source
-from .methods import find_method
+from .methods import find_method, import_class
 from .models import LoadedModel, embed_categories, freeze, load_model, warn_of_remainder
 from .recipe import Arguments
 from .teacher_cache import CachedTeacherDataset, TeacherCache
@@ -113,8 +115,15 @@ def describe_run(sampler: EpochSampler, index: datasets.Dataset) -> dict[str, An
     }
 
 
+def register_external_tower(model_args: ModelArguments) -> None:
+    """Makes the tower that `tower` names one that models of this process may have."""
+    if model_args.tower is not None:
+        register_tower(import_class("tower", model_args.tower, VisionTower))
+
+
 def load_student(arguments: Arguments) -> LoadedModel:
     model_args, data_args, _ = arguments
+    register_external_tower(model_args)
     return load_model(
         model_args.model, image_size=data_args.image_size, attn_implementation=model_args.attn_implementation
     )
@@ -125,6 +134,7 @@ def load_teacher(arguments: Arguments) -> LoadedModel:
     model_args, data_args, _ = arguments
     if model_args.teacher is None:
         raise SystemExit(f"`teacher` is missing: {model_args.method} learns from a P-VLM (a folder or a Hub name).")
+    register_external_tower(model_args)
     return load_model(
         model_args.teacher, image_size=data_args.teacher_image_size, attn_implementation=model_args.attn_implementation
     )
@@ -205,7 +215,7 @@ def category_embeddings(arguments: Arguments, role: str, loaded: LoadedModel) ->
             return load(kept, list(templates))
         except (FileNotFoundError, ValueError):
             model.to(args.device)
-            embeddings = embed_categories(categories, loaded, templates, role)
+            embeddings = embed_categories(role, loaded, categories, data_args.templates)
             if args.process_index == 0:
                 embeddings.save(kept)
             return embeddings

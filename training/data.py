@@ -129,6 +129,8 @@ def as_region_dataset(
     **options: Any,
 ) -> torch.utils.data.Dataset:
     """A [`RegionDataset`] over a [`datasets.Dataset`]; anything else as it stands."""
+    if train_dataset is None:
+        raise ValueError("`train_dataset` is missing: images in a `datasets.Dataset`, or an index of `open_source`.")
     if not isinstance(train_dataset, datasets.Dataset):
         return train_dataset
     return RegionDataset(as_index(train_dataset), image_processor, teacher_image_processor, **options)

@@ -1,6 +1,5 @@
 """What the methods share: a frozen teacher gives targets for regions of a batch, a student learns to match them."""
 
-import resource
 import time
 from typing import Any, ClassVar
 
@@ -11,11 +10,11 @@ from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 
 from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMModel, DenseVLMOutput
-from modeling_densevlm.categories import TEMPLATES
 
 from .arguments import DistillationArguments
 from .data import RegionCollator, as_region_dataset
 from .engine.atomic_checkpoints import AtomicCheckpoints
+from .engine.run_log import RunLog, peak_memory
 from .engine.sharding import prepare_student
 from .engine.signals import LeaveOutNonFinite, StopSignal, sigterm_held_back
 from .engine.weight_averaging import WeightEnsemble
@@ -26,7 +25,7 @@ from .models import LoadedModel, Processing, embed_categories, freeze, load_mode
 logger = logging.get_logger(__name__)
 
 
-class DistillationTrainer(AtomicCheckpoints, Trainer):
+class DistillationTrainer(RunLog, AtomicCheckpoints, Trainer):
     r"""
     The base of all methods. A method gives [`~DistillationTrainer.compute_targets`],
     [`~DistillationTrainer.count_terms`] and [`~DistillationTrainer.loss`], and declares by class attributes what it
@@ -112,18 +111,16 @@ class DistillationTrainer(AtomicCheckpoints, Trainer):
             **kwargs,
         )
         if self.needs_categories:
-            self.student_embeddings = student_embeddings or self._embed("student", student, categories, templates)
-            if loaded_teacher is not None:
-                teacher_embeddings = teacher_embeddings or self._embed(
-                    "teacher", loaded_teacher, categories, templates
-                )
-            self.teacher_embeddings = teacher_embeddings
+            self.student_embeddings = student_embeddings or embed_categories("student", student, categories, templates)
+        if self.needs_categories and loaded_teacher is not None:
+            self.teacher_embeddings = teacher_embeddings or embed_categories(
+                "teacher", loaded_teacher, categories, templates
+            )
         if self.is_fsdp_enabled:
             prepare_student(self.model, self.accelerator)
         self.teacher = None if loaded_teacher is None else self._prepare_teacher(loaded_teacher.model)
         self.run = run or {}
-        self.sums: dict[str, Tensor] = {}
-        self.sums_since = time.perf_counter()
+        self.start_sums()
         self.skipped: set[str] = set()
         self.step_names: list[str] = []
         self.left_out = LeaveOutNonFinite(lambda: self.step_names)
@@ -141,16 +138,9 @@ class DistillationTrainer(AtomicCheckpoints, Trainer):
             return load_model(teacher, processing)
         if self.teaches_itself:
             return student.copy()
-        if not getattr(train_dataset, "has_targets", False):
+        if not (self.uses_teacher_cache and getattr(train_dataset, "has_targets", False)):
             raise ValueError("`teacher` is missing: a model, a folder or a Hub name.")
         return None
-
-    def _embed(
-        self, role: str, loaded: LoadedModel, categories: str | CategorySet, templates: str
-    ) -> CategoryEmbeddings:
-        categories = CategorySet.load(categories) if isinstance(categories, str) else categories
-        categories.require_flags("training")
-        return embed_categories(categories, loaded, TEMPLATES[templates], role)
 
     def _prepare_teacher(self, teacher: DenseVLMModel) -> DenseVLMModel:
         teacher = teacher.eval().requires_grad_(False)
@@ -175,6 +165,14 @@ class DistillationTrainer(AtomicCheckpoints, Trainer):
         """
         raise NotImplementedError
 
+    def teacher_region_embeds(self, batch: dict[str, Any]) -> Tensor:
+        """The teacher's pooled features of a batch's regions, `(regions, teacher_dim)`, without gradients."""
+        with torch.inference_mode():
+            pixels = batch.get("teacher_pixel_values", batch["pixel_values"])
+            pixel_values = self.teacher_image_processor.normalize(pixels)
+            region_embeds = self.teacher(pixel_values=pixel_values, boxes=batch["boxes"]).region_embeds
+        return region_embeds.clone()  # what was made in inference mode cannot take part in a backward pass
+
     # Batches
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -190,8 +188,8 @@ class DistillationTrainer(AtomicCheckpoints, Trainer):
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         began = time.perf_counter()
-        if not self.sums:  # the clock of the log starts with its first batch, waiting for it included
-            self.sums_since = began
+        if not self.sums:
+            self.start_sums()
         with sigterm_held_back():  # the first batch of an epoch starts workers
             batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.add_to_log(data_wait=time.perf_counter() - began, steps=1)
@@ -233,12 +231,6 @@ class DistillationTrainer(AtomicCheckpoints, Trainer):
 
     # Log
 
-    def add_to_log(self, **values: float | Tensor) -> None:
-        """Adds to sums that the next log line shows, over all processes."""
-        for key, value in values.items():
-            value = torch.as_tensor(value, dtype=torch.float64 if self.args.device.type == "cpu" else torch.float32)
-            self.sums[key] = self.sums.get(key, 0) + value.detach().to(self.args.device)
-
     def summarize(self, sums: dict[str, float], seconds: float) -> dict[str, float]:
         """
         What is logged of the sums since the last log: `regions` the grids gave, `images_per_second` over all
@@ -254,26 +246,9 @@ class DistillationTrainer(AtomicCheckpoints, Trainer):
             "data_wait": sums["data_wait"] / seconds,
             "skipped_images": sums["skipped_images"],
             "steps_left_out": self.left_out.total,
-            "memory_gib": _peak_memory(self.args.device) / 2**30,
+            "memory_gib": peak_memory(self.args.device) / 2**30,
             "seconds_left": round(steps_left * seconds / (sums["steps"] / processes)),
         }
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self.sums:
-            keys = sorted(self.sums)
-            of_ranks = self.accelerator.gather(torch.stack([self.sums[key] for key in keys])[None])
-            totals, most = (dict(zip(keys, of.tolist())) for of in (of_ranks.sum(0), of_ranks.amax(0)))
-            # One rank that waits for images keeps all of them waiting.
-            totals["data_wait"] = most["data_wait"]
-            logs.update(self.summarize(totals, time.perf_counter() - self.sums_since))
-            self.sums = {}
-        super().log(logs, start_time)
-
-
-def _peak_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class _FollowSampler(TrainerCallback):

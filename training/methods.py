@@ -1,15 +1,19 @@
 """The methods by name. A method is one file (its arguments, its loss, its trainer) and one line here."""
 
 import importlib
+import os
+import sys
 
 from .clipself import CLIPSelfTrainer
 from .distillation_trainer import DistillationTrainer
+from .feature_distillation import FeatureDistillationTrainer
 from .trainer import DenseVLMTrainer
 
 
 METHODS: dict[str, type[DistillationTrainer]] = {
     "densevlm": DenseVLMTrainer,
     "clipself": CLIPSelfTrainer,
+    "feature_distillation": FeatureDistillationTrainer,
 }
 
 
@@ -28,6 +32,8 @@ def find_method(name: str) -> type[DistillationTrainer]:
 def import_class(key: str, path: str, base: type) -> type:
     """The class at `my_package.my_module:MyClass`; a `ValueError` that names the key where there is none."""
     module, _, name = path.partition(":")
+    if os.getcwd() not in sys.path:  # as `python -m` has it, so that a console command finds the same
+        sys.path.append(os.getcwd())
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:

@@ -1,7 +1,6 @@
 """The models of a run: student and teacher with what belongs to them, and which parameters are trained."""
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 
@@ -16,6 +15,7 @@ from modeling_densevlm import (
     DenseVLMModel,
     DenseVLMProcessor,
 )
+from modeling_densevlm.categories import TEMPLATES
 from modeling_densevlm.processing_densevlm import load_processing
 
 
@@ -84,11 +84,13 @@ def load_model(
 
 
 def embed_categories(
-    categories: CategorySet, loaded: LoadedModel, templates: Sequence[str], role: str
+    role: str, loaded: LoadedModel, categories: CategorySet | str, templates: str
 ) -> CategoryEmbeddings:
     """The categories in the space of the student or teacher (`role`), by its text tower."""
     loaded.require_text(role)
-    return CategoryEmbeddings.compute(categories, loaded.model, loaded.tokenizer, templates)
+    categories = CategorySet.load(categories) if isinstance(categories, str) else categories
+    categories.require_flags("training")
+    return CategoryEmbeddings.compute(categories, loaded.model, loaded.tokenizer, TEMPLATES[templates])
 
 
 def freeze(model: DenseVLMModel, trained_blocks: int | None = None) -> None:

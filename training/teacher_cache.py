@@ -21,6 +21,9 @@ from .data import RegionDataset
 from .images.sources import UnreadableImage, fingerprint
 
 
+KEY = "`teacher_cache`"
+"""The key that messages name."""
+
 DESCRIPTION = "retrieval.json"
 REMEDY = "Delete it; the same `python -m training.cache_teacher` makes it again."
 SHARD = 16_384
@@ -115,6 +118,16 @@ def expand(retrieved: dict[str, Tensor], is_thing: Tensor) -> Retrieval:
     return Retrieval(logits, torch.ones_like(labels, dtype=torch.bool), groups[labels])
 
 
+class TeacherCacheError(ValueError):
+    """
+    What is wrong with a cache, on one line: also where a loader raises it again, with the traceback of the worker that
+    found it for a message.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(KEY + message.rpartition(KEY)[2])
+
+
 class TeacherCache:
     r"""
     A folder that `training.cache_teacher` has filled.
@@ -123,7 +136,7 @@ class TeacherCache:
         folder (`str` or path): with `retrieval.json`, which holds what its predictions depend on, and files `*.arrow`.
 
     Raises:
-        `FileNotFoundError` or `ValueError` that says what is missing or damaged, and what to do.
+        `FileNotFoundError` or [`TeacherCacheError`] that says what is missing or damaged, and what to do.
     """
 
     def __init__(self, folder: str | Path):
@@ -136,24 +149,24 @@ class TeacherCache:
         shards = [shard_file(self.folder, number) for number in range(-(-images // SHARD))]
         missing = [shard.name for shard in shards if not shard.is_file()]
         if missing:
-            raise ValueError(
+            raise TeacherCacheError(
                 f"`teacher_cache`: {folder} lacks {len(missing)} of {len(shards)} files, e.g. {missing[0]}. The same "
                 "`python -m training.cache_teacher` goes on where it was stopped."
             )
         self.rows = datasets.concatenate_datasets([_open_shard(shard) for shard in shards])
         if len(self.rows) != images:
-            raise ValueError(f"`teacher_cache`: {folder} has {len(self.rows)} images and should have {images}.")
+            raise TeacherCacheError(f"`teacher_cache`: {folder} has {len(self.rows)} images and should have {images}.")
         self.rows = self.rows.with_format("arrow")
 
     def check(self, provenance: dict[str, Any], index: datasets.Dataset) -> None:
         """
-        Raises a `ValueError` that names what differs where this is not what a run would compute: `provenance` as of
-        [`describe_targets`], less what the run does not know, and the images of `index`.
+        Raises a [`TeacherCacheError`] that names what differs where this is not what a run would compute: `provenance`
+        as of [`describe_targets`], less what the run does not know, and the images of `index`.
         """
         _compare(self.folder, self.description, provenance)
         ids = self.rows.select_columns("id").with_format(None)
         if len(ids) < len(index) or fingerprint(ids.select(range(len(index)))) != fingerprint(index):
-            raise ValueError(
+            raise TeacherCacheError(
                 f"`teacher_cache`: {self.folder} is of other images: it has {len(ids)}, the run {len(index)}, and "
                 "those it starts with must be the same in the same order."
             )
@@ -167,14 +180,14 @@ class TeacherCache:
             `(kept, 0)`), `log_probs` `(kept, top_k or categories)`, `rest` `(kept, groups or 0)`.
 
         Raises:
-            `UnreadableImage` where the teacher could not be shown the image; `ValueError` where it was shown
+            `UnreadableImage` where the teacher could not be shown the image; [`TeacherCacheError`] where it was shown
             another one, or where the row is damaged.
         """
         row, arrays = self._read(number)
         if row["skipped"] is not None:
             raise UnreadableImage(f"{row['skipped']} (so when the teacher was asked)")
         if row["image"] != zlib.crc32(content):
-            raise ValueError(
+            raise TeacherCacheError(
                 f"`teacher_cache`: the teacher was shown another image {row['id']} when {self.folder} was made. "
                 "Make one for these images by `python -m training.cache_teacher`, in a folder of its own."
             )
@@ -199,7 +212,7 @@ class TeacherCache:
                 return row, arrays
         except (pyarrow.ArrowException, ValueError, AttributeError, OSError):
             pass
-        raise ValueError(f"`teacher_cache`: {shard_file(self.folder, number // SHARD)} is damaged. {REMEDY}")
+        raise TeacherCacheError(f"`teacher_cache`: {shard_file(self.folder, number // SHARD)} is damaged. {REMEDY}")
 
     def nothing(self) -> dict[str, Tensor]:
         """What is looked up of an image no region of which is kept."""
@@ -274,7 +287,7 @@ def read_description(folder: Path) -> dict[str, Any]:
             return description
     except (ValueError, KeyError, TypeError):
         pass
-    raise ValueError(f"`teacher_cache`: {file} is damaged or no description of a teacher cache.")
+    raise TeacherCacheError(f"`teacher_cache`: {file} is damaged or no description of a teacher cache.")
 
 
 def write_description(folder: Path, provenance: dict[str, Any]) -> None:
@@ -292,7 +305,7 @@ def _compare(folder: Path, cached: dict[str, Any], provenance: dict[str, Any]) -
     for key, value in provenance.items():
         if cached.get(key) != value:
             was, now = (str(v) if len(str(v)) < 100 else f"{str(v)[:97]}…" for v in (cached.get(key), value))
-            raise ValueError(
+            raise TeacherCacheError(
                 f"`teacher_cache`: {folder} was made with another `{key}`: {was}, the run has {now}. Make one for "
                 "this run by `python -m training.cache_teacher`, in a folder of its own."
             )
@@ -305,7 +318,7 @@ def _open_shard(file: Path) -> datasets.Dataset:
             return shard
     except (OSError, pyarrow.ArrowException, ValueError):
         pass
-    raise ValueError(f"`teacher_cache`: {file} is damaged. {REMEDY}")
+    raise TeacherCacheError(f"`teacher_cache`: {file} is damaged. {REMEDY}")
 
 
-__all__ = ["CachedTeacherDataset", "TeacherCache", "all_boxes", "compress", "expand"]
+__all__ = ["CachedTeacherDataset", "TeacherCache", "TeacherCacheError", "all_boxes", "compress", "expand"]

@@ -15,13 +15,15 @@ import yaml
 from transformers import set_seed
 from transformers.utils import logging
 
+from modeling_densevlm.external_towers import is_external
 from modeling_densevlm.worker_batches import SharedMemoryFull
 
-from .build import build_trainer
+from .build import build_trainer, one_line_errors
 from .distillation_trainer import DistillationTrainer
 from .engine.checkpoints import check_run, find_checkpoint, set_aside_later
-from .engine.signals import StopSignal, close_process_group
+from .engine.signals import NonFiniteGradients, StopSignal, close_process_group
 from .recipe import Arguments, parse_arguments, resolved_recipe, save_recipe
+from .teacher_cache import TeacherCacheError
 
 
 logger = logging.get_logger(__name__)
@@ -42,11 +44,12 @@ def main(
     if checkpoint is not None:
         check_run(Path(checkpoint), trainer.run, trainer.is_fsdp_enabled)
     if trainer.is_world_process_zero():
-        begin(arguments, checkpoint)
+        with one_line_errors():
+            begin(arguments, checkpoint)
     with StopSignal() as trainer.stop_signal:
         try:
             trainer.train(resume_from_checkpoint=checkpoint)
-        except SharedMemoryFull as error:
+        except (SharedMemoryFull, TeacherCacheError, NonFiniteGradients) as error:
             raise SystemExit(str(error)) from error
     if trainer.stopped_at is not None and trainer.stopped_at < trainer.state.max_steps:
         report_stopped(trainer)
@@ -99,6 +102,11 @@ def report_result(trainer: DistillationTrainer, arguments: Arguments) -> None:
         )
     if trainer.is_world_process_zero():
         print(f"Trained by {arguments[0].method}: saved in {trainer.args.output_dir}")
+        if is_external(trainer.model.vision_model):
+            logger.warning(
+                f"{trainer.args.output_dir} does not carry the code of its tower {arguments[0].tower}: whoever loads "
+                "it registers the tower first (`modeling_densevlm.external_towers.register_tower`)."
+            )
 
 
 def warn_of_changes(arguments: Arguments, recipe: Path) -> None:

@@ -5,8 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .alignment import CONTRASTS, Contrast, Retrieval, align, region_logits, retrieve
 from .arguments import DistillationArguments
 from .distillation_trainer import DistillationTrainer
@@ -86,19 +84,11 @@ class DenseVLMTrainer(DistillationTrainer):
         if "cached_targets" in batch:
             retrieval = expand(batch["cached_targets"], self.is_thing)
         else:
-            retrieval = self._retrieve(batch)
-        self._draw(batch, retrieval)
-        return retrieval
-
-    def _retrieve(self, batch: dict[str, Any]) -> Retrieval:
-        with torch.inference_mode():
-            pixels = batch.get("teacher_pixel_values", batch["pixel_values"])
-            pixel_values = self.teacher_image_processor.normalize(pixels)
-            region_embeds = self.teacher(pixel_values=pixel_values, boxes=batch["boxes"]).region_embeds
+            region_embeds = self.teacher_region_embeds(batch)
             logits = region_logits(region_embeds, self.teacher_text_embeds, self.args.temperature)
             retrieval = retrieve(logits, self.is_thing, self.args.threshold)
-        # What was made in inference mode cannot take part in a backward pass; its copy can.
-        return Retrieval(*(tensor.clone() for tensor in (retrieval.logits, retrieval.kept, retrieval.group)))
+        self._draw(batch, retrieval)
+        return retrieval
 
     def count_terms(self, targets):
         """Kept regions of each group."""
