@@ -5,6 +5,7 @@ import importlib
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,23 @@ def test_the_core_needs_neither_torchvision_nor_timm():
     for package in FORBIDDEN:
         for file in (ROOT / package).rglob("*.py"):
             assert not set(get_imports(file)) & {"torchvision", "timm"}, file  # those inside `try` are not counted
+
+
+def test_no_library_of_training_imports_a_program_and_none_imports_in_a_circle():
+    """A program is what `python -m` runs; of a package the modules import each other in one direction."""
+    files = [*(ROOT / "training").glob("*.py"), *(ROOT / "training").glob("[ei]*/*.py")]
+    name_of = {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in files}
+    programs = {name for name, file in name_of.items() if 'if __name__ == "__main__":' in file.read_text()}
+    assert programs == {"training.train", "training.cache_teacher", "training.check_data"}
+    graph = {name: relative_imports_of(name, file) & name_of.keys() for name, file in name_of.items()}
+    for name, imported in graph.items():
+        assert not imported & programs, name
+    list(TopologicalSorter(graph).static_order())  # raises where there is a circle
+
+
+def relative_imports_of(name: str, file: Path) -> set[str]:
+    nodes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom) and node.level]
+    return {".".join([*name.split(".")[: -node.level], node.module]) for node in nodes if node.module}
 
 
 @pytest.mark.parametrize("package", ["training", "evaluation"])

@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 from modeling_densevlm import CategoryEmbeddings, DenseVLMImageProcessor
 from modeling_densevlm.image_processing_densevlm import content_extent
-from modeling_densevlm.worker_batches import SharedMemoryFull, to_shared_memory
+from modeling_densevlm.worker_batches import to_shared_memory
 
 from .alignment import Retrieval, region_logits, retrieve
 from .build import category_embeddings, describe_targets, load_teacher, one_line_errors, open_sources
@@ -69,11 +69,8 @@ def main(argv: Sequence[str] | None = None) -> TeacherCache:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SystemExit(f"`--teacher_cache`: the folder {folder} cannot be made: {error}.") from error
-    try:
-        with one_line_errors():
-            return fill(folder, arguments)
-    except SharedMemoryFull as error:
-        raise SystemExit(str(error)) from error
+    with one_line_errors():
+        return fill(folder, arguments)
 
 
 def fill(folder: Path, arguments: Arguments) -> TeacherCache:

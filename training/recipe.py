@@ -30,17 +30,18 @@ NEEDLESS = {
 Arguments = tuple[ModelArguments, DataArguments, DistillationArguments]
 
 
-def parse_arguments(argv: Sequence[str], program: str = "training.train") -> Arguments:
+def parse_arguments(argv: Sequence[str], program: str = "training.train", options: str = "") -> Arguments:
     """
     `RECIPE.yaml [--key value ...]`: the recipe's values, overridden by the command line's. The method is read first;
-    its trainer says which keys there are.
+    its trainer says which keys there are. `options` are those of the program itself, for its usage.
 
     Raises:
         `SystemExit` with a message for an unknown key, naming the nearest known one or the method that it belongs
         to, or for a missing key.
     """
     argv, recipe = list(argv), {}
-    usage = {"prog": f"python -m {program}", "usage": "%(prog)s RECIPE.yaml [--key value ...]", "allow_abbrev": False}
+    usage = {"prog": f"python -m {program}", "usage": f"%(prog)s RECIPE.yaml {options}[--key value ...]"}
+    usage["allow_abbrev"] = False
     first = argparse.ArgumentParser(**usage, add_help=False)
     first.add_argument("--method")
     file = Path(argv.pop(0)) if argv and not argv[0].startswith("-") else None
@@ -52,12 +53,13 @@ def parse_arguments(argv: Sequence[str], program: str = "training.train") -> Arg
     except ValueError as error:
         first.error(str(error))
     parser = HfArgumentParser((ModelArguments, DataArguments, method.arguments_class), **usage)
+    parser.description = f"Keys of the method {name}; `--method NAME --help` shows those of {', '.join(METHODS)}."
     _own_keys_first(parser)
     known = {action.dest for action in parser._actions}
     for key in recipe:
         if key not in known:
             parser.error(f"recipe {file}: unknown key `{key}`{_explain(str(key), parser, name)}")
-    parser.set_defaults(**recipe)
+    parser.set_defaults(**recipe | {"method": name})
     for action in parser._actions:
         if action.dest in recipe:
             action.required = False

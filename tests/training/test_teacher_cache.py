@@ -1,6 +1,7 @@
 """The teacher's answers, kept: the same loss as asking it, and refused where they are answers to something else."""
 
 import json
+import resource
 import shutil
 
 import pytest
@@ -234,6 +235,31 @@ def test_an_image_the_teacher_could_not_be_shown_is_skipped_and_named_in_trainin
     (images / "000003.jpg").write_bytes(whole)
     trainer = run_train(recipe(**options))
     assert [m for m in trainer.skipped if "000003.jpg" in m and "so when the teacher was asked" in m]
+
+
+def test_a_disk_that_is_full_while_caching_is_one_line_and_the_same_command_goes_on(recipe, tmp_path):
+    """A limit on the size of files stands for it."""
+    arguments = recipe(teacher_cache=tmp_path / "retrieval")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(
+            SystemExit, match=r"`--teacher_cache`: .*retrieval-000000\.arrow cannot be written: .*Make room"
+        ):
+            run_cache_teacher(arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [file.name for file in (tmp_path / "retrieval").iterdir()] == ["retrieval.json"]
+    assert len(run_cache_teacher(arguments).rows) == 24
+
+
+def test_a_cache_is_for_methods_that_use_one(recipe, tmp_path, capsys):
+    for method in ("clipself", "feature_distillation"):
+        with pytest.raises(SystemExit):
+            run_cache_teacher(recipe(method=method, teacher_cache=tmp_path / "retrieval"))
+        assert f"`teacher_cache` means nothing to the method {method}" in capsys.readouterr().err
+        with pytest.raises(SystemExit, match=f"`method`: {method} trains without cached teacher predictions"):
+            run_cache_teacher(recipe(method=method))
 
 
 def test_a_folder_that_cannot_be_made_is_said_before_a_model_is_read(recipe, tmp_path):
