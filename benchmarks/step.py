@@ -43,10 +43,9 @@ from modeling_densevlm import (
 )
 from modeling_densevlm.conversion.configs import convert_config, load_config
 from training.alignment import Retrieval, region_logits, retrieve
-from training.data import RegionCollator
+from training.data import RegionCollator, content_grid
 from training.images.sampling import EpochSampler
 from training.models import freeze
-from training.regions import content_grid
 from training.teacher_cache import all_boxes, compress
 from training.trainer import DenseVLMArguments, DenseVLMTrainer
 

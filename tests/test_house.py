@@ -2,9 +2,12 @@
 
 import ast
 import importlib
+import io
 import re
 import subprocess
 import sys
+import tokenize
+from collections import defaultdict
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -12,6 +15,8 @@ import pytest
 from transformers.dynamic_module_utils import get_imports
 
 from modeling_densevlm.modeling_densevlm import VISION_TOWERS
+from training.build import build_trainer
+from training.recipe import parse_arguments
 
 
 ROOT = Path(__file__).parent.parent
@@ -57,6 +62,53 @@ def test_no_library_of_training_imports_a_program_and_none_imports_in_a_circle()
 def relative_imports_of(name: str, file: Path) -> set[str]:
     nodes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom) and node.level]
     return {".".join([*name.split(".")[: -node.level], node.module]) for node in nodes if node.module}
+
+
+def code_lines(content: str) -> set[int]:
+    """The lines of a file that are neither blank nor comment nor docstring."""
+    tree = ast.parse(content)
+    bodies = [node.body for node in ast.walk(tree) if isinstance(getattr(node, "body", None), list)]
+    texts = [s for body in bodies for s in body if isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant)]
+    silent = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+    tokens = [t for t in tokenize.generate_tokens(io.StringIO(content).readline) if t.type not in silent]
+    lines = {line for token in tokens for line in range(token.start[0], token.end[0] + 1)}
+    return lines - {line for text in texts for line in range(text.lineno, text.end_lineno + 1)}
+
+
+def lines_of_functions(file: Path, first_lines: set[int]) -> int:
+    """Lines of code of the functions that begin there, decorators included."""
+    content, found = file.read_text(), set()
+    for node in ast.walk(ast.parse(content)):
+        if isinstance(node, ast.FunctionDef):
+            start = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+            if {start, node.lineno} & first_lines:
+                found |= set(range(start, node.end_lineno + 1))
+    return len(found & code_lines(content))
+
+
+def test_an_images_way_to_the_loss_is_as_short_as_contributing_says(recipe):
+    """All functions of ours that run between the bytes of two images and the loss of a CLIP's ViT are counted."""
+    trainer, called = build_trainer(parse_arguments(recipe(max_steps=1))), defaultdict(set)
+
+    def count(frame, event, _):
+        file = Path(frame.f_code.co_filename)
+        if event == "call" and file.is_relative_to(ROOT) and file.relative_to(ROOT).parts[0] in FORBIDDEN:
+            called[file].add(frame.f_code.co_firstlineno)
+
+    sys.setprofile(count)
+    try:
+        batch = trainer.data_collator([trainer.train_dataset[0, number] for number in range(2)])
+        (batch,), _ = trainer.get_batch_samples(iter([batch]), 1, trainer.args.device)
+        assert trainer.compute_loss(trainer.model, batch) > 0
+    finally:
+        sys.setprofile(None)
+    lines = {str(file.relative_to(ROOT)): lines_of_functions(file, first) for file, first in called.items()}
+    assert sum(lines.values()) <= 700, lines
+    # What runs less than ten lines of a file notes a number or a signal, or reads a setting.
+    files = {file for file, count in lines.items() if count >= 10}
+    table = (ROOT / "CONTRIBUTING.md").read_text().partition("way to the loss")[2].partition("\n\n**")[0]
+    assert files == set(re.findall(r"^\| `([\w/]+\.py)`", table, re.MULTILINE)), lines
+    assert len(files) <= 10
 
 
 @pytest.mark.parametrize("package", ["training", "evaluation"])

@@ -1,5 +1,9 @@
-"""Images in, `{"pixel_values", "boxes", ...}` out. No annotation is read, only which images there are."""
+"""
+Images in, `{"pixel_values", "boxes", ...}` out: the regions that are aligned are the cells of a random grid. No
+annotation is read, only which images there are.
+"""
 
+import hashlib
 from collections.abc import Sequence
 from io import BytesIO
 from typing import Any, NamedTuple
@@ -14,10 +18,10 @@ from torch.nn.functional import interpolate
 from modeling_densevlm import DenseVLMImageProcessor
 from modeling_densevlm.canvas import content_extent, pad_image, scaled
 from modeling_densevlm.image_processing_densevlm import load_image, load_reduced
+from modeling_densevlm.region_pooling import grid_boxes
 from modeling_densevlm.worker_batches import to_shared_memory
 
 from .images.sources import UnreadableImage, as_index, name_of, read_bytes
-from .regions import content_grid, grid_shape, sample_rng
 
 
 SMALLEST_SIDE = 10
@@ -120,6 +124,37 @@ class RegionDataset(torch.utils.data.Dataset):
         if self.crops:
             sample["crop_pixel_values"] = black(self.teacher_side)[None][:0]
         return sample
+
+
+def sample_rng(seed: int, epoch: int, sample_id: str) -> np.random.Generator:
+    """
+    Random numbers that belong to one sample in one epoch. They depend neither on the worker or rank that reads the
+    sample nor on what was read before, so that a resumed or differently distributed run draws the same.
+    """
+    number = int.from_bytes(hashlib.blake2b(str(sample_id).encode(), digest_size=8).digest(), "big")
+    return np.random.default_rng((seed, epoch, number))
+
+
+def grid_shape(rng: np.random.Generator, max_grid: int = 6) -> tuple[int, int]:
+    """Rows and columns, drawn independently from 1..`max_grid` (Sec. 3.2)."""
+    rows, columns = (int(n) for n in rng.integers(1, max_grid + 1, size=2))
+    return rows, columns
+
+
+def content_grid(rows: int, columns: int, content_extent: tuple[float, float]) -> Tensor:
+    """
+    The cells of a grid over an image's content.
+
+    Args:
+        content_extent (`tuple[float, float]`):
+            Width and height of the image's content as fractions of the padded square; the grid spans it exactly.
+
+    Returns:
+        `Tensor` of shape `(rows * columns, 4)`: xyxy as fractions of the square.
+    """
+    width, height = content_extent
+    boxes = grid_boxes(rows, columns)
+    return boxes * boxes.new_tensor([width, height, width, height])
 
 
 def as_region_dataset(
