@@ -147,7 +147,7 @@ def describe_targets(arguments: Arguments, teacher: LoadedModel | None) -> dict[
     """
     _, data_args, args = arguments
     categories = load_categories(data_args)
-    asked = {
+    provenance = {
         "categories": list(categories.names),
         "groups": as_groups(categories.is_thing).tolist(),
         "templates": data_args.templates,
@@ -157,7 +157,7 @@ def describe_targets(arguments: Arguments, teacher: LoadedModel | None) -> dict[
     }
     if teacher is not None:
         image_processor: DenseVLMImageProcessor = teacher.image_processor
-        asked |= {
+        provenance |= {
             "teacher": teacher.model.fingerprint(),
             "teacher_image_size": image_processor.size["longest_edge"],
             "teacher_image_mean": list(image_processor.image_mean),
@@ -165,8 +165,10 @@ def describe_targets(arguments: Arguments, teacher: LoadedModel | None) -> dict[
         }
     if data_args.teacher_embeddings is not None:
         embeddings = CategoryEmbeddings.load(data_args.teacher_embeddings)
-        asked["teacher_embeddings"] = hashlib.blake2b(embeddings.embeds.numpy().tobytes(), digest_size=16).hexdigest()
-    return asked
+        provenance["teacher_embeddings"] = hashlib.blake2b(
+            embeddings.embeds.numpy().tobytes(), digest_size=16
+        ).hexdigest()
+    return provenance
 
 
 def open_teacher_cache(arguments: Arguments, index: datasets.Dataset) -> TeacherCache:

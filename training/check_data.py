@@ -87,7 +87,7 @@ def check(index: datasets.Dataset, side: int, samples: int | None, workers: int)
     Args:
         index ([`datasets.Dataset`]): of [`open_source`].
         side (`int`): pixels of the longest side that training uses.
-        samples (`int`, *optional*): only so many, evenly spread; all by default.
+        samples (`int`, *optional*): only N, evenly spread; all by default.
         workers (`int`): processes that read.
 
     Returns:

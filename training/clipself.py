@@ -52,7 +52,7 @@ class CLIPSelfTrainer(DistillationTrainer):
 
     def compute_targets(self, batch):
         crops = batch["crop_pixel_values"]
-        # Images that could not be read leave none. One is looked at nevertheless: of a sharded teacher each process
+        # Images that could not be read leave none. A blank one is run nevertheless: of a sharded teacher each process
         # holds a share, and all of them have to take part.
         seen = crops if len(crops) else crops.new_zeros(1, *crops.shape[1:])
         with torch.inference_mode(), self.accelerator.autocast():  # `forward` alone has it built in

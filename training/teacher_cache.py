@@ -38,7 +38,7 @@ SCHEMA = pyarrow.schema(
         "labels": pyarrow.list_(pyarrow.uint16()),  # best category of each
         "categories": pyarrow.list_(pyarrow.uint16()),  # `top_k` of each region; empty where all are kept
         "log_probs": pyarrow.list_(pyarrow.float16()),  # of these, less that of the best
-        "rest": pyarrow.list_(pyarrow.float16()),  # likewise of what remains, one a group
+        "rest": pyarrow.list_(pyarrow.float16()),  # likewise of what remains, one per group
         "checksum": pyarrow.uint32(),  # of all of the row
     }
 )
@@ -150,8 +150,8 @@ class TeacherCache:
         missing = [shard.name for shard in shards if not shard.is_file()]
         if missing:
             raise TeacherCacheError(
-                f"`teacher_cache`: {folder} lacks {len(missing)} of {len(shards)} files, e.g. {missing[0]}. The same "
-                "`python -m training.cache_teacher` goes on where it was stopped."
+                f"`teacher_cache`: {folder} is missing {len(missing)} of {len(shards)} files, e.g. {missing[0]}. The "
+                "same `python -m training.cache_teacher` goes on where it was stopped."
             )
         self.rows = datasets.concatenate_datasets([_open_shard(shard) for shard in shards])
         if len(self.rows) != images:
@@ -185,7 +185,7 @@ class TeacherCache:
         """
         row, arrays = self._read(number)
         if row["skipped"] is not None:
-            raise UnreadableImage(f"{row['skipped']} (so when the teacher was asked)")
+            raise UnreadableImage(f"{row['skipped']} (so when the cache was filled)")
         if row["image"] != zlib.crc32(content):
             raise TeacherCacheError(
                 f"`teacher_cache`: the teacher was shown another image {row['id']} when {self.folder} was made. "

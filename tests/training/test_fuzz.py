@@ -200,7 +200,7 @@ def test_mutated_answers_of_a_teacher_are_refused_or_the_same(recipe, scenes, tm
                 assert "`teacher_cache`" in str(error)
                 refused += 1
             except UnreadableImage as error:  # the mark of a skipped image: skipped and named
-                assert "so when the teacher was asked" in str(error)
+                assert "so when the cache was filled" in str(error)
                 refused += 1
             else:
                 for (kept, answer), (kept_before, before) in zip(found, expected):

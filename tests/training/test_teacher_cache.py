@@ -191,7 +191,7 @@ def test_a_retrieval_that_was_stopped_goes_on_and_is_refused_until_it_is_complet
     run_cache_teacher(recipe(teacher_cache=cached, teacher_cache_top_k=0))
     assert file.stat().st_mtime_ns == written  # nothing is asked twice
     file.unlink()
-    with pytest.raises(SystemExit, match="lacks 1 of 1 files"):
+    with pytest.raises(SystemExit, match="is missing 1 of 1 files"):
         run_train(recipe(teacher_cache=cached))
     run_cache_teacher(recipe(teacher_cache=cached, teacher_cache_top_k=0))
     assert file.read_bytes() == first
@@ -234,7 +234,7 @@ def test_an_image_the_teacher_could_not_be_shown_is_skipped_and_named_in_trainin
     run_cache_teacher(recipe(**options))
     (images / "000003.jpg").write_bytes(whole)
     trainer = run_train(recipe(**options))
-    assert [m for m in trainer.skipped if "000003.jpg" in m and "so when the teacher was asked" in m]
+    assert [m for m in trainer.skipped if "000003.jpg" in m and "so when the cache was filled" in m]
 
 
 def test_a_disk_that_is_full_while_caching_is_one_line_and_the_same_command_goes_on(recipe, tmp_path):

@@ -76,7 +76,7 @@ def close_process_group() -> None:
     The threads end with the group, and the group when the last reference to it goes. A model under DDP has one, and
     is itself in cycles with its trainer; so has the mesh of a sharded model, which torch keeps in caches.
     """
-    _end_workers()  # a loader that is collected could not tell its own to end, and would wait for them in vain
+    _end_workers()  # a loader that is collected could not end its own, and would wait for them in vain
     gc.collect()
     if torch.distributed.is_initialized():
         for mesh in (thing for thing in gc.get_objects() if type(thing) is DeviceMesh):

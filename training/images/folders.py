@@ -63,7 +63,7 @@ class Folder:
 def walk_folder(root: str) -> Folder:
     """
     Everything under a folder. Linked folders are entered, each folder once; those of the tree first, so that their
-    names do not depend on who links to them. No file is looked at for more than its name and type.
+    names do not depend on who links to them. Of each file the name and type are read alone.
     """
     found, entered, waiting, links = Folder(), set(), [""], []
     while waiting or links:

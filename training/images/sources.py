@@ -59,14 +59,14 @@ class Source:
     Args:
         images (`str`):
             A folder of images, or a pattern of them (`photos/**/*.png`); a tar, an address or a pattern of tars
-            (`sa1b/*.tar`, `s3://bucket/sa_*.tar`), a folder of tars, or a text file that lists tars, one a line; a
+            (`sa1b/*.tar`, `s3://bucket/sa_*.tar`), a folder of tars, or a text file that lists tars, one per line; a
             Parquet file or a pattern of them, or a dataset of the Hub or of a folder (`hf://datasets/owner/name`, a
             folder of Parquet files). A path that exists is meant as it stands, whatever signs are in it.
         annotations (`str`, *optional*):
             A COCO annotation file with `images: [{"id", "file_name"}, ...]`; `images` is the root of its file names.
         split (`str`, *optional*, defaults to `"train"`): of a dataset.
         column (`str`, *optional*, defaults to `"image"`): of a dataset, where its images are.
-        max_samples (`int`, *optional*): only so many, the first ones.
+        max_samples (`int`, *optional*): only the first N.
         weight (`float`, *optional*, defaults to 1.0): share of the source in a mix.
     """
 
@@ -141,8 +141,8 @@ def in_words(counts: dict[str, int], max_shown: int = 12) -> str:
 
 def _passed_over_in(index: datasets.Dataset) -> Counter:
     """Of all tars, as their last rows say."""
-    told = index.data["passed_over"].drop_null().to_pylist()
-    return sum((Counter(json.loads(counts)) for counts in told), Counter())
+    counted = index.data["passed_over"].drop_null().to_pylist()
+    return sum((Counter(json.loads(counts)) for counts in counted), Counter())
 
 
 def _open(images: str, source: Source) -> tuple[datasets.Dataset, Counter]:
@@ -232,7 +232,7 @@ def _rows(files: Sequence[str], ids: Sequence[str], errors: Sequence[str | None]
     """The index of images that are files of their own."""
     count = len(files)
     names = [printable(file) for file in files]
-    told = errors or [None] * count
+    errors = errors or [None] * count
     columns = {
         "file": names,
         "group": [0] * count,
@@ -240,7 +240,7 @@ def _rows(files: Sequence[str], ids: Sequence[str], errors: Sequence[str | None]
         "size": [-1] * count,
         "id": [printable(one) for one in ids],
         "column": [None] * count,
-        "error": [error or (None if name == file else NOT_UTF8) for error, name, file in zip(told, names, files)],
+        "error": [error or (None if name == file else NOT_UTF8) for error, name, file in zip(errors, names, files)],
         "passed_over": [None] * count,
     }
     return datasets.Dataset.from_dict(columns, features=FEATURES)
@@ -378,7 +378,7 @@ def _kept_index(walk: Callable, arguments: dict[str, Any], files: Sequence[str])
             f"({reason_of(error)}). Make room there, or set HF_DATASETS_CACHE to a folder that can be written."
         ) from error
     places = index.data["offset"]
-    if pyarrow.compute.min(places).as_py() == RETRY_LATER:  # to keep it would be to lack the file for good
+    if pyarrow.compute.min(places).as_py() == RETRY_LATER:  # an index that is kept would miss the file for good
         row = index[pyarrow.compute.index(places, RETRY_LATER).as_py()]
         shutil.rmtree(Path(index.cache_files[0]["filename"]).parent)
         raise ValueError(f"`images`: {row['file']}: {row['error']}. Mend that, or take the file out of the source.")
@@ -468,7 +468,7 @@ def _lines(file: str) -> list[str]:
     tars = [line for line in lines if line and not line.startswith("#")]
     for tar in tars:
         if suffix_of(tar) != ".tar":
-            raise ValueError(f"`images`: {file} lists tars, one a line; {printable(tar[:100])!r} is none.")
+            raise ValueError(f"`images`: {file} lists tars, one per line; {printable(tar[:100])!r} is none.")
     if not tars:
         raise ValueError(f"`images`: {file} lists no tar.")
     return tars

@@ -18,7 +18,7 @@ PADDING = 20 * 512
 """Zeros at the end of a tar: they fill its last record. More are a hole that should hold members."""
 
 PAGE = 16 * 1024
-"""What is asked of a server at a time: headers, and little of the images behind them."""
+"""What is read from a server at a time: headers, and little of the images behind them."""
 
 
 def walk_tars(tars: list[str]) -> Iterator[dict[str, Any]]:
