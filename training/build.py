@@ -10,7 +10,6 @@ import datasets
 import torch
 
 from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMImageProcessor
-from modeling_densevlm.categories import TEMPLATES, encoder_fingerprint
 from modeling_densevlm.external_towers import register_tower
 from modeling_densevlm.vision_tower import VisionTower
 
@@ -22,7 +21,7 @@ from .engine.sharding import shard_teacher
 from .images.sampling import EpochSampler
 from .images.sources import fingerprint, open_source
 from .methods import find_method, import_class
-from .models import LoadedModel, embed_categories, freeze, load_model, warn_of_remainder
+from .models import LoadedModel, freeze, load_model, warn_of_remainder
 from .recipe import Arguments
 from .teacher_cache import CachedTeacherDataset, TeacherCache
 
@@ -196,31 +195,18 @@ def category_embeddings(arguments: Arguments, role: str, loaded: LoadedModel) ->
     fit; else computed, by the first process, and kept with the run.
     """
     _, data_args, args = arguments
-    categories, model = load_categories(data_args), loaded.model
-    templates = TEMPLATES[data_args.templates]
-    has_text = model.text_model is not None and loaded.tokenizer is not None
-    encoder = encoder_fingerprint(model, loaded.tokenizer) if has_text else None
-
-    def load(file: Path, compared: list[str] | None) -> CategoryEmbeddings:
-        embeddings = CategoryEmbeddings.load(file)
-        source = f"`{role}_embeddings` {file}"
-        embeddings.check(categories, model.config.projection_dim, encoder, compared, source)
-        return embeddings
-
-    given = getattr(data_args, f"{role}_embeddings")
-    if given is not None:
-        return load(Path(given), None)
-    loaded.require_text(role)
-    kept = Path(args.output_dir) / f"{role}_embeddings.safetensors"
     with args.main_process_first(local=False, desc=f"{role} embeddings"):
-        try:
-            return load(kept, list(templates))
-        except (FileNotFoundError, ValueError):
-            model.to(args.device)
-            embeddings = embed_categories(role, loaded, categories, data_args.templates)
-            if args.process_index == 0:
-                embeddings.save(kept)
-            return embeddings
+        return CategoryEmbeddings.resolve(
+            load_categories(data_args),
+            loaded.model,
+            loaded.tokenizer,
+            data_args.templates,
+            given=getattr(data_args, f"{role}_embeddings"),
+            cached=Path(args.output_dir) / f"{role}_embeddings.safetensors",
+            write_cache=args.process_index == 0,
+            device=args.device,
+            option=f"`{role}_embeddings`",
+        )
 
 
 def check_size(sampler: EpochSampler, args: DistillationArguments) -> None:

@@ -10,6 +10,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 
 from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMModel, DenseVLMOutput
+from modeling_densevlm.templates import DEFAULT_TEMPLATES
 
 from .arguments import DistillationArguments
 from .data import RegionCollator, as_region_dataset
@@ -19,7 +20,7 @@ from .engine.sharding import prepare_student
 from .engine.signals import LeaveOutNonFinite, StopSignal, sigterm_held_back
 from .engine.weight_averaging import WeightEnsemble
 from .images.sampling import EpochSampler
-from .models import LoadedModel, Processing, embed_categories, freeze, load_model
+from .models import LoadedModel, Processing, freeze, load_model
 
 
 logger = logging.get_logger(__name__)
@@ -48,7 +49,7 @@ class DistillationTrainer(RunLog, AtomicCheckpoints, Trainer):
             By default those of the folders that the models come from.
         categories (`str` or [`CategorySet`], *optional*, defaults to `"coco_stuff_ade20k_316"`):
             For a method that needs categories.
-        templates (`str`, *optional*, defaults to `"vild"`): prompt templates of the categories.
+        templates (`str`, *optional*, defaults to the paper's): prompt templates of the categories.
         student_embeddings, teacher_embeddings ([`CategoryEmbeddings`], *optional*):
             The categories in each model's own space; by default computed by its text tower.
         sampler ([`EpochSampler`], *optional*): the order of the images, where they are of several sources.
@@ -80,7 +81,7 @@ class DistillationTrainer(RunLog, AtomicCheckpoints, Trainer):
         processing_class: Processing | None = None,
         teacher_processing_class: Processing | None = None,
         categories: str | CategorySet = "coco_stuff_ade20k_316",
-        templates: str = "vild",
+        templates: str = DEFAULT_TEMPLATES,
         student_embeddings: CategoryEmbeddings | None = None,
         teacher_embeddings: CategoryEmbeddings | None = None,
         sampler: EpochSampler | None = None,
@@ -111,11 +112,12 @@ class DistillationTrainer(RunLog, AtomicCheckpoints, Trainer):
             **kwargs,
         )
         if self.needs_categories:
-            self.student_embeddings = student_embeddings or embed_categories("student", student, categories, templates)
-        if self.needs_categories and loaded_teacher is not None:
-            self.teacher_embeddings = teacher_embeddings or embed_categories(
-                "teacher", loaded_teacher, categories, templates
-            )
+            categories = CategorySet.load(categories) if isinstance(categories, str) else categories
+            categories.require_flags("training")
+            options = (categories, templates)
+            self.student_embeddings = student_embeddings or student.embed(*options, "`student_embeddings`")
+            if loaded_teacher is not None:
+                self.teacher_embeddings = teacher_embeddings or loaded_teacher.embed(*options, "`teacher_embeddings`")
         if self.is_fsdp_enabled:
             prepare_student(self.model, self.accelerator)
         self.teacher = None if loaded_teacher is None else self._prepare_teacher(loaded_teacher.model)

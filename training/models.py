@@ -15,7 +15,6 @@ from modeling_densevlm import (
     DenseVLMModel,
     DenseVLMProcessor,
 )
-from modeling_densevlm.categories import TEMPLATES
 from modeling_densevlm.processing_densevlm import load_processing
 
 
@@ -40,14 +39,13 @@ class LoadedModel:
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         return getattr(self.processing, "tokenizer", None)
 
+    def embed(self, categories: CategorySet, templates: str, option: str) -> CategoryEmbeddings:
+        """The categories in the model's own space, by its text tower; `option` is the remedy where it has none."""
+        return CategoryEmbeddings.resolve(categories, self.model, self.tokenizer, templates, option=option)
+
     def copy(self, dtype: torch.dtype | None = None) -> "LoadedModel":
         """Another model with the same weights."""
         return LoadedModel(copy.deepcopy(self.model).to(dtype), self.processing)
-
-    def require_text(self, role: str) -> None:
-        """Raises a `ValueError` where the student or teacher (`role`) cannot embed its categories itself."""
-        if self.model.text_model is None or self.tokenizer is None:
-            raise ValueError(f"The {role} has no text tower or no tokenizer: give its `{role}_embeddings`.")
 
 
 def load_model(
@@ -83,16 +81,6 @@ def load_model(
     return loaded
 
 
-def embed_categories(
-    role: str, loaded: LoadedModel, categories: CategorySet | str, templates: str
-) -> CategoryEmbeddings:
-    """The categories in the space of the student or teacher (`role`), by its text tower."""
-    loaded.require_text(role)
-    categories = CategorySet.load(categories) if isinstance(categories, str) else categories
-    categories.require_flags("training")
-    return CategoryEmbeddings.compute(categories, loaded.model, loaded.tokenizer, TEMPLATES[templates])
-
-
 def freeze(model: DenseVLMModel, trained_blocks: int | None = None) -> None:
     """
     Leaves the last `trained_blocks` blocks trainable (all by default), less what the dense path does not use of them.
@@ -118,4 +106,4 @@ def warn_of_remainder(key: str, image_processor: DenseVLMImageProcessor, model: 
         )
 
 
-__all__ = ["LoadedModel", "Processing", "embed_categories", "freeze", "load_model", "warn_of_remainder"]
+__all__ = ["LoadedModel", "Processing", "freeze", "load_model", "warn_of_remainder"]
