@@ -307,7 +307,7 @@ def loader(device: str) -> None:
     from benchmarks.pictures import PHOTO, draw_jpeg
     from modeling_densevlm import DenseVLMImageProcessor
     from training.data import RegionCollator, RegionDataset
-    from training.sources import Source, open_source
+    from training.images.sources import Source, open_source
 
     scale, workers = SCALES[device], len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as name:

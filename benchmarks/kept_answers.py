@@ -15,8 +15,8 @@ from benchmarks.timing import machine
 from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMModel, DenseVLMProcessor
 from modeling_densevlm.image_processing_densevlm import content_extent, load_image
 from training.alignment import align, region_logits, retrieve
-from training.retrieval_cache import ARRAYS, all_boxes, compress, expand
 from training.sandbox.scenes import CATEGORIES, write_scenes
+from training.teacher_cache import ARRAYS, all_boxes, compress, expand
 
 
 TEMPERATURE, THRESHOLD = 0.07, 0.3

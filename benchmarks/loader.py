@@ -26,10 +26,10 @@ from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMImageProc
 from modeling_densevlm.category_embeddings import encoder_fingerprint
 from modeling_densevlm.image_processing_densevlm import load_image
 from modeling_densevlm.processing_densevlm import load_processing
-from training import retrieve
+from training import cache_teacher
 from training.data import RegionCollator, RegionDataset
-from training.retrieval_cache import RetrievalCache
-from training.sources import Source, open_source
+from training.images.sources import Source, open_source
+from training.teacher_cache import CachedTeacherDataset, TeacherCache
 
 
 ROOT = Path(__file__).parent.parent
@@ -78,7 +78,7 @@ def decode(files: Sequence[Path]) -> None:
         load_image(file)
 
 
-def keep_answers(images: Path, folder: Path) -> RetrievalCache:
+def keep_answers(images: Path, folder: Path) -> TeacherCache:
     """Answers to all regions of all grids, 32 categories each: of the size of real ones, from a tiny teacher."""
     teacher, categories = ROOT / "model_cards" / "densevlm-sandbox-p", CategorySet.load("coco_stuff_ade20k_316")
     model, (_, tokenizer) = DenseVLMModel.from_pretrained(teacher), load_processing(str(teacher))
@@ -86,8 +86,8 @@ def keep_answers(images: Path, folder: Path) -> RetrievalCache:
     groups, synonyms, encoder = categories.is_thing, categories.synonyms, encoder_fingerprint(model, tokenizer)
     CategoryEmbeddings(embeds, list(categories.names), groups, synonyms, [], encoder).save(folder / "embeds")
     keys = {"model": teacher, "teacher": teacher, "teacher_embeddings": folder / "embeds", "images": images}
-    keys |= {"threshold": 0.0, "retrieval": folder, "output_dir": folder, "use_cpu": True}
-    return retrieve.main([part for key, value in keys.items() for part in (f"--{key}", str(value))])
+    keys |= {"threshold": 0.0, "teacher_cache": folder, "output_dir": folder, "use_cpu": True}
+    return cache_teacher.main([part for key, value in keys.items() for part in (f"--{key}", str(value))])
 
 
 def pack(files: Sequence[Path], tar: Path) -> Path:
@@ -107,7 +107,8 @@ def report(title: str, files: Sequence[Path], work: Path, repeats: int) -> tuple
     folder = files[0].parent
     index = open_source(Source(str(folder)))
     shard = open_source(Source(str(pack(files, work / f"{folder.name}.tar"))))
-    cached = RegionDataset(index, student, retrieval=keep_answers(folder, work / f"{folder.name}_answers"))
+    cache = keep_answers(folder, work / f"{folder.name}_answers")
+    cached = CachedTeacherDataset(RegionDataset(index, student), cache)
     rng = random.Random(0)
     sides = {
         "decoding alone": lambda: decode(files),

@@ -43,13 +43,11 @@ from modeling_densevlm import (
 )
 from modeling_densevlm.conversion.configs import convert_config, load_config
 from training.alignment import Retrieval, region_logits, retrieve
-from training.arguments import MethodArguments
-from training.data import RegionCollator
-from training.regions import content_grid
-from training.retrieval_cache import all_boxes, compress
-from training.sampling import EpochSampler
-from training.train import freeze
-from training.trainer import DenseVLMTrainer
+from training.data import RegionCollator, content_grid
+from training.images.sampling import EpochSampler
+from training.models import freeze
+from training.teacher_cache import all_boxes, compress
+from training.trainer import DenseVLMArguments, DenseVLMTrainer
 
 
 class Side(NamedTuple):
@@ -118,11 +116,12 @@ class OneImage(torch.utils.data.Dataset):
             name: torch.randint(256, (side, side, 3), dtype=torch.uint8).permute(2, 0, 1) for name, side in shapes
         }
         self.sample |= {"name": "image", "num_regions": 36, "boxes": content_grid(6, 6, (1.0, 0.75))}
-        if teacher_side is None:
+        self.has_targets = teacher_side is None
+        if self.has_targets:
             logits = torch.randn(36, len(CATEGORIES.names))
             log_probs, categories = logits.log_softmax(-1).topk(TOP_K)
             labels, rest = categories[:, 0], torch.zeros(36, 2)
-            self.sample["retrieved"] = {
+            self.sample["cached_targets"] = {
                 "labels": labels,
                 "categories": categories,
                 "log_probs": log_probs - log_probs[:, :1],
@@ -148,12 +147,12 @@ class TimedTrainer(DenseVLMTrainer):
             self.resident = resident_memory()
         return super().get_batch_samples(*args)
 
-    def ask_teacher(self, batch):
+    def compute_targets(self, batch):
         began = time.perf_counter()
-        answer = super().ask_teacher(batch)
+        targets = super().compute_targets(batch)
         self.asked = time.perf_counter()
         self.teacher_seconds.append(self.asked - began)
-        return answer
+        return targets
 
 
 class _StopClock(TrainerCallback):
@@ -173,9 +172,9 @@ def make_trainer(
     output_dir: str,
     **arguments: Any,
 ) -> DenseVLMTrainer:
-    """The real trainer on one image; `arguments` are those of [`MethodArguments`]."""
+    """The real trainer on one image; `arguments` are those of [`DenseVLMArguments`]."""
     freeze(student, None)
-    args = MethodArguments(
+    args = DenseVLMArguments(
         output_dir=output_dir,
         max_steps=steps,
         threshold=0.0,
@@ -188,16 +187,16 @@ def make_trainer(
     )
     batch = args.per_device_train_batch_size
     return trainer_class(
-        model=student.to(memory_format=torch.channels_last),
+        model=student,
         args=args,
         train_dataset=dataset,
         data_collator=RegionCollator(dataset),
         sampler=EpochSampler([datasets.Dataset.from_dict({"file": ["image"] * (batch * steps)})], batch),
         teacher=teacher,
-        image_processor=DenseVLMImageProcessor(dataset.sample["pixel_values"].shape[-1]),
+        processing_class=DenseVLMImageProcessor(dataset.sample["pixel_values"].shape[-1]),
+        teacher_processing_class=DenseVLMImageProcessor(dataset.sample["pixel_values"].shape[-1]),
         student_embeddings=draw_embeddings(student),
         teacher_embeddings=None if teacher is None else draw_embeddings(teacher),
-        contrast=args.contrast_matrix,
     )
 
 

@@ -7,7 +7,7 @@ Region accuracies of the student while it trains, on a few images every N steps:
 
     main(sys.argv[1:], prepare=lambda trainer: trainer.add_callback(
         RegionEvaluation(trainer, "panoptic_val2017.json", "val2017", "panoptic_val2017", steps=500)))
-    close_process_group()  # of training.interruptions; ends the threads of several processes
+    close_process_group()  # of training.engine.signals; ends the threads of several processes
 """
 
 from pathlib import Path

@@ -17,7 +17,15 @@ class _TowerSpec(SubConfigSpec):
     """A tower's configuration by its `model_type`: one of ours or of transformers."""
 
     def get_config_class(self, model_type: str | None = None) -> type[PreTrainedConfig]:
-        return OWN_CONFIGS[model_type] if model_type in OWN_CONFIGS else super().get_config_class(model_type)
+        if model_type in OWN_CONFIGS:
+            return OWN_CONFIGS[model_type]
+        try:
+            return super().get_config_class(model_type)
+        except ValueError as error:
+            raise ValueError(
+                f"{model_type!r} is no tower that is known here. One from elsewhere is registered before its models "
+                "are loaded: `modeling_densevlm.external_towers.register_tower(MyTower)`; no folder carries its code."
+            ) from error
 
 
 class DenseVLMConfig(BackboneConfigMixin, PreTrainedConfig):

@@ -25,7 +25,13 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 ROOT = Path(__file__).parent.parent
 IMPORTED = (
-    *("torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor", "training.train", "training.retrieve"),
+    *(
+        "torch._dynamo",
+        "torch.distributed.fsdp",
+        "torch.distributed.tensor",
+        "training.train",
+        "training.cache_teacher",
+    ),
     *("training.check_data", "evaluation.evaluate_regions", "evaluation.evaluate_segmentation"),
 )
 """What programs import, and torch of its own accord in the course of a run."""

@@ -2,15 +2,21 @@
 
 import ast
 import importlib
+import io
 import re
 import subprocess
 import sys
+import tokenize
+from collections import defaultdict
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 from transformers.dynamic_module_utils import get_imports
 
 from modeling_densevlm.modeling_densevlm import VISION_TOWERS
+from training.build import build_trainer
+from training.recipe import parse_arguments
 
 
 ROOT = Path(__file__).parent.parent
@@ -39,6 +45,70 @@ def test_the_core_needs_neither_torchvision_nor_timm():
     for package in FORBIDDEN:
         for file in (ROOT / package).rglob("*.py"):
             assert not set(get_imports(file)) & {"torchvision", "timm"}, file  # those inside `try` are not counted
+
+
+def test_no_library_of_training_imports_a_program_and_none_imports_in_a_circle():
+    """A program is what `python -m` runs; of a package the modules import each other in one direction."""
+    files = [*(ROOT / "training").glob("*.py"), *(ROOT / "training").glob("[ei]*/*.py")]
+    name_of = {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in files}
+    programs = {name for name, file in name_of.items() if 'if __name__ == "__main__":' in file.read_text()}
+    assert programs == {"training.train", "training.cache_teacher", "training.check_data"}
+    graph = {name: relative_imports_of(name, file) & name_of.keys() for name, file in name_of.items()}
+    for name, imported in graph.items():
+        assert not imported & programs, name
+    list(TopologicalSorter(graph).static_order())  # raises where there is a circle
+
+
+def relative_imports_of(name: str, file: Path) -> set[str]:
+    nodes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom) and node.level]
+    return {".".join([*name.split(".")[: -node.level], node.module]) for node in nodes if node.module}
+
+
+def code_lines(content: str) -> set[int]:
+    """The lines of a file that are neither blank nor comment nor docstring."""
+    tree = ast.parse(content)
+    bodies = [node.body for node in ast.walk(tree) if isinstance(getattr(node, "body", None), list)]
+    texts = [s for body in bodies for s in body if isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant)]
+    silent = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+    tokens = [t for t in tokenize.generate_tokens(io.StringIO(content).readline) if t.type not in silent]
+    lines = {line for token in tokens for line in range(token.start[0], token.end[0] + 1)}
+    return lines - {line for text in texts for line in range(text.lineno, text.end_lineno + 1)}
+
+
+def lines_of_functions(file: Path, first_lines: set[int]) -> int:
+    """Lines of code of the functions that begin there, decorators included."""
+    content, found = file.read_text(), set()
+    for node in ast.walk(ast.parse(content)):
+        if isinstance(node, ast.FunctionDef):
+            start = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+            if {start, node.lineno} & first_lines:
+                found |= set(range(start, node.end_lineno + 1))
+    return len(found & code_lines(content))
+
+
+def test_an_images_way_to_the_loss_is_as_short_as_contributing_says(recipe):
+    """All functions of ours that run between the bytes of two images and the loss of a CLIP's ViT are counted."""
+    trainer, called = build_trainer(parse_arguments(recipe(max_steps=1))), defaultdict(set)
+
+    def count(frame, event, _):
+        file = Path(frame.f_code.co_filename)
+        if event == "call" and file.is_relative_to(ROOT) and file.relative_to(ROOT).parts[0] in FORBIDDEN:
+            called[file].add(frame.f_code.co_firstlineno)
+
+    sys.setprofile(count)
+    try:
+        batch = trainer.data_collator([trainer.train_dataset[0, number] for number in range(2)])
+        (batch,), _ = trainer.get_batch_samples(iter([batch]), 1, trainer.args.device)
+        assert trainer.compute_loss(trainer.model, batch) > 0
+    finally:
+        sys.setprofile(None)
+    lines = {str(file.relative_to(ROOT)): lines_of_functions(file, first) for file, first in called.items()}
+    assert sum(lines.values()) <= 700, lines
+    # What runs less than ten lines of a file notes a number or a signal, or reads a setting.
+    files = {file for file, count in lines.items() if count >= 10}
+    table = (ROOT / "CONTRIBUTING.md").read_text().partition("way to the loss")[2].partition("\n\n**")[0]
+    assert files == set(re.findall(r"^\| `([\w/]+\.py)`", table, re.MULTILINE)), lines
+    assert len(files) <= 10
 
 
 @pytest.mark.parametrize("package", ["training", "evaluation"])

@@ -9,7 +9,7 @@ from PIL import Image
 from evaluation import evaluate_regions, evaluate_segmentation
 from modeling_densevlm.worker_batches import SharedMemoryFull, to_shared_memory
 from tests.test_pairs import evaluation_arguments
-from training import retrieve, train
+from training import cache_teacher, train
 
 
 @pytest.fixture
@@ -44,9 +44,9 @@ def test_one_that_cannot_be_handed_over_ends_the_loop_with_the_remedies():
 
 
 @pytest.mark.usefixtures("small_shared_memory")
-@pytest.mark.parametrize("program", [train.main, retrieve.main], ids=["train", "retrieve"])
+@pytest.mark.parametrize("program", [train.main, cache_teacher.main], ids=["train", "retrieve"])
 def test_programs_of_training_end_with_that_line(recipe, tmp_path, program):
-    options = {"retrieval": tmp_path / "retrieval"} if program is retrieve.main else {}
+    options = {"teacher_cache": tmp_path / "retrieval"} if program is cache_teacher.main else {}
     with pytest.raises(SystemExit, match="/dev/shm is too small"):
         program(recipe(dataloader_num_workers=1, **options))
 

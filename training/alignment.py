@@ -34,7 +34,7 @@ CONTRASTS: dict[str, Contrast] = {
 @dataclass
 class Retrieval:
     """
-    What the teacher says about each region.
+    What the teacher predicts for each region.
 
     Args:
         logits (`Tensor` of shape `(regions, categories)`): cosines / temperature.
@@ -139,7 +139,7 @@ def align(
     reduction: str = "group_mean",
     counts: Tensor | None = None,
 ) -> AlignmentOutput:
-    """[`decoupled_alignment_loss`] of regions the teacher has looked at already."""
+    """[`decoupled_alignment_loss`] of regions whose targets are already computed."""
     check_contrast(contrast, is_thing)
     with torch.autocast(student_region_embeds.device.type, enabled=False):
         counts = retrieval.counts(len(contrast)) if counts is None else counts.to(retrieval.logits)

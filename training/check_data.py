@@ -20,11 +20,11 @@ import numpy as np
 import pyarrow.compute
 import torch
 
-from .arguments import parse_arguments
+from .build import one_line_errors, open_sources
 from .data import read_image, to_bytes
-from .sampling import shard_starts
-from .sources import Source, UnreadableImage, in_words, passed_over
-from .train import open_sources
+from .images.sampling import shard_starts
+from .images.sources import Source, UnreadableImage, in_words, passed_over
+from .recipe import Arguments, parse_arguments
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -35,19 +35,24 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     own, argv = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
     if own.samples is not None and own.samples < 1:
         parser.error(f"`--samples` is a whole number from 1 on, got {own.samples}.")
-    arguments = parse_arguments(argv, program="training.check_data")
+    arguments = parse_arguments(argv, "training.check_data", "[--samples N] [--report FILE] ")
     if own.report is not None:
         check_writable(own.report)
+    with one_line_errors():
+        return check_sources(arguments, own.samples, own.report)
+
+
+def check_sources(arguments: Arguments, samples: int | None, report_file: Path | None) -> list[dict[str, Any]]:
     _, data_args, args = arguments
     report = []
     for source, index in zip(data_args.all_sources, open_sources(arguments)):
         side = max(data_args.image_size or 0, data_args.teacher_image_size or 0) or 512
-        result = check(index, side, own.samples, args.dataloader_num_workers)
+        result = check(index, side, samples, args.dataloader_num_workers)
         report.append({"source": {**asdict(source), "images": str(source.images)}, **result})
         describe(source, result, args.global_batch_size or args.per_device_train_batch_size)
-    if own.report is not None:
-        own.report.write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
-        print(f"All of it is in {own.report}")
+    if report_file is not None:
+        report_file.write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
+        print(f"All of it is in {report_file}")
     return report
 
 
@@ -82,7 +87,7 @@ def check(index: datasets.Dataset, side: int, samples: int | None, workers: int)
     Args:
         index ([`datasets.Dataset`]): of [`open_source`].
         side (`int`): pixels of the longest side that training uses.
-        samples (`int`, *optional*): only so many, evenly spread; all by default.
+        samples (`int`, *optional*): only N, evenly spread; all by default.
         workers (`int`): processes that read.
 
     Returns:

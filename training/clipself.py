@@ -3,11 +3,26 @@ CLIPSelf (Wu et al., ICLR 2024), a sibling of DenseVLM: a CLIP's dense features 
 features of the cut-out regions. It needs no categories and cannot remove a bias that the image features have.
 """
 
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .trainer import DenseTrainer
+from .arguments import DistillationArguments
+from .distillation_trainer import DistillationTrainer
+
+
+@dataclass
+class CLIPSelfArguments(DistillationArguments):
+    """The method's own keys."""
+
+    crops: int = field(default=6, metadata={"help": "Regions per image, each cut out for the teacher."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.crops < 1:
+            raise ValueError(f"`crops` is a whole number from 1 on, got {self.crops}.")
 
 
 def clipself_loss(region_embeds: Tensor, crop_embeds: Tensor, count: Tensor | None = None) -> Tensor:
@@ -28,12 +43,16 @@ def clipself_loss(region_embeds: Tensor, crop_embeds: Tensor, count: Tensor | No
         return (1 - cosine).sum() / torch.as_tensor(denominator, device=cosine.device).clamp(min=1)
 
 
-class CLIPSelfTrainer(DenseTrainer):
-    """The teacher is the model itself before training; it sees `crop_pixel_values`, one crop a box."""
+class CLIPSelfTrainer(DistillationTrainer):
+    """The teacher is the model itself before training; it sees `crop_pixel_values`, one crop per box."""
 
-    def ask_teacher(self, batch):
+    arguments_class = CLIPSelfArguments
+    needs_crops = True
+    teaches_itself = True
+
+    def compute_targets(self, batch):
         crops = batch["crop_pixel_values"]
-        # Images that could not be read leave none. One is looked at nevertheless: of a sharded teacher each process
+        # Images that could not be read leave none. A blank one is run nevertheless: of a sharded teacher each process
         # holds a share, and all of them have to take part.
         seen = crops if len(crops) else crops.new_zeros(1, *crops.shape[1:])
         with torch.inference_mode(), self.accelerator.autocast():  # `forward` alone has it built in
@@ -41,12 +60,11 @@ class CLIPSelfTrainer(DenseTrainer):
             crop_embeds = self.teacher.get_image_features(pixel_values).pooler_output
         return crop_embeds[: len(crops)].clone()  # what was made in inference mode cannot take part in a backward pass
 
-    def count_terms(self, answer):
-        return torch.tensor([float(len(answer))], device=answer.device)
+    def count_terms(self, targets):
+        return torch.tensor([float(len(targets))], device=targets.device)
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        pixel_values = self.image_processor.normalize(inputs["pixel_values"])
-        outputs = model(pixel_values=pixel_values, boxes=inputs["boxes"])
-        loss = clipself_loss(outputs.region_embeds, inputs["answer"], inputs["counts"][0])
-        loss = loss * self.accelerator.num_processes  # DDP takes the mean over ranks
-        return (loss, outputs) if return_outputs else loss
+    def loss(self, outputs, inputs):
+        return clipself_loss(outputs.region_embeds, inputs["targets"], inputs["normalizers"][0])
+
+
+__all__ = ["CLIPSelfArguments", "CLIPSelfTrainer", "clipself_loss"]

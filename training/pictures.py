@@ -1,10 +1,42 @@
 """What the teacher retrieves, to look at: an image, its grid, and in each cell the category and how sure of it."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from transformers.utils import logging
+
+from .alignment import Retrieval
+
+
+logger = logging.get_logger(__name__)
+
+
+def save_retrieval_picture(
+    file: Path, pixels: Tensor, boxes: Tensor, retrieval: Retrieval, names: Sequence[str]
+) -> None:
+    """
+    Draws the first image of a batch with what was retrieved for it, unless the file is there already. Where it cannot
+    be written, that is logged.
+
+    Args:
+        pixels (`Tensor` of shape `(3, side, side)`), boxes (`Tensor` of shape `(regions, 4)`): of the image.
+        retrieval ([`Retrieval`]): of the batch; its first regions are those of the image.
+        names: of the categories.
+    """
+    if file.exists():
+        return
+    count = len(boxes)
+    labels, probabilities = best(retrieval.logits[:count])
+    kept = retrieval.kept[:count].tolist()
+    picture = draw_retrieval(pixels, boxes.cpu(), [names[label] for label in labels], probabilities, kept)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(file, quality=90)
+    except OSError as error:
+        logger.error(f"The picture {file} could not be written: {error}. The run goes on.")
 
 
 def draw_retrieval(
@@ -16,7 +48,7 @@ def draw_retrieval(
     Args:
         pixels (`Tensor` of shape `(3, side, side)`): uint8.
         boxes (`Tensor` of shape `(regions, 4)`): xyxy as fractions of the square.
-        names, probabilities, kept: one a region.
+        names, probabilities, kept: one per region.
     """
     image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy()).resize((768, 768))
     veil = Image.new("RGBA", image.size)

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from tests.conftest import CATEGORIES, make_tower, save_folder, word_tokenizer, write_scenes
-from training.interruptions import close_process_group
+from training.engine.signals import close_process_group
 from training.sandbox.tokenizer import category_sentences
 from training.train import main as train
 

@@ -7,8 +7,8 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from modeling_densevlm import DenseVLMModel
-from training.interruptions import close_process_group
-from training.sharding import shard_teacher
+from training.engine.sharding import shard_teacher
+from training.engine.signals import close_process_group
 
 
 def compare(folder: str) -> None:

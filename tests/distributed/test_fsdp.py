@@ -10,8 +10,8 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from modeling_densevlm import DenseVLMModel
 from tests.distributed.launching import compare, launch
 from tests.distributed.test_ranks import SGD
-from training import retrieve
-from training.sharding import prepare_student
+from training import cache_teacher
+from training.engine.sharding import prepare_student
 from training.train import main
 
 
@@ -82,7 +82,7 @@ def test_a_sharded_teacher_says_the_same_and_each_rank_holds_its_share(folder_of
 def test_a_teacher_whose_answers_are_kept_is_not_sharded(recipe, tmp_path):
     """Each process asks it about images of its own, as many as there are."""
     with pytest.raises(SystemExit, match="teacher_sharded"):
-        retrieve.main(recipe(retrieval=tmp_path, teacher_sharded=True))
+        cache_teacher.main(recipe(teacher_cache=tmp_path, teacher_sharded=True))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import accelerate.accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 
-from training.interruptions import close_process_group
+from training.engine.signals import close_process_group
 from training.train import main
 
 

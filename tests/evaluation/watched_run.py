@@ -3,7 +3,7 @@
 import sys
 
 from evaluation.while_training import RegionEvaluation
-from training.interruptions import close_process_group
+from training.engine.signals import close_process_group
 from training.train import main
 
 

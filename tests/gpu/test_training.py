@@ -7,7 +7,7 @@ import pytest
 from tests.distributed.launching import compare, kill, wait_for
 from tests.distributed.test_ranks import SGD
 from tests.gpu.launching import launch, start
-from training import retrieve
+from training import cache_teacher
 from training.train import main
 
 
@@ -32,9 +32,9 @@ def test_a_step_gives_the_parameters_of_the_cpu(
 ):
     if missing := {student, teacher or student} - set(tower_names):
         pytest.skip(f"{', '.join(missing)}: built by timm (extra `vision`)")
-    options = SGD | {"method": method, "model": folder_of(student, 0), "threshold": 0.1, "max_steps": 1}
+    options = SGD | {"method": method, "model": folder_of(student, 0), "max_steps": 1}
     if teacher:
-        options["teacher"] = folder_of(teacher, 1)
+        options |= {"teacher": folder_of(teacher, 1), "threshold": 0.1}
     here, there = tmp_path / "cpu", tmp_path / "device"
     expected = losses_of(main(on_device(on="cpu", output_dir=here, **options)))
     trainer = main(on_device(output_dir=there, **options))
@@ -53,10 +53,10 @@ def test_steps_in_bfloat16_stay_near_those_in_float32(on_device, folder_of, tmp_
 
 
 def test_training_from_answers_kept_on_the_device_is_training_with_the_teacher(on_device, student, tmp_path):
-    retrieve.main(on_device(retrieval=tmp_path / "answers", retrieval_top_k=0))
+    cache_teacher.main(on_device(teacher_cache=tmp_path / "answers", teacher_cache_top_k=0))
     online, offline = tmp_path / "online", tmp_path / "offline"
     asked = main(on_device(output_dir=online, **SGD))
-    read = main(on_device(output_dir=offline, retrieval=tmp_path / "answers", **SGD))
+    read = main(on_device(output_dir=offline, teacher_cache=tmp_path / "answers", **SGD))
     assert read.teacher is None and losses_of(read) == pytest.approx(losses_of(asked), rel=1e-3)
     assert compare(online, offline) < 0.02 * compare(student, online)
 

@@ -11,7 +11,7 @@ from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 
 from tests.distributed.train_with_fsdp import _State
-from training.interruptions import close_process_group
+from training.engine.signals import close_process_group
 from training.train import main
 
 

@@ -3,8 +3,9 @@ import json
 import pytest
 import yaml
 
-from training.arguments import MethodArguments, parse_arguments, save_recipe
-from training.sources import Source
+from training.arguments import DistillationArguments
+from training.images.sources import Source
+from training.recipe import RENAMED, parse_arguments, save_recipe
 
 
 REQUIRED = {"model": "u", "teacher": "p", "images": "folder"}
@@ -74,7 +75,7 @@ def test_a_recipe_that_is_none_stops_with_its_name(tmp_path, capsys, content):
         ("teacher_dtype", "float8"),
         ("max_grid", 0),
         ("max_samples", 0),
-        ("retrieval_top_k", -1),
+        ("teacher_cache_top_k", -1),
         ("sources", "{"),
         ("sources", []),
         ("sources", [{"images": "a", "wieght": 2}]),
@@ -119,7 +120,7 @@ def test_the_global_batch_sets_the_accumulation(write_recipe):
 
 @pytest.mark.parametrize(("processes", "per_device", "accumulation"), [(1, 48, 4), (4, 48, 1), (8, 24, 1), (6, 32, 1)])
 def test_the_global_batch_is_the_same_on_any_number_of_processes(monkeypatch, processes, per_device, accumulation):
-    monkeypatch.setattr(MethodArguments, "world_size", processes)
+    monkeypatch.setattr(DistillationArguments, "world_size", processes)
     file = next(file for file in recipe_files() if file.stem == "coco")
     method = parse_arguments([str(file), "--use_cpu", "true", "--bf16", "false"])[2]
     assert (method.per_device_train_batch_size, method.gradient_accumulation_steps) == (per_device, accumulation)
@@ -127,7 +128,7 @@ def test_the_global_batch_is_the_same_on_any_number_of_processes(monkeypatch, pr
 
 
 def test_a_global_batch_that_cannot_be_divided_among_the_processes_is_refused(monkeypatch, write_recipe, capsys):
-    monkeypatch.setattr(MethodArguments, "world_size", 5)
+    monkeypatch.setattr(DistillationArguments, "world_size", 5)
     with pytest.raises(SystemExit):
         parse_arguments([write_recipe(global_batch_size=192)])
     assert "192 cannot be divided among 5 processes" in capsys.readouterr().err
@@ -173,3 +174,11 @@ def test_the_coco_recipe_holds_the_settings_of_the_paper():
     assert (data.image_size, method.temperature, method.threshold) == (512, 0.01, 0.3)
     assert (method.contrast, method.reduction, method.ensemble_alpha) == ("decoupled", "group_mean", 1.0)
     assert data.categories == "coco_stuff_ade20k_316"
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_a_key_of_an_earlier_version_is_refused_with_its_new_name(write_recipe, capsys, old):
+    for values, argv in (({old: "folder"}, []), ({}, [f"--{old}", "folder"]), ({}, [f"--{old}=folder"])):
+        with pytest.raises(SystemExit):
+            parse_arguments([write_recipe(**values), *argv])
+        assert f"(it is called `{RENAMED[old]}` now)" in capsys.readouterr().err

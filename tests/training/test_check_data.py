@@ -3,11 +3,11 @@ import json
 import pytest
 
 from tests.shards import damage_shards, write_shards
-from training.arguments import parse_arguments
+from training.build import load_categories, open_sources
 from training.check_data import main
+from training.recipe import parse_arguments
 from training.sandbox.pretrain import main as pretrain_program
 from training.sandbox.scenes import main as scenes_program
-from training.train import load_categories, open_sources
 from training.train import main as train
 
 
@@ -81,10 +81,10 @@ def test_a_number_of_samples_is_one_or_more(recipe, capsys):
 
 
 def test_numbers_that_mean_nothing_and_a_missing_category_file_are_refused_by_their_key(recipe, capsys):
-    for key in ("image_size", "teacher_image_size", "crops"):
+    for key, method in (("image_size", "densevlm"), ("teacher_image_size", "densevlm"), ("crops", "clipself")):
         for value in ("-5", "0"):
             with pytest.raises(SystemExit):
-                main(recipe(**{key: value}))
+                main(recipe(method=method, **{key: value}))
             assert f"`{key}` is a whole number from 1 on" in capsys.readouterr().err
     _, data_args, _ = parse_arguments(recipe(categories="nowhere.json"))
     with pytest.raises(SystemExit, match=r"`categories`: nowhere\.json is neither a file nor"):

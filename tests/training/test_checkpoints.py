@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from tests import fork_server
-from training.checkpoints import check_run, damage_of, find_checkpoint, last_checkpoint
-from training.retrieval_cache import RetrievalCache
-from training.retrieve import main as run_retrieve
+from training.cache_teacher import main as run_cache_teacher
+from training.engine.checkpoints import check_run, damage_of, find_checkpoint, last_checkpoint
+from training.teacher_cache import TeacherCache
 from training.train import main
 
 
@@ -197,14 +197,14 @@ def test_sigterm_saves_ends_cleanly_and_the_run_goes_on_as_if_nothing_had_been(r
 
 def test_a_run_that_fails_with_workers_ends(recipe, tmp_path):
     """Its workers see no SIGTERM, by which Python would end them: they must not keep it waiting."""
-    run_retrieve(recipe(retrieval=tmp_path / "retrieval"))
+    run_cache_teacher(recipe(teacher_cache=tmp_path / "retrieval"))
     (file,) = (tmp_path / "retrieval").glob("*.arrow")
     content = bytearray(file.read_bytes())
-    cache = RetrievalCache(tmp_path / "retrieval")
+    cache = TeacherCache(tmp_path / "retrieval")
     for number in range(12, 24):
         at = content.index(cache.rows[number]["log_probs"][0].values.to_numpy().tobytes() or b"\0")
         content[at] ^= 1
     file.write_bytes(content)
-    process = start(recipe(retrieval=tmp_path / "retrieval", dataloader_num_workers=2, num_train_epochs=3))
+    process = start(recipe(teacher_cache=tmp_path / "retrieval", dataloader_num_workers=2, num_train_epochs=3))
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 1 and "is damaged. Delete it" in output
+    assert process.returncode == 1 and "is damaged. Delete it" in output and "Traceback" not in output

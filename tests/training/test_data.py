@@ -9,9 +9,8 @@ from torch.testing import assert_close
 from modeling_densevlm import DenseVLMImageProcessor
 from modeling_densevlm.image_processing_densevlm import load_image, load_reduced
 from modeling_densevlm.region_pooling import grid_boxes
-from training.data import RegionCollator, RegionDataset, cut, to_bytes
-from training.regions import content_grid, grid_shape, sample_rng
-from training.sources import Source, open_source
+from training.data import RegionCollator, RegionDataset, content_grid, cut, grid_shape, sample_rng, to_bytes
+from training.images.sources import Source, open_source
 
 
 def dataset_of(images, annotations=None, **options) -> RegionDataset:

@@ -14,13 +14,13 @@ import yaml
 from PIL import Image
 
 from tests.shards import jpeg, sa1b_members, write_tar
-from training.arguments import parse_arguments
-from training.checkpoints import last_checkpoint
+from training.cache_teacher import main as run_cache_teacher
 from training.data import RegionCollator, RegionDataset, UnreadableImage, read_image
-from training.retrieval_cache import RetrievalCache
-from training.retrieve import main as run_retrieve
-from training.sources import Source, open_source, read_bytes
-from training.tar_members import walk_tars
+from training.engine.checkpoints import last_checkpoint
+from training.images.sources import Source, open_source, read_bytes
+from training.images.tar_members import walk_tars
+from training.recipe import parse_arguments
+from training.teacher_cache import TeacherCache
 
 
 IMAGES, TARS, ANNOTATIONS, RECIPES, ANSWERS, CHECKPOINTS = 300, 250, 150, 150, 100, 50
@@ -181,9 +181,9 @@ def test_mutated_recipes_are_taken_or_refused_by_name(tmp_path, capsys):
 def test_mutated_answers_of_a_teacher_are_refused_or_the_same(recipe, scenes, tmp_path):
     rng = random.Random(4)
     folder = tmp_path / "retrieval"
-    run_retrieve(recipe(retrieval=folder, retrieval_top_k=8))
+    run_cache_teacher(recipe(teacher_cache=folder, teacher_cache_top_k=8))
     images = [file.read_bytes() for file in sorted((scenes / "train" / "images").iterdir())]
-    sound = RetrievalCache(folder)
+    sound = TeacherCache(folder)
     expected = [sound.look_up(number, content, 3, 2) for number, content in enumerate(images)]
     (arrow,) = folder.glob("*.arrow")
     files = {file: file.read_bytes() for file in (arrow, folder / "retrieval.json")}
@@ -194,13 +194,13 @@ def test_mutated_answers_of_a_teacher_are_refused_or_the_same(recipe, scenes, tm
             file.write_bytes(mutate(content, rng) if file == target else content)
         with seconds(20):
             try:
-                cache = RetrievalCache(folder)
+                cache = TeacherCache(folder)
                 found = [cache.look_up(number, content, 3, 2) for number, content in enumerate(images)]
             except (ValueError, FileNotFoundError) as error:
-                assert "`retrieval`" in str(error)
+                assert "`teacher_cache`" in str(error)
                 refused += 1
             except UnreadableImage as error:  # the mark of a skipped image: skipped and named
-                assert "so when the teacher was asked" in str(error)
+                assert "so when the cache was filled" in str(error)
                 refused += 1
             else:
                 for (kept, answer), (kept_before, before) in zip(found, expected):

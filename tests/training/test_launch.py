@@ -17,7 +17,7 @@ FILES = sorted((ROOT / "training" / "recipes" / "launch").glob("*.yaml"))
 COUNT = """
 import os, sys, torch
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from training.arguments import parse_arguments
+from training.recipe import parse_arguments
 
 for processes in map(int, sys.argv[1:]):
     os.environ.update(WORLD_SIZE=str(processes), RANK="0", LOCAL_RANK="0", LOCAL_WORLD_SIZE=str(processes))
@@ -66,7 +66,7 @@ def test_two_processes_of_accelerate_launch_train_alike_under_ddp_and_fsdp(recip
         launcher = ["-m", "accelerate.commands.launch", "--config_file", str(config), "--num_processes", "2"]
         arguments = recipe(output_dir=tmp_path / name, per_device_train_batch_size=4, optim="sgd", bf16=True)
         done = run_module(module, arguments, launcher=[*launcher, "--main_process_port", "0", "-m"])
-        assert "2 processes, 8 images a step" in done.stdout
+        assert "2 processes, 8 images per step" in done.stdout
         assert ("is_fsdp2 True" in done.stdout) == ("fsdp" in name)
         weights.append(load_file(tmp_path / name / "model.safetensors"))
     assert all((weights[0][name] - weights[1][name]).abs().max() < 1e-6 for name in weights[0])

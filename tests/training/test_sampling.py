@@ -9,7 +9,7 @@ import pytest
 from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler
 
-from training.sampling import EpochSampler, shard_starts, shares, shuffle
+from training.images.sampling import EpochSampler, shard_starts, shares, shuffle
 
 
 def index_of(*shards: int) -> datasets.Dataset:

@@ -13,8 +13,8 @@ from torch.distributed.fsdp import CPUOffloadPolicy
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
-from training.arguments import MethodArguments, parse_arguments
-from training.settings import (
+from training.arguments import DistillationArguments
+from training.engine.settings import (
     ACCELERATOR_REFUSED,
     ACCELERATOR_WORKS,
     FIXED,
@@ -23,7 +23,8 @@ from training.settings import (
     REFUSED_VALUES,
     WORKS,
 )
-from training.sharding import FSDP_REFUSED, prepare_student
+from training.engine.sharding import FSDP_REFUSED, prepare_student
+from training.recipe import parse_arguments
 from training.train import main
 
 
@@ -113,7 +114,7 @@ def test_a_refused_setting_stops_by_its_key_before_a_model_is_read(name):
     objects = {"parallelism_config": ParallelismConfig(), "liger_kernel_config": {"rope": True}}
     with pytest.raises(SystemExit, match=f"`{name}` is not for this program"):
         if name in objects:  # no text of a command line
-            MethodArguments(output_dir="run", use_cpu=True, **{name: objects[name]})
+            DistillationArguments(output_dir="run", use_cpu=True, **{name: objects[name]})
         else:
             parse(**{name: REFUSED_EXAMPLES.get(name, True)})
 

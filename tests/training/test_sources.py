@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from tests.shards import bomb, damage_shards, jpeg, sa1b_members, write_shards, write_tar
-from training import parquet_rows
-from training.sampling import EpochSampler
-from training.sources import Source, fingerprint, name_of, open_source, passed_over, read_bytes
-from training.tar_members import walk_tars
+from training.images import parquet_rows
+from training.images.sampling import EpochSampler
+from training.images.sources import Source, fingerprint, name_of, open_source, passed_over, read_bytes
+from training.images.tar_members import walk_tars
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMConfig, DenseVLMModel, DenseVLMProcessor
-from training.train import main, mix_weights, trained_parameters
+from training.engine.weight_averaging import mix_weights, trained_parameters
+from training.train import main
 
 
 def run(arguments):

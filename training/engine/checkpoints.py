@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: which one a run goes on from, and how one comes into being."""
+"""Atomic checkpoints: which one a run is resumed from, and how one comes into being."""
 
 import json
 import os
@@ -12,11 +12,11 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-ASIDE = ".saving"
-"""Folder beside the checkpoints in which the next one is written before it is renamed."""
+STAGING = ".saving"
+"""Folder beside the checkpoints in which the next one is staged before it is renamed."""
 
 RUN = "run.json"
-"""In a checkpoint: which images in which batches the run is of."""
+"""In a checkpoint: the invariants checked on resume, the images and the batches they make."""
 
 
 def find_checkpoint(wanted: str | bool | None, output_dir: str | Path) -> str | None:
@@ -26,10 +26,10 @@ def find_checkpoint(wanted: str | bool | None, output_dir: str | Path) -> str | 
     Args:
         wanted (`str`, *optional*):
             `"last"`, the newest complete one; `"auto"`, likewise, and none where there is none (for a command that a
-            scheduler repeats); a folder; `None` to begin anew, which never happens over another run's checkpoints.
+            scheduler repeats); a folder; `None` for a new run, which never begins over another run's checkpoints.
 
     Raises:
-        `SystemExit` with a message where there is none, or one that nobody asked for.
+        `SystemExit` with a message where there is none, or one that was not to be resumed.
     """
     if wanted in ("last", "auto", "True", "true", True):
         last = last_checkpoint(Path(output_dir))
@@ -50,7 +50,7 @@ def find_checkpoint(wanted: str | bool | None, output_dir: str | Path) -> str | 
 
 
 def _refuse_to_begin_over(folder: Path, remark: str) -> None:
-    """Stops a run that would begin anew over checkpoints, whatever program has written them and whatever they lack."""
+    """Stops a new run that would begin over checkpoints, whatever program has written them and however complete."""
     found = sorted(path.name for path in folder.glob("checkpoint-*") if path.is_dir())
     if found:
         raise SystemExit(
@@ -115,24 +115,24 @@ def set_aside_later(folder: Path, checkpoint: Path) -> None:
     step = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
     for number, later in _numbered(folder):
         if number > step:
-            aside = later.with_name(f"abandoned-{later.name}")
-            while aside.exists():
-                aside = aside.with_name(f"{aside.name}~")
-            later.rename(aside)
-            logger.warning(f"{later} is of a later step than {checkpoint}, and is called {aside.name} now.")
+            renamed = later.with_name(f"abandoned-{later.name}")
+            while renamed.exists():
+                renamed = renamed.with_name(f"{renamed.name}~")
+            later.rename(renamed)
+            logger.warning(f"{later} is of a later step than {checkpoint}, and is called {renamed.name} now.")
 
 
-def publish(aside: Path, checkpoint: Path) -> None:
-    """Makes a checkpoint that was written aside the newest one: on the disk first, then under its name, at once."""
-    for file in [*aside.rglob("*"), aside]:
+def publish(staged: Path, checkpoint: Path) -> None:
+    """Makes a staged checkpoint the newest one: on the disk first, then under its name, at once."""
+    for file in [*staged.rglob("*"), staged]:
         descriptor = os.open(file, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
     if checkpoint.exists():  # of the same step, and passed over as incomplete or gone back to
-        checkpoint.rename(aside.with_name("replaced"))
-    aside.rename(checkpoint)
+        checkpoint.rename(staged.with_name("replaced"))
+    staged.rename(checkpoint)
 
 
 def write_run(folder: Path, run: dict[str, Any]) -> None:
@@ -150,8 +150,8 @@ def check_run(checkpoint: Path, run: dict[str, Any], fsdp: bool) -> None:
         before, now = ("with", "without") if is_of_fsdp(checkpoint) else ("without", "with")
         raise SystemExit(
             f"{checkpoint} was written by a run {before} FSDP, this one is {now}. Start it as before "
-            "(`accelerate launch --config_file ...`), or begin anew in another `--output_dir` with the checkpoint as "
-            "`--model`."
+            "(`accelerate launch --config_file ...`), or begin a new run in another `--output_dir` with the "
+            "checkpoint as `--model`."
         )
     try:
         before = json.loads((checkpoint / RUN).read_text(encoding="utf-8"))
@@ -162,6 +162,6 @@ def check_run(checkpoint: Path, run: dict[str, Any], fsdp: bool) -> None:
         if before.get(key) != value:
             raise SystemExit(
                 f"{checkpoint} is of a run with another {key}: {before.get(key)}, this one has {value}. The steps "
-                "done would stand for other images than those seen. Give what it was, or begin anew in another "
+                "done would stand for other images than those seen. Give what it was, or begin a new run in another "
                 "`--output_dir` with the checkpoint as `--model`."
             )

@@ -62,7 +62,7 @@ def prepare_student(model: PreTrainedModel, accelerator: Accelerator) -> None:
 def shard_teacher(teacher: PreTrainedModel, device: torch.device, processes: int) -> None:
     """
     Freezes a model and leaves each process its share of it; the rest of a block is fetched while the block runs. All
-    processes have to ask it equally often, and always in inference mode if they do so the first time.
+    processes have to call it equally often, and always in inference mode if they do so the first time.
     """
     _make_shardable(teacher.eval().requires_grad_(False))
     mesh = init_device_mesh(device.type, (processes,))

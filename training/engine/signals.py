@@ -5,7 +5,7 @@ import gc
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -76,12 +76,16 @@ def close_process_group() -> None:
     The threads end with the group, and the group when the last reference to it goes. A model under DDP has one, and
     is itself in cycles with its trainer; so has the mesh of a sharded model, which torch keeps in caches.
     """
-    _end_workers()  # a loader that is collected could not tell its own to end, and would wait for them in vain
+    _end_workers()  # a loader that is collected could not end its own, and would wait for them in vain
     gc.collect()
     if torch.distributed.is_initialized():
         for mesh in (thing for thing in gc.get_objects() if type(thing) is DeviceMesh):
             getattr(mesh, "_pg_registry", {}).clear()
         torch.distributed.destroy_process_group()
+
+
+class NonFiniteGradients(RuntimeError):
+    """Too many steps in a row had gradients that are not finite: the run would not recover."""
 
 
 class LeaveOutNonFinite(TrainerCallback):
@@ -94,7 +98,7 @@ class LeaveOutNonFinite(TrainerCallback):
 
     MOST = 10
 
-    def __init__(self, names_of_step):
+    def __init__(self, names_of_step: Callable[[], list[str]]):
         self.names_of_step = names_of_step
         self.in_a_row = 0
         self.total = 0
@@ -110,7 +114,7 @@ class LeaveOutNonFinite(TrainerCallback):
         names = ", ".join(self.names_of_step()[:20])
         logger.error(f"Step {state.global_step + 1} is left out: its gradient is not finite. Its images here: {names}")
         if self.in_a_row == self.MOST:
-            raise RuntimeError(
+            raise NonFiniteGradients(
                 f"The gradients of {self.MOST} steps in a row were not finite; the weights are as they were before. "
                 "Is the learning rate too high, or half precision too narrow? The newest checkpoint is sound."
             )

@@ -27,8 +27,8 @@ class EpochSampler(torch.utils.data.Sampler):
     group, and where groups are few, lanes are fewer and `RUN` images of a lane at most follow on each other.
 
     Args:
-        indices (list of [`datasets.Dataset`]): of [`open_source`], one a source.
-        batch_size (`int`): images a step, over all processes and accumulation steps.
+        indices (list of [`datasets.Dataset`]): of [`open_source`], one per source.
+        batch_size (`int`): images per step, over all processes and accumulation steps.
         seed (`int`): of all choices.
         weights (list of `float`, *optional*):
             Shares of the sources in an epoch. An epoch ends when one source has been gone through once; of the
@@ -39,7 +39,7 @@ class EpochSampler(torch.utils.data.Sampler):
     """
 
     LANES = 16
-    """Lanes for each place in a batch: up to so many workers a process keep to pieces of their own."""
+    """Lanes for each place in a batch: up to this many workers per process keep to pieces of their own."""
     PIECE = 64
     RUN = 8
 
@@ -145,7 +145,7 @@ def shuffle(
     sizes, starts = sizes[shuffled], starts[shuffled]
     # Pieces end to end: the position less where the piece begins in the sequence, plus where it begins in the index.
     sequence = np.arange(length) + np.repeat(starts - (np.cumsum(sizes) - sizes), sizes)
-    lane_length, longer = divmod(length, lanes)  # so many lanes are longer by one
+    lane_length, longer = divmod(length, lanes)  # how many lanes are longer by one
     across, place = np.divmod(np.arange(-(-(lane_length + 1) // run) * run * lanes), lanes * run)
     lane, row = place // run, across * run + place % run
     place = (lane * lane_length + np.minimum(lane, longer) + row)[row < lane_length + (lane < longer)]

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from transformers import TrainerCallback
 
-from training.arguments import parse_arguments
-from training.interruptions import StopSignal, close_process_group
-from training.train import build_trainer, main
+from training.build import build_trainer
+from training.engine.signals import StopSignal, close_process_group
+from training.recipe import parse_arguments
+from training.train import main
 
 
 def spoiled(recipe, steps, **options):

@@ -1,6 +1,6 @@
 """
-The teacher's answers, found once and kept: for every image, every grid and every region the teacher is sure of, its
-distribution over the categories. `python -m training.retrieve` makes it, training with `--retrieval` reads it.
+Cached teacher predictions: for every image, every grid and every region the teacher is sure of, its distribution over
+the categories. `python -m training.cache_teacher` computes them, training with `--teacher_cache` reads them.
 """
 
 import json
@@ -17,13 +17,17 @@ from torch import Tensor
 from modeling_densevlm.region_pooling import grid_boxes
 
 from .alignment import Retrieval, as_groups
-from .sources import UnreadableImage, fingerprint
+from .data import RegionDataset
+from .images.sources import UnreadableImage, fingerprint
 
+
+KEY = "`teacher_cache`"
+"""The key that messages name."""
 
 DESCRIPTION = "retrieval.json"
-REMEDY = "Delete it; the same `python -m training.retrieve` makes it anew."
+REMEDY = "Delete it; the same `python -m training.cache_teacher` makes it again."
 SHARD = 16_384
-"""Images a file: what a retrieval that is cut short loses at most. SA-1B's are 684 files, all open at once."""
+"""Images per file: what a program that is cut short loses at most. SA-1B's are 684 files, all open at once."""
 
 SCHEMA = pyarrow.schema(
     {
@@ -34,7 +38,7 @@ SCHEMA = pyarrow.schema(
         "labels": pyarrow.list_(pyarrow.uint16()),  # best category of each
         "categories": pyarrow.list_(pyarrow.uint16()),  # `top_k` of each region; empty where all are kept
         "log_probs": pyarrow.list_(pyarrow.float16()),  # of these, less that of the best
-        "rest": pyarrow.list_(pyarrow.float16()),  # likewise of what remains, one a group
+        "rest": pyarrow.list_(pyarrow.float16()),  # likewise of what remains, one per group
         "checksum": pyarrow.uint32(),  # of all of the row
     }
 )
@@ -100,7 +104,7 @@ def checksum(row: dict[str, Any], arrays: dict[str, np.ndarray]) -> int:
 
 def expand(retrieved: dict[str, Tensor], is_thing: Tensor) -> Retrieval:
     """
-    What [`compress`] has kept as the logits that the loss takes, `(regions, categories)`; what remains of a group's
+    What [`compress`] has cached as the logits that the loss takes, `(regions, categories)`; what remains of a group's
     probability is spread evenly over the categories it is of.
     """
     labels, log_probs = retrieved["labels"], retrieved["log_probs"]
@@ -114,15 +118,25 @@ def expand(retrieved: dict[str, Tensor], is_thing: Tensor) -> Retrieval:
     return Retrieval(logits, torch.ones_like(labels, dtype=torch.bool), groups[labels])
 
 
-class RetrievalCache:
+class TeacherCacheError(ValueError):
+    """
+    What is wrong with a cache, on one line: also where a loader raises it again, with the traceback of the worker that
+    found it for a message.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(KEY + message.rpartition(KEY)[2])
+
+
+class TeacherCache:
     r"""
-    A folder that `training.retrieve` has filled.
+    A folder that `training.cache_teacher` has filled.
 
     Args:
-        folder (`str` or path): with `retrieval.json`, which says what was asked, and files `*.arrow`.
+        folder (`str` or path): with `retrieval.json`, which holds what its predictions depend on, and files `*.arrow`.
 
     Raises:
-        `FileNotFoundError` or `ValueError` that says what is missing or damaged, and what to do.
+        `FileNotFoundError` or [`TeacherCacheError`] that says what is missing or damaged, and what to do.
     """
 
     def __init__(self, folder: str | Path):
@@ -135,47 +149,47 @@ class RetrievalCache:
         shards = [shard_file(self.folder, number) for number in range(-(-images // SHARD))]
         missing = [shard.name for shard in shards if not shard.is_file()]
         if missing:
-            raise ValueError(
-                f"`retrieval`: {folder} lacks {len(missing)} of {len(shards)} files, e.g. {missing[0]}. The same "
-                "`python -m training.retrieve` goes on where it was stopped."
+            raise TeacherCacheError(
+                f"`teacher_cache`: {folder} is missing {len(missing)} of {len(shards)} files, e.g. {missing[0]}. The "
+                "same `python -m training.cache_teacher` goes on where it was stopped."
             )
         self.rows = datasets.concatenate_datasets([_open_shard(shard) for shard in shards])
         if len(self.rows) != images:
-            raise ValueError(f"`retrieval`: {folder} has {len(self.rows)} images and should have {images}.")
+            raise TeacherCacheError(f"`teacher_cache`: {folder} has {len(self.rows)} images and should have {images}.")
         self.rows = self.rows.with_format("arrow")
 
-    def check(self, asked: dict[str, Any], index: datasets.Dataset) -> None:
+    def check(self, provenance: dict[str, Any], index: datasets.Dataset) -> None:
         """
-        Raises a `ValueError` that names what differs where this is not what a run asks for: `asked` as of
-        [`describe`], less what the run does not know, and the images of `index`.
+        Raises a [`TeacherCacheError`] that names what differs where this is not what a run would compute: `provenance`
+        as of [`describe_targets`], less what the run does not know, and the images of `index`.
         """
-        _compare(self.folder, self.description, asked)
+        _compare(self.folder, self.description, provenance)
         ids = self.rows.select_columns("id").with_format(None)
         if len(ids) < len(index) or fingerprint(ids.select(range(len(index)))) != fingerprint(index):
-            raise ValueError(
-                f"`retrieval`: {self.folder} is of other images: it has {len(ids)}, the run {len(index)}, and those "
-                "it starts with must be the same in the same order."
+            raise TeacherCacheError(
+                f"`teacher_cache`: {self.folder} is of other images: it has {len(ids)}, the run {len(index)}, and "
+                "those it starts with must be the same in the same order."
             )
 
     def look_up(self, number: int, content: bytes, rows: int, columns: int) -> tuple[Tensor, dict[str, Tensor]]:
         """
-        What the teacher said about a grid over the image `number`, whose file is `content`.
+        What the teacher predicted for a grid over the image `number`, whose file is `content`.
 
         Returns:
             Which cells are kept, `(kept,)`, and of these `labels` `(kept,)`, `categories` `(kept, top_k)` (or
             `(kept, 0)`), `log_probs` `(kept, top_k or categories)`, `rest` `(kept, groups or 0)`.
 
         Raises:
-            `UnreadableImage` where the teacher could not be shown the image; `ValueError` where it was shown
-            another one, or where the answer is damaged.
+            `UnreadableImage` where the teacher could not be shown the image; [`TeacherCacheError`] where it was shown
+            another one, or where the row is damaged.
         """
         row, arrays = self._read(number)
         if row["skipped"] is not None:
-            raise UnreadableImage(f"{row['skipped']} (so when the teacher was asked)")
+            raise UnreadableImage(f"{row['skipped']} (so when the cache was filled)")
         if row["image"] != zlib.crc32(content):
-            raise ValueError(
-                f"`retrieval`: the teacher was shown another image {row['id']} when {self.folder} was made. Make one "
-                "for these images by `python -m training.retrieve`, in a folder of its own."
+            raise TeacherCacheError(
+                f"`teacher_cache`: the teacher was shown another image {row['id']} when {self.folder} was made. "
+                "Make one for these images by `python -m training.cache_teacher`, in a folder of its own."
             )
         regions, start = arrays["regions"], self.starts[rows, columns]
         first, last = np.searchsorted(regions, [start, start + rows * columns])
@@ -198,7 +212,7 @@ class RetrievalCache:
                 return row, arrays
         except (pyarrow.ArrowException, ValueError, AttributeError, OSError):
             pass
-        raise ValueError(f"`retrieval`: {shard_file(self.folder, number // SHARD)} is damaged. {REMEDY}")
+        raise TeacherCacheError(f"`teacher_cache`: {shard_file(self.folder, number // SHARD)} is damaged. {REMEDY}")
 
     def nothing(self) -> dict[str, Tensor]:
         """What is looked up of an image no region of which is kept."""
@@ -218,6 +232,43 @@ class RetrievalCache:
         return np.zeros((0, widths[name]), dtype=np.float16 if name in ("log_probs", "rest") else np.int64)
 
 
+class CachedTeacherDataset(torch.utils.data.Dataset):
+    r"""
+    A dataset whose samples bring the teacher's predictions along, as `cached_targets`, and the boxes of those regions
+    alone that the teacher is sure of.
+
+    Args:
+        dataset ([`RegionDataset`]): of the images that were cached, in the same order.
+        cache ([`TeacherCache`]): what the teacher predicted for them.
+    """
+
+    has_targets = True
+    """A trainer needs no teacher for it."""
+
+    def __init__(self, dataset: RegionDataset, cache: TeacherCache):
+        self.dataset, self.cache = dataset, cache
+        self.index = dataset.index
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        visit, number = key
+        if number < 0:
+            return {}
+        try:
+            loaded = self.dataset.load(visit, number)
+            kept, targets = self.cache.look_up(number, loaded.content, *loaded.grid)
+        except UnreadableImage as error:
+            return {"skipped": str(error)}
+        sample = self.dataset.to_sample(loaded)
+        return sample | {"boxes": sample["boxes"][kept], "cached_targets": targets}
+
+    def blank(self) -> dict[str, Any]:
+        """A black image without a box, as [`RegionDataset.blank`]."""
+        return self.dataset.blank() | {"cached_targets": self.cache.nothing()}
+
+
 def shard_file(folder: Path, number: int) -> Path:
     return folder / f"retrieval-{number:06d}.arrow"
 
@@ -226,8 +277,8 @@ def read_description(folder: Path) -> dict[str, Any]:
     file = folder / DESCRIPTION
     if not file.is_file():
         raise FileNotFoundError(
-            f"`retrieval`: {folder} holds no {DESCRIPTION}. `python -m training.retrieve RECIPE --retrieval {folder}` "
-            "makes it."
+            f"`teacher_cache`: {folder} holds no {DESCRIPTION}. `python -m training.cache_teacher RECIPE "
+            f"--teacher_cache {folder}` makes it."
         )
     try:
         description = json.loads(file.read_text(encoding="utf-8"))
@@ -236,27 +287,27 @@ def read_description(folder: Path) -> dict[str, Any]:
             return description
     except (ValueError, KeyError, TypeError):
         pass
-    raise ValueError(f"`retrieval`: {file} is damaged or no description of a retrieval.")
+    raise TeacherCacheError(f"`teacher_cache`: {file} is damaged or no description of a teacher cache.")
 
 
-def write_description(folder: Path, asked: dict[str, Any]) -> None:
-    """Says in the folder what its answers are to; where it says another thing already, that is an error."""
+def write_description(folder: Path, provenance: dict[str, Any]) -> None:
+    """Writes into the folder what its predictions depend on; where it holds others already, that is an error."""
     if (folder / DESCRIPTION).exists():
-        _compare(folder, read_description(folder), asked)
+        _compare(folder, read_description(folder), provenance)
         return
     folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f".{DESCRIPTION}"
-    aside.write_text(json.dumps(asked, indent=1, ensure_ascii=False), encoding="utf-8")
-    aside.replace(folder / DESCRIPTION)
+    staged = folder / f".{DESCRIPTION}"
+    staged.write_text(json.dumps(provenance, indent=1, ensure_ascii=False), encoding="utf-8")
+    staged.replace(folder / DESCRIPTION)
 
 
-def _compare(folder: Path, kept: dict[str, Any], asked: dict[str, Any]) -> None:
-    for key, value in asked.items():
-        if kept.get(key) != value:
-            was, now = (str(v) if len(str(v)) < 100 else f"{str(v)[:97]}…" for v in (kept.get(key), value))
-            raise ValueError(
-                f"`retrieval`: {folder} was made with another `{key}`: {was}, the run has {now}. Make one for "
-                "this run by `python -m training.retrieve`, in a folder of its own."
+def _compare(folder: Path, cached: dict[str, Any], provenance: dict[str, Any]) -> None:
+    for key, value in provenance.items():
+        if cached.get(key) != value:
+            was, now = (str(v) if len(str(v)) < 100 else f"{str(v)[:97]}…" for v in (cached.get(key), value))
+            raise TeacherCacheError(
+                f"`teacher_cache`: {folder} was made with another `{key}`: {was}, the run has {now}. Make one for "
+                "this run by `python -m training.cache_teacher`, in a folder of its own."
             )
 
 
@@ -267,7 +318,7 @@ def _open_shard(file: Path) -> datasets.Dataset:
             return shard
     except (OSError, pyarrow.ArrowException, ValueError):
         pass
-    raise ValueError(f"`retrieval`: {file} is damaged. {REMEDY}")
+    raise TeacherCacheError(f"`teacher_cache`: {file} is damaged. {REMEDY}")
 
 
-__all__ = ["RetrievalCache", "all_boxes", "compress", "expand"]
+__all__ = ["CachedTeacherDataset", "TeacherCache", "TeacherCacheError", "all_boxes", "compress", "expand"]

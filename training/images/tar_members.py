@@ -13,21 +13,22 @@ from .addresses import NOT_UTF8, is_missing, open_binary, printable, reason_of, 
 from .folders import kind_of
 
 
-NOT_NOW = -1
+RETRY_LATER = -1
 """In place of an offset: no index is to be made yet."""
 
 PADDING = 20 * 512
 """Zeros at the end of a tar: they fill its last record. More are a hole that should hold members."""
 
 PAGE = 16 * 1024
-"""What is asked of a server at a time: headers, and little of the images behind them."""
+"""What is read from a server at a time: headers, and little of the images behind them."""
 
 
 def walk_tars(tars: list[str]) -> Iterator[dict[str, Any]]:
     """
     Rows of an index: the first byte and the size of each image. For each stretch of a tar that cannot be read there
     is a row whose `error` says so, and for a tar without an image; what follows the stretch is found again. Of a tar
-    that is there and cannot be read now, there is a row at `NOT_NOW`. The last row of a tar says what was passed over.
+    that is there and cannot be read now, there is a row at `RETRY_LATER`. The last row of a tar says what was passed
+    over.
     """
     for tar in tars:
         passed_over, last = Counter(), None
@@ -55,7 +56,7 @@ def _rows_of(tar: str, passed_over: Counter) -> Iterator[dict[str, Any]]:
         if is_missing(error):
             yield row | {"id": "whole tar", "error": reason}
         else:
-            yield row | {"id": "whole tar", "offset": NOT_NOW, "error": f"it cannot be read ({reason})"}
+            yield row | {"id": "whole tar", "offset": RETRY_LATER, "error": f"it cannot be read ({reason})"}
     else:
         if empty:
             yield row | {"id": "whole tar", "error": "the tar holds no image"}
@@ -123,4 +124,4 @@ def _gap(stream: Any, start: int, end: int) -> Iterator[dict[str, Any]]:
         yield {"id": f"byte {start}", "error": f"bytes {start} to {end} are zeros: were they never written?"}
 
 
-__all__ = ["NOT_NOW", "walk_tars"]
+__all__ = ["RETRY_LATER", "walk_tars"]

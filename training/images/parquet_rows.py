@@ -9,14 +9,14 @@ import pyarrow
 import pyarrow.parquet
 
 from .addresses import NOT_UTF8, is_missing, open_binary, printable, reason_of
-from .tar_members import NOT_NOW
+from .tar_members import RETRY_LATER
 
 
 def walk_parquet(files: Sequence[str], column: str) -> Iterator[dict[str, Any]]:
     """
     Rows of an index, known from the files' footers: each with its row group and its number in there. A file that is
     damaged gives one row with an `error`, and so does one without a row; one without such a column, or that is there
-    and cannot be read now, one at `NOT_NOW`.
+    and cannot be read now, one at `RETRY_LATER`.
     """
     for file in files:
         row = {"file": printable(file), "offset": 0, "size": -1, "group": 0, "column": column, "error": None}
@@ -34,12 +34,12 @@ def walk_parquet(files: Sequence[str], column: str) -> Iterator[dict[str, Any]]:
             if isinstance(error, pyarrow.ArrowException) or is_missing(error):
                 yield row | {"id": name, "error": reason}
             else:
-                yield row | {"id": name, "offset": NOT_NOW, "error": f"it cannot be read ({reason})"}
+                yield row | {"id": name, "offset": RETRY_LATER, "error": f"it cannot be read ({reason})"}
             continue
         if column not in names:
             yield row | {
                 "id": name,
-                "offset": NOT_NOW,
+                "offset": RETRY_LATER,
                 "error": f"there is no `column` {column!r}, but {', '.join(names)}",
             }
             continue

@@ -1,8 +1,8 @@
 """
-Asks the teacher once about every image and every grid, and keeps its answers. Training then needs no teacher:
+Computes the teacher's predictions once for every image and grid, and caches them. Training then needs no teacher:
 
-    python -m training.retrieve training/recipes/coco.yaml --retrieval data/coco_retrieval [--key value ...]
-    accelerate launch -m training.train training/recipes/coco.yaml --retrieval data/coco_retrieval
+    python -m training.cache_teacher training/recipes/coco.yaml --teacher_cache data/coco_teacher [--key value ...]
+    accelerate launch -m training.train training/recipes/coco.yaml --teacher_cache data/coco_teacher
 
 Started by `accelerate launch` or `torchrun`, each process takes its share of the images. What is done stays: the same
 command goes on where it was stopped.
@@ -22,76 +22,84 @@ import pyarrow
 import torch
 from transformers.utils import logging
 
-from modeling_densevlm import CategoryEmbeddings, DenseVLMImageProcessor, DenseVLMModel
+from modeling_densevlm import CategoryEmbeddings, DenseVLMImageProcessor
 from modeling_densevlm.image_processing_densevlm import content_extent
-from modeling_densevlm.worker_batches import SharedMemoryFull, to_shared_memory
+from modeling_densevlm.worker_batches import to_shared_memory
 
 from .alignment import Retrieval, region_logits, retrieve
-from .arguments import MethodArguments, parse_arguments
+from .build import category_embeddings, describe_targets, load_teacher, one_line_errors, open_sources
 from .data import read_image, to_bytes
-from .interruptions import close_process_group
-from .retrieval_cache import (
+from .engine.signals import close_process_group
+from .images.sources import UnreadableImage, fingerprint
+from .methods import find_method
+from .models import LoadedModel
+from .recipe import Arguments, parse_arguments
+from .teacher_cache import (
     ARRAYS,
     SCHEMA,
     SHARD,
-    RetrievalCache,
+    TeacherCache,
     all_boxes,
     checksum,
     compress,
     shard_file,
     write_description,
 )
-from .sources import UnreadableImage, fingerprint
-from .train import describe_retrieval, open_sources, prepare_teacher
+from .trainer import DenseVLMArguments
 
 
 logger = logging.get_logger(__name__)
 
 BLOCK = 256
-"""Images that are written together: what is known of each block is held in memory by who reads the answers."""
+"""Images that are written together: what is known of each block is held in memory by who reads the predictions."""
 
 
-def main(argv: Sequence[str] | None = None) -> RetrievalCache:
-    """Fills the folder `retrieval`; returns what it holds."""
-    arguments = parse_arguments(sys.argv[1:] if argv is None else argv, program="training.retrieve")
-    _, data_args, args = arguments
-    if data_args.retrieval is None:
-        raise SystemExit("`--retrieval` is missing: the folder to keep the teacher's answers in.")
-    if arguments[0].teacher_sharded:
-        raise SystemExit("`teacher_sharded` is for training: here each process asks a whole teacher on its own.")
-    folder = Path(data_args.retrieval)
+def main(argv: Sequence[str] | None = None) -> TeacherCache:
+    """Fills the folder `teacher_cache`; returns what it holds."""
+    arguments = parse_arguments(sys.argv[1:] if argv is None else argv, program="training.cache_teacher")
+    model_args, data_args, _ = arguments
+    if not find_method(model_args.method).uses_teacher_cache:
+        raise SystemExit(f"`method`: {model_args.method} trains without cached teacher predictions.")
+    if data_args.teacher_cache is None:
+        raise SystemExit("`--teacher_cache` is missing: the folder to keep the teacher's predictions in.")
+    if model_args.teacher_sharded:
+        raise SystemExit("`teacher_sharded` is for training: here each process has a whole teacher of its own.")
+    folder = Path(data_args.teacher_cache)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SystemExit(f"`--retrieval`: the folder {folder} cannot be made: {error}.") from error
+        raise SystemExit(f"`--teacher_cache`: the folder {folder} cannot be made: {error}.") from error
+    with one_line_errors():
+        return fill(folder, arguments)
+
+
+def fill(folder: Path, arguments: Arguments) -> TeacherCache:
+    model_args, data_args, args = arguments
     index = datasets.concatenate_datasets(open_sources(arguments))
-    teacher, embeddings, image_processor = prepare_teacher(arguments)
+    teacher = load_teacher(arguments)
+    embeddings = category_embeddings(arguments, "teacher", teacher)
     with args.main_process_first(local=False):
-        asked = describe_retrieval(arguments, teacher, image_processor)
+        provenance = describe_targets(arguments, teacher)
         # As many as there are, or more, are all of them.
-        top_k = data_args.retrieval_top_k if data_args.retrieval_top_k < len(embeddings.names) else 0
-        asked |= {"top_k": top_k, "images": len(index), "list_of_images": fingerprint(index)}
-        write_description(folder, asked)
-    teacher = teacher.eval().to(args.device, getattr(torch, arguments[0].teacher_dtype))
+        top_k = data_args.teacher_cache_top_k if data_args.teacher_cache_top_k < len(embeddings.names) else 0
+        provenance |= {"top_k": top_k, "images": len(index), "list_of_images": fingerprint(index)}
+        write_description(folder, provenance)
+    teacher.model.to(args.device, getattr(torch, model_args.teacher_dtype))
     shards = range(-(-len(index) // SHARD))
     for number in shards[args.process_index :: args.world_size]:
         file = shard_file(folder, number)
         if not file.exists():
             began = time.perf_counter()
             rows = range(number * SHARD, min((number + 1) * SHARD, len(index)))
-            found = answers(index, rows, teacher, embeddings, image_processor, arguments)
-            try:
-                skipped = _write(file, found)
-            except SharedMemoryFull as error:
-                raise SystemExit(str(error)) from error
+            skipped = _write(file, predictions(index, rows, teacher, embeddings, arguments))
             rate = len(rows) / (time.perf_counter() - began)
             print(f"{file.name}: {len(rows)} images, {skipped} skipped, {rate:.1f} images a second", flush=True)
     if args.world_size > 1:
         torch.distributed.barrier()
-    cache = RetrievalCache(folder)
+    cache = TeacherCache(folder)
     if args.process_index == 0:
         size = sum(file.stat().st_size for file in folder.glob("*.arrow"))
-        print(f"{folder}: {len(cache.rows)} images, {size / max(len(cache.rows), 1) / 1024:.1f} KiB an image")
+        print(f"{folder}: {len(cache.rows)} images, {size / max(len(cache.rows), 1) / 1024:.1f} KiB per image")
     return cache
 
 
@@ -113,18 +121,17 @@ class _AllGrids(torch.utils.data.Dataset):
 
 
 @torch.inference_mode()
-def answers(
+def predictions(
     index: datasets.Dataset,
     rows: range,
-    teacher: DenseVLMModel,
+    teacher: LoadedModel,
     embeddings: CategoryEmbeddings,
-    image_processor: DenseVLMImageProcessor,
-    arguments: Any,
+    arguments: Arguments,
 ) -> Iterator[dict[str, Any]]:
     """One row of `SCHEMA` for each of these images: one pass of the teacher, from which all grids are pooled."""
     _, data_args, args = arguments
     loader = torch.utils.data.DataLoader(
-        _AllGrids(index, image_processor, data_args.max_grid),
+        _AllGrids(index, teacher.image_processor, data_args.max_grid),
         batch_size=args.per_device_train_batch_size,
         sampler=rows,
         num_workers=args.dataloader_num_workers,
@@ -133,41 +140,48 @@ def answers(
     text_embeds = embeddings.embeds.to(args.device)
     for samples in loader:
         good = [sample for sample in samples if not sample["skipped"]]
-        retrieved = iter(_ask(good, teacher, text_embeds, image_processor, embeddings, args) if good else ())
+        targets = iter(_compute_targets(good, teacher, text_embeds, embeddings, args) if good else ())
         for sample in samples:
             if sample["skipped"]:
                 logger.warning(f"Skipped: {sample['skipped']}")
                 arrays = {name: np.zeros(0, dtype=np.uint16) for name in ARRAYS}
             else:
-                arrays = compress(next(retrieved), embeddings.is_thing, data_args.retrieval_top_k)
+                arrays = compress(next(targets), embeddings.is_thing, data_args.teacher_cache_top_k)
             row = {name: sample[name] for name in ("id", "skipped", "image")}
             yield row | arrays | {"checksum": checksum(row, arrays)}
 
 
-def _ask(
+def _compute_targets(
     samples: list[dict[str, Any]],
-    teacher: DenseVLMModel,
+    teacher: LoadedModel,
     text_embeds: torch.Tensor,
-    image_processor: DenseVLMImageProcessor,
     embeddings: CategoryEmbeddings,
-    args: MethodArguments,
+    args: DenseVLMArguments,
 ) -> Iterator[Retrieval]:
     """Eq. 1-2 for each image's regions."""
     pixels = torch.stack([sample["pixels"] for sample in samples]).to(args.device)
     boxes = [sample["boxes"].to(args.device) for sample in samples]
-    region_embeds = teacher(pixel_values=image_processor.normalize(pixels), boxes=boxes).region_embeds
+    pixel_values = teacher.image_processor.normalize(pixels)
+    region_embeds = teacher.model(pixel_values=pixel_values, boxes=boxes).region_embeds
     for part in region_embeds.split([len(b) for b in boxes]):
         yield retrieve(region_logits(part, text_embeds, args.temperature), embeddings.is_thing, args.threshold)
 
 
 def _write(file: Path, rows: Iterator[dict[str, Any]]) -> int:
-    """Writes a file aside and renames it: one that is there is complete. Returns how many images were skipped."""
-    aside, skipped = file.with_name(f".{file.name}"), 0
-    with pyarrow.OSFile(str(aside), "wb") as sink, pyarrow.ipc.new_stream(sink, SCHEMA) as writer:
-        while block := list(islice(rows, BLOCK)):
-            skipped += sum(row["skipped"] is not None for row in block)
-            writer.write_batch(pyarrow.RecordBatch.from_pylist(block, SCHEMA))
-    aside.replace(file)
+    """Stages a file and renames it: one that is there is complete. Returns how many images were skipped."""
+    staged, skipped = file.with_name(f".{file.name}"), 0
+    try:
+        with pyarrow.OSFile(str(staged), "wb") as sink, pyarrow.ipc.new_stream(sink, SCHEMA) as writer:
+            while block := list(islice(rows, BLOCK)):
+                skipped += sum(row["skipped"] is not None for row in block)
+                writer.write_batch(pyarrow.RecordBatch.from_pylist(block, SCHEMA))
+        staged.replace(file)
+    except OSError as error:
+        staged.unlink(missing_ok=True)
+        raise OSError(
+            f"`--teacher_cache`: {file} cannot be written: {error}. Make room; the same command goes on with this "
+            "file, those written before are whole."
+        ) from error
     return skipped
 
 

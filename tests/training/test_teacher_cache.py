@@ -1,6 +1,7 @@
 """The teacher's answers, kept: the same loss as asking it, and refused where they are answers to something else."""
 
 import json
+import resource
 import shutil
 
 import pytest
@@ -8,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from training.alignment import align, retrieve
-from training.retrieval_cache import RetrievalCache, all_boxes, compress, expand, grid_starts
-from training.retrieve import main as run_retrieve
+from training.cache_teacher import main as run_cache_teacher
+from training.teacher_cache import TeacherCache, all_boxes, compress, expand, grid_starts
 from training.train import main as run_train
 
 
@@ -25,7 +26,7 @@ def logits_of(regions: int, categories: int, seed: int = 0) -> torch.Tensor:
 
 
 def read_back(packed, top_k, categories, groups=2):
-    """The arrays of one image as [`RetrievalCache.look_up`] gives them."""
+    """The arrays of one image as [`TeacherCache.look_up`] gives them."""
     count = len(packed["regions"])
     tensors = {name: torch.from_numpy(packed[name].astype("float32")).reshape(count, -1) for name in packed}
     return {
@@ -75,8 +76,8 @@ def test_more_best_categories_than_there_are_means_all():
 
 
 def test_fewer_categories_than_are_to_be_kept_are_all_of_them_also_where_nothing_is_kept_of_an_image(recipe, tmp_path):
-    options = {"threshold": 0.5, "retrieval": tmp_path / "retrieval", "retrieval_top_k": 32}
-    cache = run_retrieve(recipe(**options))
+    options = {"threshold": 0.5, "teacher_cache": tmp_path / "retrieval", "teacher_cache_top_k": 32}
+    cache = run_cache_teacher(recipe(**options))
     kept = [len(row["regions"][0]) for row in cache.rows.iter(batch_size=1)]
     assert 0 in kept and max(kept) > 0
     trained = run_train(recipe(**options, output_dir=tmp_path / "cached"))
@@ -100,14 +101,14 @@ def test_the_loss_of_all_categories_is_that_of_the_teacher_itself():
 def cached(recipe, tmp_path):
     """Answers for the scenes, all categories of each region."""
     folder = tmp_path / "retrieval"
-    run_retrieve(recipe(retrieval=folder, retrieval_top_k=0))
+    run_cache_teacher(recipe(teacher_cache=folder, teacher_cache_top_k=0))
     return folder
 
 
 def test_training_from_kept_answers_is_training_with_the_teacher(recipe, cached, tmp_path, student):
     options = {"optim": "sgd", "learning_rate": 0.05, "warmup_steps": 0, "lr_scheduler_type": "constant"}
     online = run_train(recipe(output_dir=tmp_path / "online", **options))
-    offline = run_train(recipe(output_dir=tmp_path / "offline", retrieval=cached, **options))
+    offline = run_train(recipe(output_dir=tmp_path / "offline", teacher_cache=cached, **options))
     assert offline.teacher is None
     assert losses_of(offline) == pytest.approx(losses_of(online), abs=1e-4)
     for key in ("regions", "regions_kept", "thing_share"):
@@ -121,7 +122,7 @@ def test_training_from_kept_answers_is_training_with_the_teacher(recipe, cached,
 
 
 def test_training_from_kept_answers_needs_no_teacher_at_all(recipe, cached, tmp_path):
-    arguments = recipe(output_dir=tmp_path / "offline", retrieval=cached)
+    arguments = recipe(output_dir=tmp_path / "offline", teacher_cache=cached)
     at = arguments.index("--teacher")
     trainer = run_train(arguments[:at] + arguments[at + 2 :])
     assert trainer.teacher is None and losses_of(trainer)[0] > 0
@@ -129,8 +130,8 @@ def test_training_from_kept_answers_needs_no_teacher_at_all(recipe, cached, tmp_
 
 def test_the_best_categories_alone_give_nearly_the_same_loss(recipe, tmp_path):
     online = run_train(recipe(output_dir=tmp_path / "online", max_steps=1))
-    run_retrieve(recipe(retrieval=tmp_path / "top", retrieval_top_k=12))
-    offline = run_train(recipe(output_dir=tmp_path / "offline", retrieval=tmp_path / "top", max_steps=1))
+    run_cache_teacher(recipe(teacher_cache=tmp_path / "top", teacher_cache_top_k=12))
+    offline = run_train(recipe(output_dir=tmp_path / "offline", teacher_cache=tmp_path / "top", max_steps=1))
     assert losses_of(offline) == pytest.approx(losses_of(online), rel=0.05)
     assert losses_of(offline) != losses_of(online)
 
@@ -147,7 +148,7 @@ def test_the_best_categories_alone_give_nearly_the_same_loss(recipe, tmp_path):
 )
 def test_answers_to_another_question_are_refused(recipe, cached, tmp_path, change, message):
     with pytest.raises(SystemExit, match=message):
-        run_train(recipe(output_dir=tmp_path / "run", retrieval=cached, **change))
+        run_train(recipe(output_dir=tmp_path / "run", teacher_cache=cached, **change))
 
 
 def test_answers_of_another_teacher_are_refused(recipe, cached, tmp_path, teacher):
@@ -157,7 +158,7 @@ def test_answers_of_another_teacher_are_refused(recipe, cached, tmp_path, teache
     weights["visual_projection.weight"] += 1e-3
     save_file(weights, other / "model.safetensors", {"format": "pt"})
     with pytest.raises(SystemExit, match="another `teacher`"):
-        run_train(recipe(retrieval=cached, teacher=other))
+        run_train(recipe(teacher_cache=cached, teacher=other))
 
 
 def test_answers_about_other_categories_are_refused(recipe, cached, tmp_path, scenes):
@@ -165,12 +166,12 @@ def test_answers_about_other_categories_are_refused(recipe, cached, tmp_path, sc
     content["categories"][0]["is_thing"] = not content["categories"][0]["is_thing"]
     (tmp_path / "flags.json").write_text(json.dumps(content))
     with pytest.raises(SystemExit, match="another `groups`"):
-        run_train(recipe(retrieval=cached, categories=tmp_path / "flags.json"))
+        run_train(recipe(teacher_cache=cached, categories=tmp_path / "flags.json"))
     first, second = content["categories"][:2]
     first["name"], second["name"] = second["name"], first["name"]
     (tmp_path / "names.json").write_text(json.dumps(content))
     with pytest.raises(SystemExit, match="another `categories`"):
-        run_train(recipe(retrieval=cached, categories=tmp_path / "names.json"))
+        run_train(recipe(teacher_cache=cached, categories=tmp_path / "names.json"))
 
 
 def test_answers_about_other_images_are_refused_and_about_more_images_used(recipe, cached, scenes, tmp_path):
@@ -178,50 +179,50 @@ def test_answers_about_other_images_are_refused_and_about_more_images_used(recip
         (tmp_path / "renamed").mkdir(exist_ok=True)
         shutil.copy(file, tmp_path / "renamed" / f"another-{number}.jpg")
     with pytest.raises(SystemExit, match="is of other images: it has 24, the run 10"):
-        run_train(recipe(retrieval=cached, images=tmp_path / "renamed"))
+        run_train(recipe(teacher_cache=cached, images=tmp_path / "renamed"))
     with pytest.raises(SystemExit, match=r"the teacher was shown another image 000000\.jpg"):  # of the same name
-        run_train(recipe(retrieval=cached, images=scenes / "test" / "images"))
-    run_train(recipe(retrieval=cached, max_samples=16, max_steps=1))
+        run_train(recipe(teacher_cache=cached, images=scenes / "test" / "images"))
+    run_train(recipe(teacher_cache=cached, max_samples=16, max_steps=1))
 
 
 def test_a_retrieval_that_was_stopped_goes_on_and_is_refused_until_it_is_complete(recipe, cached, monkeypatch):
     (file,) = cached.glob("*.arrow")
     first, written = file.read_bytes(), file.stat().st_mtime_ns
-    run_retrieve(recipe(retrieval=cached, retrieval_top_k=0))
+    run_cache_teacher(recipe(teacher_cache=cached, teacher_cache_top_k=0))
     assert file.stat().st_mtime_ns == written  # nothing is asked twice
     file.unlink()
-    with pytest.raises(SystemExit, match="lacks 1 of 1 files"):
-        run_train(recipe(retrieval=cached))
-    run_retrieve(recipe(retrieval=cached, retrieval_top_k=0))
+    with pytest.raises(SystemExit, match="is missing 1 of 1 files"):
+        run_train(recipe(teacher_cache=cached))
+    run_cache_teacher(recipe(teacher_cache=cached, teacher_cache_top_k=0))
     assert file.read_bytes() == first
-    with pytest.raises(ValueError, match="another `top_k`: 0, the run has 4"):
-        run_retrieve(recipe(retrieval=cached, retrieval_top_k=4))
+    with pytest.raises(SystemExit, match="another `top_k`: 0, the run has 4"):
+        run_cache_teacher(recipe(teacher_cache=cached, teacher_cache_top_k=4))
 
 
 def test_a_folder_that_holds_no_answers_is_refused(recipe, tmp_path):
     with pytest.raises(SystemExit, match="holds no retrieval.json"):
-        run_train(recipe(retrieval=tmp_path / "nowhere"))
-    with pytest.raises(SystemExit, match="`--retrieval` is missing"):
-        run_retrieve(recipe())
+        run_train(recipe(teacher_cache=tmp_path / "nowhere"))
+    with pytest.raises(SystemExit, match="`--teacher_cache` is missing"):
+        run_cache_teacher(recipe())
 
 
 def test_a_changed_byte_is_found(cached, scenes):
     (file,) = cached.glob("*.arrow")
     content = bytearray(file.read_bytes())
-    cache = RetrievalCache(cached)
+    cache = TeacherCache(cached)
     number = next(n for n in range(24) if len(cache.rows[n]["regions"][0]))
     at = content.index(cache.rows[number]["log_probs"][0].values.to_numpy().tobytes())
     content[at + 5] ^= 1
     file.write_bytes(content)
-    cache = RetrievalCache(cached)
+    cache = TeacherCache(cached)
     with pytest.raises(ValueError, match=r"retrieval-000000\.arrow is damaged\. Delete it"):
         cache.look_up(number, (scenes / "train" / "images" / f"{number:06d}.jpg").read_bytes(), 1, 1)
     file.write_bytes(content[:100])
     with pytest.raises(ValueError, match=r"retrieval-000000\.arrow is damaged\. Delete it"):
-        RetrievalCache(cached)
+        TeacherCache(cached)
     (cached / "retrieval.json").write_text("{")
     with pytest.raises(ValueError, match=r"retrieval\.json is damaged"):
-        RetrievalCache(cached)
+        TeacherCache(cached)
 
 
 def test_an_image_the_teacher_could_not_be_shown_is_skipped_and_named_in_training_too(recipe, scenes, tmp_path):
@@ -229,14 +230,39 @@ def test_an_image_the_teacher_could_not_be_shown_is_skipped_and_named_in_trainin
     shutil.copytree(scenes / "train" / "images", images)
     whole = (images / "000003.jpg").read_bytes()
     (images / "000003.jpg").write_bytes(whole[:700])
-    options = {"images": images, "retrieval": tmp_path / "retrieval"}
-    run_retrieve(recipe(**options))
+    options = {"images": images, "teacher_cache": tmp_path / "retrieval"}
+    run_cache_teacher(recipe(**options))
     (images / "000003.jpg").write_bytes(whole)
     trainer = run_train(recipe(**options))
-    assert [m for m in trainer.skipped if "000003.jpg" in m and "so when the teacher was asked" in m]
+    assert [m for m in trainer.skipped if "000003.jpg" in m and "so when the cache was filled" in m]
+
+
+def test_a_disk_that_is_full_while_caching_is_one_line_and_the_same_command_goes_on(recipe, tmp_path):
+    """A limit on the size of files stands for it."""
+    arguments = recipe(teacher_cache=tmp_path / "retrieval")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(
+            SystemExit, match=r"`--teacher_cache`: .*retrieval-000000\.arrow cannot be written: .*Make room"
+        ):
+            run_cache_teacher(arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [file.name for file in (tmp_path / "retrieval").iterdir()] == ["retrieval.json"]
+    assert len(run_cache_teacher(arguments).rows) == 24
+
+
+def test_a_cache_is_for_methods_that_use_one(recipe, tmp_path, capsys):
+    for method in ("clipself", "feature_distillation"):
+        with pytest.raises(SystemExit):
+            run_cache_teacher(recipe(method=method, teacher_cache=tmp_path / "retrieval"))
+        assert f"`teacher_cache` means nothing to the method {method}" in capsys.readouterr().err
+        with pytest.raises(SystemExit, match=f"`method`: {method} trains without cached teacher predictions"):
+            run_cache_teacher(recipe(method=method))
 
 
 def test_a_folder_that_cannot_be_made_is_said_before_a_model_is_read(recipe, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(SystemExit, match="`--retrieval`: the folder .* cannot be made"):
-        run_retrieve(recipe(retrieval=tmp_path / "file" / "retrieval", teacher="nowhere"))
+    with pytest.raises(SystemExit, match="`--teacher_cache`: the folder .* cannot be made"):
+        run_cache_teacher(recipe(teacher_cache=tmp_path / "file" / "retrieval", teacher="nowhere"))

@@ -1,0 +1,242 @@
+"""From a recipe's arguments to what programs work with: sources, models, category embeddings, cache, trainer."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+
+from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMImageProcessor
+from modeling_densevlm.external_towers import register_tower
+from modeling_densevlm.vision_tower import VisionTower
+
+from .alignment import as_groups
+from .arguments import DataArguments, DistillationArguments, ModelArguments
+from .data import RegionDataset
+from .distillation_trainer import DistillationTrainer
+from .engine.sharding import shard_teacher
+from .images.sampling import EpochSampler
+from .images.sources import fingerprint, open_source
+from .methods import find_method, import_class
+from .models import LoadedModel, freeze, load_model, warn_of_remainder
+from .recipe import Arguments
+from .teacher_cache import CachedTeacherDataset, TeacherCache
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """What a user can mend ends the program with its message and no traceback."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise SystemExit(str(error)) from error
+
+
+def build_trainer(arguments: Arguments) -> DistillationTrainer:
+    """Everything a run consists of, checked before the first step."""
+    with one_line_errors():
+        return _build_trainer(arguments)
+
+
+def _build_trainer(arguments: Arguments) -> DistillationTrainer:
+    model_args, data_args, args = arguments
+    method = find_method(model_args.method)
+    student = load_student(arguments)
+    indices = open_sources(arguments)
+    index = datasets.concatenate_datasets(indices)
+    freeze(student.model, model_args.trained_blocks)
+    weights = [source.weight for source in data_args.all_sources]
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    sampler = EpochSampler(indices, batch, args.seed, weights, args.dataloader_drop_last)
+    check_size(sampler, args)
+    extras: dict[str, Any] = {}
+    if method.needs_categories:
+        extras["student_embeddings"] = category_embeddings(arguments, "student", student)
+    teacher = cache = None
+    if data_args.teacher_cache is not None:
+        cache = open_teacher_cache(arguments, index)
+    elif not method.teaches_itself:
+        teacher = load_teacher(arguments)
+        if method.needs_categories:
+            extras["teacher_embeddings"] = category_embeddings(arguments, "teacher", teacher)
+        # After its texts were embedded in float32.
+        teacher.model.to(getattr(torch, model_args.teacher_dtype))
+        warn_of_remainder("teacher_image_size", teacher.image_processor, teacher.model)
+    else:
+        teacher = student.copy(getattr(torch, model_args.teacher_dtype))
+    if model_args.teacher_sharded and teacher is not None and args.world_size > 1:
+        shard_teacher(teacher.model, args.device, args.world_size)
+    dataset: RegionDataset | CachedTeacherDataset = RegionDataset(
+        index,
+        student.image_processor,
+        None if teacher is None else teacher.image_processor,
+        max_grid=data_args.max_grid,
+        crops=args.crops if method.needs_crops else 0,
+        seed=args.seed,
+        decoded_side=0 if cache is None else cache.description.get("teacher_image_size", 0),
+    )
+    if cache is not None:
+        dataset = CachedTeacherDataset(dataset, cache)
+    check_readable(dataset)
+    warn_of_remainder("image_size", student.image_processor, student.model)
+    return method(
+        model=student.model,
+        teacher=None if teacher is None else teacher.model,
+        args=args,
+        train_dataset=dataset,
+        processing_class=student.processing,
+        teacher_processing_class=None if teacher is None else teacher.processing,
+        sampler=sampler,
+        run=describe_run(sampler, index),
+        **extras,
+    )
+
+
+def open_sources(arguments: Arguments) -> list[datasets.Dataset]:
+    """The index of each source, made by one process of a machine for all of them."""
+    _, data_args, args = arguments
+    with args.main_process_first(desc="index of the images"), one_line_errors():
+        return [open_source(source) for source in data_args.all_sources]
+
+
+def describe_run(sampler: EpochSampler, index: datasets.Dataset) -> dict[str, Any]:
+    """The invariants checked on resume: with them, the batches of the run are the same."""
+    return {
+        "number of images a step": sampler.batch_size,
+        "number of images": len(index),
+        "list of images": fingerprint(index),
+        "share of the sources": sampler.shares,
+        "seed": sampler.seed,
+        "`dataloader_drop_last`": sampler.drop_last,
+    }
+
+
+def register_external_tower(model_args: ModelArguments) -> None:
+    """Makes the tower that `tower` names one that models of this process may have."""
+    if model_args.tower is not None:
+        register_tower(import_class("tower", model_args.tower, VisionTower))
+
+
+def load_student(arguments: Arguments) -> LoadedModel:
+    model_args, data_args, _ = arguments
+    register_external_tower(model_args)
+    return load_model(
+        model_args.model, image_size=data_args.image_size, attn_implementation=model_args.attn_implementation
+    )
+
+
+def load_teacher(arguments: Arguments) -> LoadedModel:
+    """The teacher in float32."""
+    model_args, data_args, _ = arguments
+    if model_args.teacher is None:
+        raise SystemExit(f"`teacher` is missing: {model_args.method} learns from a P-VLM (a folder or a Hub name).")
+    register_external_tower(model_args)
+    return load_model(
+        model_args.teacher, image_size=data_args.teacher_image_size, attn_implementation=model_args.attn_implementation
+    )
+
+
+def describe_targets(arguments: Arguments, teacher: LoadedModel | None) -> dict[str, Any]:
+    """
+    What cached targets depend on, as far as this run knows: a run need not name the teacher whose predictions it
+    uses.
+    """
+    _, data_args, args = arguments
+    categories = load_categories(data_args)
+    provenance = {
+        "categories": list(categories.names),
+        "groups": as_groups(categories.is_thing).tolist(),
+        "templates": data_args.templates,
+        "temperature": args.temperature,
+        "threshold": args.threshold,
+        "max_grid": data_args.max_grid,
+    }
+    if teacher is not None:
+        image_processor: DenseVLMImageProcessor = teacher.image_processor
+        provenance |= {
+            "teacher": teacher.model.fingerprint(),
+            "teacher_image_size": image_processor.size["longest_edge"],
+            "teacher_image_mean": list(image_processor.image_mean),
+            "teacher_image_std": list(image_processor.image_std),
+        }
+    if data_args.teacher_embeddings is not None:
+        embeddings = CategoryEmbeddings.load(data_args.teacher_embeddings)
+        provenance["teacher_embeddings"] = hashlib.blake2b(
+            embeddings.embeds.numpy().tobytes(), digest_size=16
+        ).hexdigest()
+    return provenance
+
+
+def open_teacher_cache(arguments: Arguments, index: datasets.Dataset) -> TeacherCache:
+    """The cached predictions that a run uses, after a check that they are what it would compute."""
+    model_args, data_args, args = arguments
+    cache = TeacherCache(data_args.teacher_cache)
+    # Read to be compared, and no longer needed then.
+    compared = model_args.teacher is not None and args.process_index == 0
+    cache.check(describe_targets(arguments, load_teacher(arguments) if compared else None), index)
+    return cache
+
+
+def load_categories(data_args: DataArguments) -> CategorySet:
+    try:
+        categories = CategorySet.load(data_args.categories)
+        categories.require_flags("training")
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"`categories`: {error}") from error
+    return categories
+
+
+def category_embeddings(arguments: Arguments, role: str, loaded: LoadedModel) -> CategoryEmbeddings:
+    """
+    Those of the given file, checked against the categories and the model; else those that the run has kept, if they
+    fit; else computed, by the first process, and kept with the run.
+    """
+    _, data_args, args = arguments
+    with args.main_process_first(local=False, desc=f"{role} embeddings"):
+        return CategoryEmbeddings.resolve(
+            load_categories(data_args),
+            loaded.model,
+            loaded.tokenizer,
+            data_args.templates,
+            given=getattr(data_args, f"{role}_embeddings"),
+            cached=Path(args.output_dir) / f"{role}_embeddings.safetensors",
+            write_cache=args.process_index == 0,
+            device=args.device,
+            option=f"`{role}_embeddings`",
+        )
+
+
+def check_size(sampler: EpochSampler, args: DistillationArguments) -> None:
+    if len(sampler) == 0:
+        raise SystemExit(
+            f"{sum(sampler.shares)} images make no step of {sampler.batch_size} (`per_device_train_batch_size` "
+            f"{args.per_device_train_batch_size} · `gradient_accumulation_steps` {args.gradient_accumulation_steps} · "
+            f"{args.world_size} processes, `dataloader_drop_last`). Give a smaller `global_batch_size` or "
+            "`per_device_train_batch_size`."
+        )
+
+
+def check_readable(dataset: RegionDataset | CachedTeacherDataset, max_read: int = 100) -> None:
+    """Stops where none of the first images can be read: the run would train on nothing."""
+    reasons = []
+    for index in range(min(len(dataset), max_read)):
+        sample = dataset[0, index]
+        if "skipped" not in sample:
+            return
+        reasons.append(sample["skipped"])
+    raise SystemExit(f"None of the first {len(reasons)} images can be used, e.g. {reasons[0]}")
+
+
+__all__ = [
+    "build_trainer",
+    "category_embeddings",
+    "describe_targets",
+    "load_categories",
+    "load_student",
+    "load_teacher",
+    "one_line_errors",
+    "open_sources",
+]

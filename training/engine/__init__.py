@@ -1,0 +1,1 @@
+"""What a run needs whatever it learns: checkpoints, signals, sharding, settings of transformers."""

@@ -1,0 +1,110 @@
+"""Saving that leaves either a whole folder or none: checkpoints while a run goes on, and its result."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers.trainer_utils import rotate_checkpoints
+from transformers.utils import logging
+
+from .checkpoints import STAGING, publish, write_run
+from .sharding import own_class
+
+
+logger = logging.get_logger(__name__)
+
+
+class AtomicCheckpoints:
+    """
+    Mixin of a [`Trainer`]: its checkpoints are staged and renamed. `run`, the invariants checked on resume, is written
+    into each of them.
+    """
+
+    run: dict[str, Any]
+    _run_dir: str | None = None
+    """Where the checkpoint that is being written goes; `output_dir` at other times."""
+
+    def _save(self, output_dir=None, state_dict=None):
+        with own_class(self.model):
+            super()._save(output_dir, state_dict)
+
+    def _get_output_dir(self, trial):
+        return self._run_dir or self.args.output_dir
+
+    def _save_checkpoint(self, model, trial):
+        """
+        Stages the checkpoint and renames it, so that one that is there is complete. Where the disk is full the run
+        goes on without it, logs that, and tries again when the next one is due.
+        """
+        first, folder = self.is_world_process_zero(), Path(self.args.output_dir)
+        staged, checkpoint = (f / f"checkpoint-{self.state.global_step}" for f in (folder / STAGING, folder))
+        save = super()._save_checkpoint
+
+        def begin() -> None:
+            shutil.rmtree(folder / STAGING, ignore_errors=True)
+            write_run(staged, self.run)
+
+        def write() -> None:
+            self._run_dir = str(folder / STAGING)
+            try:
+                save(model, trial)
+            finally:
+                self._run_dir = None
+
+        def finish() -> None:
+            publish(staged, checkpoint)
+            rotate_checkpoints(self.args.output_dir, self.args.save_total_limit)
+
+        # Each of these has succeeded on all ranks before the next one is begun.
+        all(self._succeeds(part, here) for part, here in ((begin, first), (write, True), (finish, first)))
+        if first:
+            shutil.rmtree(folder / STAGING, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+
+    def _succeeds(self, part: Callable[[], None], here: bool) -> bool:
+        """Whether a part of saving a checkpoint succeeded on all ranks; on this one it is run if `here`."""
+        failure = None
+        try:
+            if here:
+                part()
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if self.is_fsdp_enabled:  # its ranks gather what is saved: one that failed has left the others waiting
+                raise
+            failure = error
+        if self.accelerator.reduce(torch.tensor(float(failure is not None), device=self.args.device)) == 0:
+            return True
+        logger.error(
+            f"The checkpoint of step {self.state.global_step} could not be written in {self.args.output_dir}: "
+            f"{failure or 'another process failed'}. The run goes on; those written before are whole. Make room: the "
+            "next one is tried when it is due."
+        )
+        return False
+
+    def save_result(self) -> None:
+        """
+        The trained model with its processor and the state of the run, each file under its name only when it is whole.
+
+        Raises:
+            `SystemExit` with a message where they cannot be written.
+        """
+        folder, staged = Path(self.args.output_dir), Path(self.args.output_dir) / STAGING
+        try:
+            self.save_model(str(staged))
+            if self.is_world_process_zero():
+                for file in staged.iterdir():
+                    os.replace(file, folder / file.name)
+                staged.rmdir()
+            self.save_state()
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(staged, ignore_errors=True)
+            raise SystemExit(
+                f"The result could not be written in {folder}: {error}. Make room; the same command with "
+                "`--resume_from_checkpoint last` goes on from the newest checkpoint and writes it."
+            ) from error
+
+
+__all__ = ["AtomicCheckpoints"]

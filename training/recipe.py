@@ -1,0 +1,198 @@
+"""Recipes: keys from YAML and from the command line become dataclasses, and the resolved ones YAML again."""
+
+import argparse
+import difflib
+import inspect
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+from .arguments import DataArguments, DistillationArguments, ModelArguments
+from .distillation_trainer import DistillationTrainer
+from .methods import METHODS, find_method
+
+
+RECIPES = Path(__file__).parent / "recipes"
+"""The shipped ones; those of `launch` are configurations of `accelerate launch`."""
+
+RENAMED = {"retrieval": "teacher_cache", "retrieval_top_k": "teacher_cache_top_k"}
+"""Keys of earlier versions → what they are called now."""
+
+NEEDLESS = {
+    "needs_categories": (("categories", "templates", "student_embeddings", "teacher_embeddings"), False),
+    "uses_teacher_cache": (("teacher_cache",), False),
+    "teaches_itself": (("teacher", "teacher_image_size"), True),
+}
+"""Class attribute of a trainer → keys of all recipes that mean nothing to it where the attribute has this value."""
+
+Arguments = tuple[ModelArguments, DataArguments, DistillationArguments]
+
+
+def parse_arguments(argv: Sequence[str], program: str = "training.train", options: str = "") -> Arguments:
+    """
+    `RECIPE [--key value ...]`: the values of a recipe (a YAML file, or the name of a shipped one), overridden by the
+    command line's. The method is read first; its trainer says which keys there are. `options` are those of the program
+    itself, for its usage.
+
+    Raises:
+        `SystemExit` with a message for an unknown key, naming the nearest known one or the method that it belongs
+        to, or for a missing key.
+    """
+    argv, recipe = list(argv), {}
+    usage = {"prog": f"python -m {program}", "usage": f"%(prog)s RECIPE {options}[--key value ...]"}
+    usage["allow_abbrev"] = False
+    first = argparse.ArgumentParser(**usage, add_help=False)
+    first.add_argument("--method")
+    file = find_recipe(argv.pop(0), first) if argv and not argv[0].startswith("-") else None
+    if file is not None:
+        recipe = read_recipe(file, first)
+    name = first.parse_known_args(argv)[0].method or str(recipe.get("method") or ModelArguments.method)
+    try:
+        method = find_method(name)
+    except ValueError as error:
+        first.error(str(error))
+    parser = HfArgumentParser((ModelArguments, DataArguments, method.arguments_class), **usage)
+    parser.description = f"Keys of the method {name}; `--method NAME --help` shows those of {', '.join(METHODS)}."
+    _own_keys_first(parser)
+    known = {action.dest for action in parser._actions}
+    for key in recipe:
+        if key not in known:
+            parser.error(f"recipe {file}: unknown key `{key}`{_explain(str(key), parser, name)}")
+    parser.set_defaults(**recipe | {"method": name})
+    for action in parser._actions:
+        if action.dest in recipe:
+            action.required = False
+    try:
+        *arguments, remaining = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    except (ValueError, TypeError, OSError) as error:
+        parser.error(str(error))
+    if remaining:
+        key = remaining[0].lstrip("-").partition("=")[0]
+        parser.error(f"unknown: {' '.join(remaining)}{_explain(key, parser, name)}")
+    _check_needs(name, method, arguments, parser)
+    return tuple(arguments)
+
+
+def _check_needs(name: str, method: type[DistillationTrainer], arguments: list[Any], parser: HfArgumentParser) -> None:
+    """A key that all recipes know and that means nothing to the method is refused, unless it has its default."""
+    for attribute, (keys, value) in NEEDLESS.items():
+        for key in keys if getattr(method, attribute) is value else ():
+            part = next(part for part in arguments if hasattr(part, key))
+            if getattr(part, key) != next(f.default for f in fields(part) if f.name == key):
+                parser.error(f"`{key}` means nothing to the method {name} (`{attribute}` is {value}); leave it out.")
+    if method.needs_captions:
+        parser.error(f"the method {name} needs captions, and no source of images gives any yet.")
+
+
+def _own_keys_first(parser: HfArgumentParser) -> None:
+    """In `--help`, the keys of the models, the data and the method come before those of transformers."""
+    inherited = {f.name for f in fields(TrainingArguments)} - _own_names(DistillationArguments)
+    options = next(group for group in parser._action_groups if group.title == "options")
+    group = parser.add_argument_group("keys of transformers' TrainingArguments")
+    group._group_actions = [action for action in options._group_actions if action.dest in inherited]
+    options._group_actions = [action for action in options._group_actions if action.dest not in inherited]
+
+
+def _own_names(arguments_class: type) -> set[str]:
+    """The fields that a class declares beyond transformers' [`TrainingArguments`], or with other defaults."""
+    own = arguments_class.__mro__[: arguments_class.__mro__.index(TrainingArguments)]
+    return {name for cls in own for name in inspect.get_annotations(cls)}
+
+
+def find_recipe(name: str, parser: argparse.ArgumentParser) -> Path:
+    """The file of a recipe, given by its path or, where it is a shipped one, by its name (`coco`)."""
+    file = Path(name)
+    if file.suffix or file.name != name or file.is_file():
+        return file
+    shipped = {file.stem: file for file in sorted(RECIPES.rglob("*.yaml")) if file.parent.name != "launch"}
+    if name not in shipped:
+        close = difflib.get_close_matches(name, shipped, n=1)
+        hint = f" (did you mean `{close[0]}`?)" if close else ""
+        parser.error(f"there is no recipe {name}{hint}: give a YAML file, or one of {', '.join(shipped)}")
+    return shipped[name]
+
+
+def read_recipe(file: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """The keys and values of a YAML file; one that is none ends the program with the file's name."""
+    try:
+        recipe = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        parser.error(f"recipe {file}: {error.strerror or error}")
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        parser.error(f"recipe {file} is no YAML: {error}")
+    if not isinstance(recipe, dict):
+        parser.error(f"recipe {file}: expected `key: value` lines.")
+    for key in ("save_strategy", "eval_strategy", "logging_strategy"):
+        if recipe.get(key) is False:  # YAML reads a bare `no` as false
+            recipe[key] = "no"
+    # argparse converts texts only: a number in a text field, or 1e-4 (a text to YAML), becomes what the field is.
+    return {
+        key: value if isinstance(value, bool | list | dict | None) else str(value) for key, value in recipe.items()
+    }
+
+
+def _explain(key: str, parser: HfArgumentParser, method: str) -> str:
+    """What may have been meant by an unknown key."""
+    if key in RENAMED:
+        return f" (it is called `{RENAMED[key]}` now)"
+    known = [action.dest for action in parser._actions]
+    base = _own_names(DistillationArguments)
+    others = {
+        name: other
+        for other, trainer in METHODS.items()
+        for name in _own_names(trainer.arguments_class) - base
+        if name not in known
+    }
+    if key in others:
+        return f" (it is a key of the method {others[key]}, not of {method}; leave it out)"
+    close = difflib.get_close_matches(key, [*known, *others], n=1)
+    if not close:
+        return ""
+    return f" (did you mean `{close[0]}`{f' of the method {others[close[0]]}' if close[0] in others else ''}?)"
+
+
+def resolved_recipe(arguments: Arguments) -> dict[str, Any]:
+    """The resolved configuration as keys and plain values."""
+    recipe = {}
+    for part in arguments:
+        values = {f.name: getattr(part, f.name) for f in fields(part) if f.init}
+        if isinstance(part, TrainingArguments):
+            own = _own_names(type(part))
+            values = {name: v for name, v in values.items() if name in own or v != _default(part, name)}
+            values.pop("resume_from_checkpoint", None)
+            if values.pop("accelerator_config", None) and part.accelerator_config.non_blocking:
+                values["accelerator_config"] = {"non_blocking": True}
+        recipe.update({name: _as_written(value) for name, value in values.items()})
+    if recipe.get("global_batch_size") is not None:
+        recipe.pop("gradient_accumulation_steps", None)  # follows from it, on any number of processes
+    return {key: value for key, value in recipe.items() if _plain(value)}
+
+
+def save_recipe(arguments: Arguments, file: Path) -> None:
+    """Writes the resolved configuration as a recipe that starts the same run again."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(resolved_recipe(arguments), sort_keys=False), encoding="utf-8")
+
+
+def _default(part: TrainingArguments, name: str) -> Any:
+    found = next(f for f in fields(part) if f.name == name)
+    return found.default_factory() if found.default_factory is not MISSING else found.default
+
+
+def _as_written(value: Any) -> Any:
+    """An enum as its text, and a list of them as one, as they stand in a recipe."""
+    if isinstance(value, list) and value and all(isinstance(part, Enum) for part in value):
+        return " ".join(part.value for part in value)
+    return value.value if isinstance(value, Enum) else value
+
+
+def _plain(value: Any) -> bool:
+    return value is not None and isinstance(value, str | int | float | bool | list | dict)
+
+
+__all__ = ["Arguments", "parse_arguments", "read_recipe", "resolved_recipe", "save_recipe"]
