@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from training.arguments import RECIPES, parse_arguments
+from training.recipe import RECIPES, parse_arguments
 
 
 SHIPPED = [file for file in sorted(RECIPES.rglob("*.yaml")) if file.parent.name != "launch"]
