@@ -1,8 +1,6 @@
 """From a recipe's arguments to what programs work with: sources, models, category embeddings, cache, trainer."""
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +8,7 @@ import datasets
 import torch
 
 from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMImageProcessor
+from modeling_densevlm.command_line import one_line_errors
 from modeling_densevlm.external_towers import register_tower
 from modeling_densevlm.vision_tower import VisionTower
 
@@ -24,15 +23,6 @@ from .methods import find_method, import_class
 from .models import LoadedModel, freeze, load_model, warn_of_remainder
 from .recipe import Arguments
 from .teacher_cache import CachedTeacherDataset, TeacherCache
-
-
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """What a user can mend ends the program with its message and no traceback."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        raise SystemExit(str(error)) from error
 
 
 def build_trainer(arguments: Arguments) -> DistillationTrainer:
@@ -237,6 +227,5 @@ __all__ = [
     "load_categories",
     "load_student",
     "load_teacher",
-    "one_line_errors",
     "open_sources",
 ]

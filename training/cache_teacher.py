@@ -23,11 +23,12 @@ import torch
 from transformers.utils import logging
 
 from modeling_densevlm import CategoryEmbeddings, DenseVLMImageProcessor
+from modeling_densevlm.command_line import one_line_errors
 from modeling_densevlm.image_processing_densevlm import content_extent
 from modeling_densevlm.worker_batches import to_shared_memory
 
 from .alignment import Retrieval, region_logits, retrieve
-from .build import category_embeddings, describe_targets, load_teacher, one_line_errors, open_sources
+from .build import category_embeddings, describe_targets, load_teacher, open_sources
 from .data import read_image, to_bytes
 from .engine.signals import close_process_group
 from .images.sources import UnreadableImage, fingerprint

@@ -20,7 +20,9 @@ import numpy as np
 import pyarrow.compute
 import torch
 
-from .build import one_line_errors, open_sources
+from modeling_densevlm.command_line import one_line_errors
+
+from .build import open_sources
 from .data import read_image, to_bytes
 from .images.sampling import shard_starts
 from .images.sources import Source, UnreadableImage, in_words, passed_over

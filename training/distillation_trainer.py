@@ -12,7 +12,7 @@ from transformers.utils import logging
 from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMModel, DenseVLMOutput
 from modeling_densevlm.templates import DEFAULT_TEMPLATES
 
-from .arguments import DistillationArguments
+from .arguments import DataArguments, DistillationArguments
 from .data import RegionCollator, as_region_dataset
 from .engine.atomic_checkpoints import AtomicCheckpoints
 from .engine.run_log import RunLog, peak_memory
@@ -80,7 +80,7 @@ class DistillationTrainer(RunLog, AtomicCheckpoints, Trainer):
         train_dataset: Any = None,
         processing_class: Processing | None = None,
         teacher_processing_class: Processing | None = None,
-        categories: str | CategorySet = "coco_stuff_ade20k_316",
+        categories: str | CategorySet | None = None,
         templates: str = DEFAULT_TEMPLATES,
         student_embeddings: CategoryEmbeddings | None = None,
         teacher_embeddings: CategoryEmbeddings | None = None,
@@ -112,12 +112,17 @@ class DistillationTrainer(RunLog, AtomicCheckpoints, Trainer):
             **kwargs,
         )
         if self.needs_categories:
-            categories = CategorySet.load(categories) if isinstance(categories, str) else categories
+            categories = categories or DataArguments.categories
+            categories = categories if isinstance(categories, CategorySet) else CategorySet.load(categories)
             categories.require_flags("training")
             options = (categories, templates)
             self.student_embeddings = student_embeddings or student.embed(*options, "`student_embeddings`")
             if loaded_teacher is not None:
                 self.teacher_embeddings = teacher_embeddings or loaded_teacher.embed(*options, "`teacher_embeddings`")
+                if self.teacher_embeddings.names != self.student_embeddings.names:
+                    raise ValueError("`student_embeddings` and `teacher_embeddings` are of different categories.")
+        elif categories is not None:
+            raise ValueError(f"`categories` means nothing to {type(self).__name__}; leave it out.")
         if self.is_fsdp_enabled:
             prepare_student(self.model, self.accelerator)
         self.teacher = None if loaded_teacher is None else self._prepare_teacher(loaded_teacher.model)

@@ -15,10 +15,11 @@ import yaml
 from transformers import set_seed
 from transformers.utils import logging
 
+from modeling_densevlm.command_line import one_line_errors
 from modeling_densevlm.external_towers import is_external
 from modeling_densevlm.worker_batches import SharedMemoryFull
 
-from .build import build_trainer, one_line_errors
+from .build import build_trainer
 from .distillation_trainer import DistillationTrainer
 from .engine.checkpoints import check_run, find_checkpoint, set_aside_later
 from .engine.signals import NonFiniteGradients, StopSignal, close_process_group

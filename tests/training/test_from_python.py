@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from modeling_densevlm import CategorySet, DenseVLMModel, DenseVLMProcessor
+from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMModel, DenseVLMProcessor
 from tests.conftest import ROOT
 from training.build import build_trainer
 from training.clipself import CLIPSelfArguments, CLIPSelfTrainer
@@ -123,7 +123,7 @@ def test_all_blocks_are_trained_unless_some_parameters_are_frozen_already(studen
     assert moved == pytest.approx(0.25e-2, rel=0.02)
 
 
-def test_what_is_missing_is_one_clear_line(student, scenes, arguments):
+def test_what_is_missing_or_does_not_fit_is_one_clear_line(student, teacher, scenes, arguments):
     index = open_source(Source(str(scenes / "train" / "images")))
     with pytest.raises(ValueError, match="`teacher` is missing"):
         DenseVLMTrainer(str(student), args=arguments(), train_dataset=index)
@@ -131,5 +131,20 @@ def test_what_is_missing_is_one_clear_line(student, scenes, arguments):
     model.name_or_path = ""
     with pytest.raises(ValueError, match="give `processing_class`"):
         CLIPSelfTrainer(model, args=arguments(CLIPSelfArguments), train_dataset=index)
+    with pytest.raises(ValueError, match="`categories` means nothing to CLIPSelfTrainer"):
+        CLIPSelfTrainer(str(student), args=arguments(CLIPSelfArguments), train_dataset=index, categories="any")
+    embeddings = [
+        CategoryEmbeddings(torch.eye(dim)[:2], ["a", other], [True, False], [[], []], [], "")
+        for dim, other in ((24, "b"), (40, "c"))
+    ]
+    with pytest.raises(ValueError, match="are of different categories"):
+        DenseVLMTrainer(
+            str(student),
+            str(teacher),
+            args=arguments(),
+            train_dataset=index,
+            student_embeddings=embeddings[0],
+            teacher_embeddings=embeddings[1],
+        )
     with pytest.raises(ValueError, match="`train_dataset` is missing"):
         CLIPSelfTrainer(str(student), args=arguments(CLIPSelfArguments))
