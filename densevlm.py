@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """
 The console command `densevlm`: every command is `python -m MODULE` of one of our modules, found from any folder.
 

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """A dense pass that computes only what it uses, against one that computes its last attention as well, and drops it."""
 
 import torch

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """
 Images a second of an evaluation in one pass, against passes as the reference has them, one image at a time: one for
 boxes and one for masks, which give the same numbers; and with its third, of all regions cut out, which gives one that

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """
 Everything that a machine with one CUDA GPU can tell about this repository, in six minutes and without a network: the
 tests of `tests/gpu`, and what a step, a pass and the loader take there.

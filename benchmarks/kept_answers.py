@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """
 How much the loss differs when the best categories of each region are kept alone, and what an image's answers weigh.
 

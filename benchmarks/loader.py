@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """
 Images a second that one core makes ready for a step, by our dataset and collator and by a loader that does what the
 reference's does: the image and a crop of each cell of a grid as normalised floats, of which the crops are then

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """JPEGs with the entropy of photographs, drawn from a seed: noise at every scale, the finer the fainter."""
 
 import io

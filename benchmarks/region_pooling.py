@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Region pooling against torchvision's RoIAlign, forward and backward, in one run."""
 
 import torch

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Seconds of an epoch of the real program as images and as ranks grow, on tiny models and one thread a rank."""
 
 import os

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """
 A training step of the real trainer against what the reference computes, what kept answers save, and how much of what
 the machine can do is done.

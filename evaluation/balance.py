@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 r"""
 How much of a gain on stuff is calibration between things and stuff, and how much is discrimination.
 

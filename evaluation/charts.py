@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Charts of numbers: confusions, differences between models, balance curves, accuracies over a size."""
 
 from collections.abc import Mapping, Sequence

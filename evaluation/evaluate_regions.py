@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """
 How well the dense features of models classify regions: Boxes, Masks-T and Masks-S of the paper, the two errors between
 things and stuff, and the balance curve between them.

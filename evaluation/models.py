@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """The models under evaluation: their options on the command line, their texts, their provenance."""
 
 import argparse

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Names of earlier versions: what still carries one, a file or a command, is refused with the name of today."""
 
 import argparse

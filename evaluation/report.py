@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """
 A page about models and their metrics: one HTML file that needs nothing else, no network either.
 

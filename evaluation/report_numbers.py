@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """What a report shows, as numbers and names: nothing is drawn or formatted here."""
 
 from collections.abc import Sequence

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """The cosines of regions with categories: what an evaluation measures, from which all metrics and figures follow."""
 
 from dataclasses import dataclass

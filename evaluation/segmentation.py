@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Semantic segmentation without training: at every pixel the category whose embedding is nearest to the dense map."""
 
 from collections.abc import Sequence

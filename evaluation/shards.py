@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Evaluation in shards: by any number of processes, resumed where it was interrupted."""
 
 import contextlib

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """The model: dense features of a CLIP in the image-text space, regions, categories."""
 
 from transformers import (

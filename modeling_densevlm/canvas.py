@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Where an image lies on the canvas that the model sees, and boxes, masks and labels from one to the other."""
 
 from collections.abc import Sequence

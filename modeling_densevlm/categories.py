@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """
 Category names and their groups. *Things* are countable objects (a kite, a dog), *stuff* is amorphous background (sky,
 grass); the distinction is that of COCO's panoptic annotations.

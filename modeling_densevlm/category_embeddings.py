@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Categories in the image-text space: embeddings of their names, and the cosines of regions with them."""
 
 import hashlib

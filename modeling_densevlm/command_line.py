@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """What the programs share: values of options, outputs checked before the work, errors as one line."""
 
 import argparse

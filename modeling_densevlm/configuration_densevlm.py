@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Configuration of a DenseVLM: a vision tower, an optional text tower and the width of the space they share."""
 
 from typing import Any

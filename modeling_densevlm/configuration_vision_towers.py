@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Configurations of the vision towers that transformers does not have."""
 
 from typing import Any

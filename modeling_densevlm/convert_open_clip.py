@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """
 Public checkpoints to a DenseVLM, and a DenseVLM back to the layout of open_clip and the reference code.
 

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Vision towers that are not of this package: known to this process once they are registered."""
 
 from transformers import AutoConfig, PreTrainedModel

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """From an image file to `pixel_values`: longest side to `size`, padded right and below to a square."""
 
 import base64

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """CLIP's ModifiedResNet (Radford et al., 2021): RN50, RN50x4 and kin, with its attention pool in dense mode."""
 
 import torch

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """CLIP's vision transformer (OpenAI, OpenCLIP, DFN, MetaCLIP ...), whose last block knows the dense path."""
 
 import torch

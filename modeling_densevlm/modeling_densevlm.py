@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """DenseVLM: a CLIP that gives a feature in the image-text space for every location of the image."""
 
 import copy

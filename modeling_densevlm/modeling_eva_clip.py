@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """The vision transformer of EVA-02 CLIP (Sun et al., 2023): rotary positions, sub-LayerNorm, SwiGLU."""
 
 import torch

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """SigLIP and SigLIP 2 (Zhai et al., 2023; Tschannen et al., 2025) as dense backbones."""
 
 import torch

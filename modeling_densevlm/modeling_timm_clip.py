@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """CLIP towers of timm that transformers does not have: ConvNeXt, and plain vision transformers of other shapes."""
 
 from functools import partial

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Image processor and tokenizer in one: images, texts and regions in, what the model takes out, and back."""
 
 from collections.abc import Sequence

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """
 Writes a model as a complete folder for the Hub: weights, configuration, processor, tokenizer, the code that loads it
 where this package is not installed, and a card.

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """The text towers: where a text's feature is read, how texts are padded, whether a projection follows."""
 
 from typing import Any, ClassVar

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """What a vision tower gives, whatever it is made of. The model knows its towers by this interface alone."""
 
 from collections.abc import Collection

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Batches that worker processes hand over: what fails on the way has to be seen where the batch is waited for."""
 
 from typing import TypeVar

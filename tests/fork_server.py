@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """
 Programs in processes of their own that need not import everything again: most of a short run is imports of torch and
 transformers. A server imports them once; each program is a fork of it, and ends as any process does.

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Tar shards as SA-1B has them, whole and damaged, for tests."""
 
 import io

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """What the benchmarks reckon with, and that a part of the GPU's that goes wrong costs the others nothing."""
 
 import json

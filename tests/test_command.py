@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """The console command: which program a command is, from any folder, in an environment without the repository."""
 
 import importlib.util

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """The house: arrows point one way, and README tells the truth about what is there."""
 
 import ast

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Every student with every teacher: one training step and one evaluation through the two programs, at tiny width."""
 
 import json

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Worker processes that cannot hand over their batches: no program waits for them for ever."""
 
 import resource

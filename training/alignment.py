@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """
 The mathematics of DenseVLM as pure functions of tensors: retrieval (Eq. 1-2), denoising, decoupled KL (Eq. 3-5).
 

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """The keys that recipes of all methods have: dataclasses of the models, of the data and of training itself."""
 
 import json

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """
 Computes the teacher's predictions once for every image and grid, and caches them. Training then needs no teacher:
 

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """
 Reads the images of a recipe before a long run does: counts them, times them, lists what is broken.
 

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """
 CLIPSelf (Wu et al., ICLR 2024), a sibling of DenseVLM: a CLIP's dense features learn from the same CLIP's image
 features of the cut-out regions. It needs no categories and cannot remove a bias that the image features have.

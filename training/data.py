@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """
 Images in, `{"pixel_values", "boxes", ...}` out: the regions that are aligned are the cells of a random grid. No
 annotation is read, only which images there are.

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """What the methods share: a frozen teacher gives targets for regions of a batch, a student learns to match them."""
 
 import time

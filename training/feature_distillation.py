@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """
 Feature distillation: the student's pooled region features learn those of the teacher itself, without categories. Both
 live in spaces of equal width, as two CLIPs of one family do.

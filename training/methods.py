@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """The methods by name. A method is one file (its arguments, its loss, its trainer) and one line here."""
 
 import importlib

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """The models of a run: student and teacher with what belongs to them, and which parameters are trained."""
 
 import copy

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """What the teacher retrieves, to look at: an image, its grid, and in each cell the category and how sure of it."""
 
 from collections.abc import Sequence

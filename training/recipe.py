@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Recipes: keys from YAML and from the command line become dataclasses, and the resolved ones YAML again."""
 
 import argparse

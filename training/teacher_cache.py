@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """
 Cached teacher predictions: for every image, every grid and every region the teacher is sure of, its distribution over
 the categories. `python -m training.cache_teacher` computes them, training with `--teacher_cache` reads them.

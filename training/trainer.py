@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """DenseVLM: decoupled region-language alignment, Sec. 3.2 of the paper. Its equations are in `alignment.py`."""
 
 import json

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """ADE20K's panoptic annotations, made of its public semantic and instance files (ADEChallengeData2016)."""
 
 import json

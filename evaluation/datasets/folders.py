@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """The files of a folder: what is data, and what systems leave among it."""
 
 from collections.abc import Collection

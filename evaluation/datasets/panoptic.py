@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """COCO-panoptic annotations as regions: boxes, masks on the dense map, labels."""
 
 import json

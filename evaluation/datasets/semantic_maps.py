@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Folders of images and of PNGs that hold each pixel's category, as COCO-Stuff, ADE20K and PASCAL have them."""
 
 from collections.abc import Iterable

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """The page of the Space: regions as JSON go in, the numbers come out."""
 
 import json

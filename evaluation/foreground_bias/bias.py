@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """How often stuff is taken for a thing, how often the reverse, and which pairs of categories carry it."""
 
 import numpy as np

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """How often stuff is taken for a thing, and by which pairs of categories."""
 
 import datasets

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 test_cases = [
     {
         "predictions": [0, 0, 2, 2],

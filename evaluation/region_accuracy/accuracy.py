@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Accuracies as means over classes, and the two error shares between things and stuff."""
 
 import numpy as np

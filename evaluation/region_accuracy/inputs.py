@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """What a metric is given, looked at before it is counted: ids and flags, and not scores."""
 
 from collections.abc import Sequence

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """The classes of the installed package; this folder holds no code of its own. Written by training.sandbox.ship."""
 
 try:

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """
 Sizes of public models as data (`model_configs/*.json`, in open_clip's form; `timm_siglip.json`, those that open_clip
 names by timm's name alone), and open_clip's form as our configuration and back.

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Entries of checkpoints that follow from the configuration: rotary tables, masks, position ids, sizes."""
 
 import re

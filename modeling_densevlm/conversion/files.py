@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoint files: read without executing anything in them, and written."""
 
 import contextlib

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """
 Names of tensors in public checkpoints and in our models, as data: one list of rules per tower, applied in both
 directions.

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Finds the tensors of a CLIP in a checkpoint, whatever it is part of, and gives them the reference's names."""
 
 import re

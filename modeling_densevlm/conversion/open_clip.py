@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoints of open_clip and of what is built on it to a DenseVLM, and back."""
 
 from collections.abc import Mapping, Sequence

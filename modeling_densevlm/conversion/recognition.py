@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Recognises the known model in a checkpoint by the shapes of its tensors, and describes how others differ."""
 
 import functools

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """
 Whole runs on two ranks, one after the other: none may report a failure.
 

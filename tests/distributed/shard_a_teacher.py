@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """On each of two ranks: what a sharded teacher says, and how much of it there is, against a whole one."""
 
 import copy

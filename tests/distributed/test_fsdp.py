@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Sharding changes where weights are and nothing else: FSDP 2 of the student, and of the teacher."""
 
 import json

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """N ranks equal one rank on the same global batch, with accumulation too."""
 
 import json

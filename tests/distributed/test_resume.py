@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Killed and resumed equals uninterrupted, bit for bit, whatever is killed and when."""
 
 import json

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """
 `training.train` under FSDP on CPUs. There accelerate runs DDP when it is asked for FSDP, without a word. So this tells
 it that its processes are those of GPUs, and says in the end what has run.

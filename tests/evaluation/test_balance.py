@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """The balance of things and stuff: by hand, against a sweep of δ, and under a constant that changes only it."""
 
 import numpy as np

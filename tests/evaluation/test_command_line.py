@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Every program of the evaluation: options that mean nothing, outputs that cannot be written, broken inputs."""
 
 from pathlib import Path

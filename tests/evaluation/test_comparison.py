@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Models side by side."""
 
 from evaluation.comparison import as_latex, as_markdown

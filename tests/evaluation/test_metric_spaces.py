@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Both metrics as Spaces: what a Space needs is there and works, in several processes, too."""
 
 import importlib.util

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """The `region_accuracy` metric as `evaluate` loads it."""
 
 from pathlib import Path

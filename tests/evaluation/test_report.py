@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """The page: complete in itself, with what was measured, for any number of models and seeds."""
 
 import html

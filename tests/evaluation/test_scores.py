@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """The scores of regions as a file: complete or not there, and of one evaluation."""
 
 import numpy as np

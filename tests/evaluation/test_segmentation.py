@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Semantic segmentation without training: labels of pixels, what the PNGs mean, and the means of IoU."""
 
 import json

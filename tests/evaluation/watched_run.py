@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """A run that is evaluated while it trains: `python -m tests.evaluation.watched_run SCENES --key value ...`"""
 
 import sys

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Our numbers against those recorded from the reference implementation, in float32."""
 
 import pytest

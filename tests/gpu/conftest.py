@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """
 What runs on a GPU, against the same on the CPU. Without CUDA these tests are skipped; GPU_TESTS_ON=cpu runs them on
 the CPU against itself, which shows that they can be run. `make gpu` does either (docs/gpu.md).

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Starts the training program on one rank that is told what torchrun tells its own."""
 
 import os

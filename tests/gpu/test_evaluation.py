@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """An evaluation on the GPU is that of the CPU."""
 
 import numpy as np

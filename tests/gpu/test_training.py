@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """A step on the GPU moves the parameters as on the CPU; kept answers, NCCL and a kill change nothing of it."""
 
 import re

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """
 `training.train` on one rank as on many: accelerate wraps a model in DDP where there is more than one, and this tells
 it that one is enough. Says in the end what has run, and over what.

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """A CLIP is converted wherever it lies in a file, and messages name tensors as they stand there."""
 
 import json

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Every public layout of weights, from its own implementation where that can be installed, converted and back."""
 
 import dataclasses

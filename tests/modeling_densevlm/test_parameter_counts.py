@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """The full-size configurations have the published numbers of parameters. Nothing is allocated: the meta device."""
 
 import pytest

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Publishing: a complete folder or none, and what is in the way is named."""
 
 import json

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Saved folders carry their code and go on loading: without the package, offline, saved again, and years later."""
 
 import json

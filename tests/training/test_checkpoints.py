@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """A checkpoint is whole or not there, and a run goes on only from one it can go on from exactly."""
 
 import os

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Training and evaluation on two real COCO images, with a CLIP shaped like ViT-B/16, through both command lines."""
 
 import json

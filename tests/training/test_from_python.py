@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Trainers from Python, as those of TRL: names in, a trained folder out, by the constructor that the program uses."""
 
 import re

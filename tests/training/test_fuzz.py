@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """A thousand mutated inputs from a fixed seed: no hang, no crash without a named cause, nothing lost silently."""
 
 import io

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Configurations of `accelerate launch`: accelerate knows them, a recipe is the same under each, two are run."""
 
 import re

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Methods are declared: each has its own keys, and one from elsewhere is as good as those of the repository."""
 
 import importlib

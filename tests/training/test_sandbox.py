@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """The sandbox: its scenes, its tokenizer, its tiny models and the folders they are shipped in."""
 
 import json

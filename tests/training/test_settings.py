@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Every setting of transformers and accelerate works, is fixed, or is refused by its key before a model is read."""
 
 import re

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Steps that are not finite, and what a run says of itself while it goes."""
 
 import multiprocessing

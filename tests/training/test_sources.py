@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Where images lie: every kind of source becomes an index, and what is broken there is a row of it."""
 
 import http.server

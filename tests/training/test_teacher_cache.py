@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """The teacher's answers, kept: the same loss as asking it, and refused where they are answers to something else."""
 
 import json

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Saving that leaves either a whole folder or none: checkpoints while a run goes on, and its result."""
 
 import os

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Atomic checkpoints: which one a run is resumed from, and how one comes into being."""
 
 import json

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """
 Every key of transformers' `TrainingArguments`, and of the `accelerator_config` in it, in one of three classes: it
 works and is tested, it is fixed here, or it is refused. No setting is silently without effect, and none changes which

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """FSDP 2: models of which each process holds a share, the student while it trains and the teacher as it is."""
 
 from collections.abc import Iterator

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """What may end a run or a step before its time, what is done then, and how processes end."""
 
 import atexit

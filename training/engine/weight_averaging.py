@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Weight-space ensemble: what is saved at the end lies between the initial weights and the trained ones."""
 
 from typing import Any

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Files of the disk and behind addresses: a path is opened as it stands, whatever signs its name holds."""
 
 import os

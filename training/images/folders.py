@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """What lies in a folder of the disk: images, tars, Parquet files, and what is passed over, counted by its kind."""
 
 import re

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """Encoded images in the rows of Parquet files, read one at a time."""
 
 import os

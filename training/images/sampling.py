@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """In which order images are seen: a pure function of seed and epoch, the same for any number of processes."""
 
 from collections.abc import Iterator, Sequence

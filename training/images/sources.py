@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """
 Where images lie: folders, COCO annotation files, tar shards (SA-1B), Parquet datasets (Hub), on a disk or behind an
 address. Whatever the source, it becomes an *index*, a [`datasets.Dataset`] with one row an image that says where its

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """
 Pre-trains the sandbox's tiny CLIPs on captioned scenes: U, the student to be, and P, the larger teacher to be.
 

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """
 A small world in which foreground bias can be seen on a laptop: scenes drawn from a seed, with exact masks.
 

@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """A tokenizer that knows a list of words: enough for the captions of the sandbox and for category names in tests."""
 
 from collections.abc import Iterable

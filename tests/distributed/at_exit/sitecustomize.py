@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """
 Read by every Python that is started with this folder on its path: a process that leaves threads of gloo behind fails.
 Such a thread may need Python when there is none any more, and would then abort a process that has done its work.

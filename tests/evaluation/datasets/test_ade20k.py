@@ -1,3 +1,5 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """ADE20K's panoptic annotations, made of small semantic and instance files by hand."""
 
 from pathlib import Path
