@@ -511,7 +511,7 @@ def test_a_compressed_tar_is_refused_with_the_remedy(tmp_path):
 
 def test_lists_of_other_things_are_refused(tmp_path):
     (tmp_path / "list.txt").write_text("a.jpg\n")
-    with pytest.raises(ValueError, match=r"lists tars, one a line; 'a\.jpg' is none"):
+    with pytest.raises(ValueError, match=r"lists tars, one per line; 'a\.jpg' is none"):
         open_source(Source(tmp_path / "list.txt"))
     (tmp_path / "list.txt").write_text("# nothing\n")
     with pytest.raises(ValueError, match="lists no tar"):
