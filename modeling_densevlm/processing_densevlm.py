@@ -105,7 +105,8 @@ class DenseVLMProcessor(ProcessorMixin):
                 Regions, xyxy in pixels of the image as its author saw it (after EXIF turning).
             masks (list with an array `(n_i, height, width)` for each image, *optional*):
                 Regions, bool or 0 and 1, as large as the image.
-            kwargs: any option of the image processor or the tokenizer, also in `images_kwargs` and `text_kwargs`.
+            kwargs: any option of the image processor or the tokenizer, also in `images_kwargs` and `text_kwargs`;
+                `return_tensors` is `"pt"` by default, where texts are padded.
 
         Returns:
             [`BatchFeature`] with what [`DenseVLMModel.forward`] takes: `pixel_values`, `content_extent`, `boxes` or
@@ -141,13 +142,13 @@ class DenseVLMProcessor(ProcessorMixin):
                     split[part].setdefault(name, value)
         return split["images_kwargs"], split["text_kwargs"]
 
-    def _tokenize(
-        self, text: str | list[str], return_tensors: str | TensorType | None = None, **kwargs: Any
-    ) -> BatchEncoding:
+    def _tokenize(self, text: str | list[str], **kwargs: Any) -> BatchEncoding:
         is_siglip = type(self.tokenizer).__name__.startswith("Siglip")
         padding = kwargs.pop("padding", None)
         if padding is None:
             padding = self.text_padding or ("max_length" if is_siglip else "longest")
+        # As the image processor gives its part; texts of different lengths make no tensor.
+        return_tensors = kwargs.pop("return_tensors", "pt" if padding else None)
         length = kwargs.pop("max_length", None) or self.text_length
         if length is None and self.tokenizer.model_max_length < UNLIMITED:
             length = self.tokenizer.model_max_length
