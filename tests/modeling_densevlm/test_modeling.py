@@ -382,7 +382,7 @@ def test_a_new_head_over_a_saved_model_is_initialized_and_the_model_in_it_is_loa
 def test_a_tower_that_nobody_knows_is_refused_with_those_that_are_known():
     with pytest.raises(ValueError, match="'vit' is no tower of a DenseVLM; there are clip_vision_model, eva02_clip"):
         DenseVLMModel(DenseVLMConfig(vision_config={"model_type": "vit", "hidden_size": 12, "num_hidden_layers": 1}))
-    with pytest.raises(ValueError, match="Unrecognized model type for subconfig: eva03"):
+    with pytest.raises(ValueError, match="'eva03' is no tower that is known here"):
         DenseVLMConfig(vision_config={"model_type": "eva03"})
 
 
