@@ -1,10 +1,11 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""
-Builds ADE20K's panoptic annotations from its public semantic and instance files (ADEChallengeData2016, folders
-`annotations` and `annotations_instance`):
+r"""
+Builds ADE20K's panoptic annotations from its public semantic and instance files (ADEChallengeData2016).
 
-    python -m evaluation.ade20k --images images/validation --semantic annotations/validation \\
+The inputs are its folders `images`, `annotations` and `annotations_instance`:
+
+    python -m evaluation.ade20k --images images/validation --semantic annotations/validation \
         --instances annotations_instance/validation --output ade20k_panoptic_val
 
 writes `ade20k_panoptic_val.json` and the folder of PNGs `ade20k_panoptic_val` in COCO's panoptic format, the input of
@@ -22,6 +23,7 @@ from .datasets.ade20k import CATEGORIES, convert, json_of
 
 @one_line_errors()
 def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the program with `argv`, by default the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m evaluation.ade20k",
         description=__doc__,

@@ -28,6 +28,9 @@ def confusion_chart(
     Args:
         file (`str` or path): image file to write; its suffix selects the format.
         counts (`np.ndarray` of shape `(categories, categories)`): true categories as rows, predicted ones as columns.
+        names (sequence of `str`): category names.
+        is_thing (sequence of `bool`): whether each category is a thing.
+        title (`str`, *optional*, defaults to `""`): title of the chart.
     """
     flags = np.array(is_thing, dtype=bool)
     used = (counts.sum(0) > 0) | (counts.sum(1) > 0)
@@ -67,7 +70,11 @@ def difference_chart(
     Draws the categories with the largest gains and losses of a model over another (Fig. 4 of the paper).
 
     Args:
+        file (`str` or path): image file to write; its suffix selects the format.
+        names (sequence of `str`): category names.
         differences (`np.ndarray` of shape `(categories,)`): differences in accuracy, -1..1; NaN omits a category.
+        is_thing (sequence of `bool`): whether each category is a thing.
+        title (`str`, *optional*, defaults to `""`): title of the chart.
         max_shown (`int`, *optional*, defaults to 20): maximal number of gains and of losses.
     """
     rows = np.flatnonzero(~np.isnan(differences) & (differences != 0))
@@ -106,9 +113,10 @@ def balance_chart(file: str | Path, curves: Mapping[str, Sequence[BalanceCurve]]
     offset; the further out a curve lies, the better the model discriminates. Grey lines: equal harmonic mean.
 
     Args:
-        curves (mapping of titles to sequences of [`BalanceCurve`]): per model one curve per seed; those after the
-        first
-            are drawn thinner.
+        file (`str` or path): image file to write; its suffix selects the format.
+        curves (mapping of titles to sequences of [`BalanceCurve`]): per model one curve per seed; those after
+            the first are drawn thinner.
+        title (`str`, *optional*, defaults to `""`): title of the chart.
     """
     figure, ((axis,),) = subplots(figsize=(6.2, 5.6))
     ends = [(curve.thing.max(), curve.stuff.max()) for of_model in curves.values() for curve in of_model]
@@ -144,8 +152,11 @@ def accuracy_chart(
     (Fig. 6).
 
     Args:
+        file (`str` or path): image file to write; its suffix selects the format.
         rows (sequence of `dict`): rows of metrics of `evaluation.evaluate_regions`, with the keys `model` and `over`.
+        over (`str`, *optional*, defaults to `"image_size"`): key of the horizontal axis.
         metrics (mapping of keys to titles, *optional*): one panel each; Boxes, Masks-T and Masks-S by default.
+        xlabel (`str`, *optional*): label of the horizontal axis.
     """
     metrics = metrics or {"boxes_top1": "Boxes", "masks_thing_top1": "Masks-T", "masks_stuff_top1": "Masks-S"}
     models = list(dict.fromkeys(row["model"] for row in rows))

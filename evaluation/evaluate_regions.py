@@ -1,10 +1,10 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""
+r"""
 Evaluates region classification with dense features: Boxes, Masks-T and Masks-S of the paper, foreground and background
 bias, and the balance curve between things (countable objects) and stuff (amorphous background regions).
 
-    python -m evaluation.evaluate_regions --model MODEL --annotations panoptic_val2017.json --images val2017 \\
+    python -m evaluation.evaluate_regions --model MODEL --annotations panoptic_val2017.json --images val2017 \
         --panoptic panoptic_val2017 --output metrics.json
     accelerate launch -m evaluation.evaluate_regions --models A B C --image_size 224 512 ... --output comparison.json
 
@@ -64,13 +64,15 @@ def evaluate_regions(
         model ([`DenseVLMModel`]): the model, on its device and in its dtype.
         regions ([`PanopticRegions`]): the annotated images.
         embeddings ([`CategoryEmbeddings`]): embeddings of `regions.categories` in the model's space.
+        batch_size (`int`, *optional*, defaults to 8): images per forward pass.
+        num_workers (`int`, *optional*, defaults to 2): data loading processes.
         rows (sequence of `int`, *optional*): indices of the images to evaluate; all by default.
 
     Returns:
         [`RegionScores`], ordered by image id.
 
     Raises:
-        `ValueError` where none of all images could be evaluated.
+        `ValueError` if `rows` is `None` and no image could be evaluated.
     """
     embeddings.check(regions.categories, model.config.projection_dim)
     model.eval()

@@ -1,9 +1,9 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""
+r"""
 Evaluates training-free semantic segmentation with dense maps: mean intersection over union.
 
-    python -m evaluation.evaluate_segmentation --model MODEL --images val2017 --annotations stuffthingmaps/val2017 \\
+    python -m evaluation.evaluate_segmentation --model MODEL --images val2017 --annotations stuffthingmaps/val2017 \
         --categories coco_stuff_171 --layout coco_stuff --output metrics.json
     accelerate launch -m evaluation.evaluate_segmentation --models A B C --image_size 448 896 ... --output metrics.json
 
@@ -44,7 +44,12 @@ def evaluate_segmentation(
     Segments annotated images and counts the pixels by annotated and predicted category.
 
     Args:
+        model ([`DenseVLMModel`]): the model, on its device and in its dtype.
+        dataset ([`SemanticMaps`]): the annotated images.
+        embeddings ([`CategoryEmbeddings`]): embeddings of `dataset.categories` in the model's space.
         rows (sequence of `int`): indices of the images to evaluate.
+        batch_size (`int`, *optional*, defaults to 8): images per forward pass.
+        num_workers (`int`, *optional*, defaults to 2): data loading processes.
         options: keyword arguments of [`segment`].
 
     Returns:

@@ -42,9 +42,7 @@ def check_provenance(metadata: Mapping[str, str], file: str | Path) -> None:
 
 
 def add_renamed_options(parser: argparse.ArgumentParser) -> None:
-    """
-    Adds the options of earlier versions to a parser, hidden; using one is an error that names the current option.
-    """
+    """Adds the hidden options of earlier versions to a parser; using one is an error that names the current one."""
     for old, new in OPTIONS.items():
         parser.add_argument(old, action=_Renamed, const=new, nargs="*", help=argparse.SUPPRESS)
 

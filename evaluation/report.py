@@ -1,9 +1,9 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""
+r"""
 Writes a report about evaluated models: a single HTML file, self-contained and readable offline.
 
-    python -m evaluation.report "U=runs/eval/0-u-512.safetensors" "DenseVLM=runs/eval/1-d-512.safetensors" \\
+    python -m evaluation.report "U=runs/eval/0-u-512.safetensors" "DenseVLM=runs/eval/1-d-512.safetensors" \
         --output report.html [--annotations panoptic_val2017.json --images val2017]
 
 Each run is a score file written by `evaluation.evaluate_regions`, preceded by a title. Runs with the same title are
@@ -167,6 +167,7 @@ def read_models(runs: Sequence[str]) -> list[ReportModel]:
 
 @one_line_errors()
 def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the program with `argv`, by default the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m evaluation.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -203,9 +203,7 @@ def balance_row(runs: Sequence[Margins], reference: Sequence[Margins] | None = N
 
 
 def group_errors(run: RegionScores, categories: CategorySet) -> dict[str, Any]:
-    """
-    `foreground` and `background`: the bias on masks (`share`) and the most frequent pairs of categories (`pairs`).
-    """
+    """`foreground` and `background`: the bias on masks (`share`) and the most frequent confusions (`pairs`)."""
     bias = foreground_bias(top_categories(run.masks, 1)[:, 0], run.labels, np.array(categories.things()))
     return {
         name: {

@@ -113,6 +113,7 @@ def test_metrics(scores: SplitScores, categories: CategorySet, offset: float) ->
 
 
 def margins_of(scores: RegionScores, categories: CategorySet) -> Margins:
+    """[`Margins`] of the masks of the sandbox's categories."""
     return Margins.from_scores(scores, np.array(categories.things()))
 
 
@@ -187,6 +188,7 @@ def gains(entries: Sequence[SandboxModel], metrics: dict[str, dict]) -> str:
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Formats rows of cells as a Markdown table with the first row as header."""
     lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -225,6 +227,7 @@ def true_labels(split: Path, record: dict, categories: CategorySet) -> np.ndarra
 
 @one_line_errors()
 def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the program with `argv`, by default the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m evaluation.sandbox", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -66,9 +66,7 @@ def segment(
     stride: int | None = None,
     **options: int | float | None,
 ) -> list[Tensor]:
-    """
-    [`label_pixels`] for each image of a batch of padded squares; `sizes` are the original (height, width) in pixels.
-    """
+    """[`label_pixels`] per image of a batch of padded squares; `sizes` are the images' (height, width) in pixels."""
     if window is not None:
         # Windows give cosines at image resolution: one image at a time, to limit memory.
         per_image = (dense_cosines(model, one[None], text_embeds, window, stride)[0] for one in pixel_values)

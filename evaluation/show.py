@@ -1,7 +1,7 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Draws what models predict in an image:
+Draws what models predict in an image.
 
     python -m evaluation.show photo.jpg --models U P --texts sky kite --output similarity.png
     python -m evaluation.show photo.jpg --models U P --categories coco_panoptic_133 --grid 4 6 --output grid.png
@@ -64,6 +64,7 @@ def classify_cells(
 
 @one_line_errors()
 def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the program with `argv`, by default the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m evaluation.show", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -87,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def draw_figure(arguments: argparse.Namespace) -> None:
+    """Draws the figure selected by the arguments of the program."""
     image = load_image(arguments.image)
     texts = arguments.texts
     categories = CategorySet(texts) if texts else CategorySet.load(arguments.categories)

@@ -1,7 +1,7 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Evaluates region accuracies of the student during training, on a few images every N steps:
+Evaluates region accuracies of the student during training, on a few images every N steps.
 
     import sys
     from evaluation.while_training import RegionEvaluation

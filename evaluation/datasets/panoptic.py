@@ -133,7 +133,9 @@ class PanopticRegions(torch.utils.data.Dataset):
 
 def pixel_boxes(bboxes: list[list[float]], is_stuff: Tensor) -> Tensor:
     """
-    Converts COCO's xywh to xyxy in pixels, `(n, 4)` float64. As in the reference, boxes of stuff end one pixel earlier
+    Converts COCO's xywh to xyxy in pixels, `(n, 4)` float64.
+
+    As in the reference, boxes of stuff end one pixel earlier
     than those of things, at the start of their last pixel, for comparable metrics. (The paper's "Boxes" are of
     things.)
     """
@@ -341,9 +343,7 @@ def _labels(annotations: str | Path, content: dict[str, Any], categories: Catego
 
 
 def _find_name(categories: CategorySet, name: str | None, is_thing: int | None) -> list[int]:
-    """
-    Indices of a name in the category set: several if it is in both groups and `is_thing` does not tell which one.
-    """
+    """Indices of a name in the category set; several if it is in both groups and `is_thing` does not decide."""
     found = [index for index, other in enumerate(categories.names) if other == name]
     if len(found) > 1 and is_thing is not None and categories.is_thing is not None:
         found = [index for index in found if is_thing_group(categories.is_thing[index]) == is_thing]

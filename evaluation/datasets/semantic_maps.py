@@ -148,9 +148,7 @@ class SemanticMaps(torch.utils.data.Dataset):
 
 
 def label_table(categories: CategorySet, layout: ValueLayout, bits: int) -> np.ndarray:
-    """
-    Lookup table from the values of 8 or 16 bits to category indices, `IGNORED` or `UNKNOWN`, `(2**bits,)`.
-    """
+    """Lookup table from the values of 8 or 16 bits to category indices, `IGNORED` or `UNKNOWN`, `(2**bits,)`."""
     ids = list(range(len(categories))) if categories.ids is None else categories.ids
     values = [number - layout.offset for number in ids]
     for name, value in zip(categories.names, values):

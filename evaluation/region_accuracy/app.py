@@ -30,6 +30,7 @@ def compute(text: str) -> dict:
 
 
 def main() -> None:
+    """Starts the web interface of the Space."""
     import gradio
 
     def shown(text: str) -> dict:
