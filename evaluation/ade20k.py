@@ -18,7 +18,7 @@ from pathlib import Path
 
 from modeling_densevlm.command_line import check_output, one_line_errors
 
-from .datasets.ade20k import CATEGORIES, convert, json_of
+from .datasets.ade20k import IS_THING, convert, json_of
 
 
 @one_line_errors()
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_output(json_of(arguments.output))
     content = convert(arguments.images, arguments.semantic, arguments.instances, arguments.output)
     segments = [s for record in content["annotations"] for s in record["segments_info"]]
-    things = sum(CATEGORIES.is_thing[segment["category_id"]] for segment in segments)
+    things = sum(IS_THING[segment["category_id"]] for segment in segments)
     print(f"{len(content['images'])} images, {things} thing segments, {len(segments) - things} stuff segments")
 
 

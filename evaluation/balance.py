@@ -18,7 +18,7 @@ needed.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -132,7 +132,7 @@ class BalanceCurve:
     @property
     def harmonic_mean(self) -> np.ndarray:
         """Harmonic mean of both accuracies, `(points,)`."""
-        return harmonic_mean(self.thing, self.stuff)
+        return np.asarray(harmonic_mean(self.thing, self.stuff))
 
 
 def class_weights(margins: Margins, counts: np.ndarray | None = None) -> np.ndarray:
@@ -217,7 +217,8 @@ def _by_group(margins: Margins, weights: np.ndarray) -> tuple[float, float]:
 def _by_margin(margins: Margins, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Weights of things and of stuff per distinct margin, `(values,)` each."""
     things = weights * margins.is_thing
-    return tuple(np.bincount(margins.value_indices, of, len(margins.values)) for of in (things, weights - things))
+    indices, count = margins.value_indices, len(margins.values)
+    return np.bincount(indices, things, count), np.bincount(indices, weights - things, count)
 
 
 def _ordered_pairs(margins: Margins, weights: np.ndarray) -> tuple[float, float, float]:
@@ -300,7 +301,7 @@ def mean_balance_metrics(runs: Sequence[Margins], counts: np.ndarray | None = No
     return {name: float(np.mean([metrics[name] for metrics in of_runs])) for name in of_runs[0]}
 
 
-def balance_intervals(runs: Sequence[Margins], **options: int | float) -> dict[str, tuple[float, float]]:
+def balance_intervals(runs: Sequence[Margins], **options: Any) -> dict[str, tuple[float, float]]:
     """
     [`bootstrap`] of [`mean_balance_metrics`] over images and seeds: the variation over images and, as far as a few
     seeds can show, over seeds.
@@ -318,7 +319,7 @@ def _resample(runs: Sequence[T], rng: np.random.Generator) -> list[T]:
 
 
 def compare_balance(
-    first: Sequence[Margins], second: Sequence[Margins], **options: int | float
+    first: Sequence[Margins], second: Sequence[Margins], **options: Any
 ) -> dict[str, tuple[float, float, float]]:
     r"""
     Compares the second model with the first, each given as the runs of its seeds.
@@ -345,6 +346,8 @@ def compare_balance(
             raise ValueError("The two models were not evaluated on the same regions.")
 
     def statistics(counts: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
+        before: Sequence[Margins]
+        after: Sequence[Margins]
         if len(first) == len(second):
             before, after = zip(*_resample(list(zip(first, second)), rng))
         else:

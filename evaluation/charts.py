@@ -81,8 +81,9 @@ def difference_chart(
     rows = rows[np.argsort(differences[rows], kind="stable")]
     if len(rows) > 2 * max_shown:
         rows = np.concatenate([rows[:max_shown], rows[-max_shown:]])
-    figure, ((axis,),) = subplots(figsize=(6.4, 0.24 * max(len(rows), 4) + 1.2))
-    for position, row in enumerate(rows):
+    shown = rows.tolist()
+    figure, ((axis,),) = subplots(figsize=(6.4, 0.24 * max(len(shown), 4) + 1.2))
+    for position, row in enumerate(shown):
         thing = bool(is_thing[row])
         axis.barh(
             position,
@@ -91,8 +92,8 @@ def difference_chart(
             hatch="///" if thing else None,
             edgecolor="white",
         )
-    axis.set_yticks(range(len(rows)), [_short(names[row]) for row in rows], fontsize=8)
-    for label, row in zip(axis.get_yticklabels(), rows):
+    axis.set_yticks(range(len(shown)), [_short(names[row]) for row in shown], fontsize=8)
+    for label, row in zip(axis.get_yticklabels(), shown):
         label.set_style("italic" if is_thing[row] else "normal")
     axis.axvline(0, color="black", linewidth=0.8)
     axis.set_xlabel("difference in accuracy, percentage points")

@@ -74,6 +74,7 @@ def evaluate_regions(
     Raises:
         `ValueError` if `rows` is `None` and no image could be evaluated.
     """
+    assert model.config.projection_dim is not None  # set by the configuration
     embeddings.check(regions.categories, model.config.projection_dim)
     model.eval()
     text_embeds = embeddings.embeds.to(model.device, torch.float32)
@@ -99,7 +100,7 @@ def evaluate_regions(
             raise ValueError(f"None of the {len(regions)} images could be evaluated, e.g. {skipped_images[0]}")
         empty = _empty_arrays(len(regions.categories))
         return RegionScores(**empty, images=0, skipped_regions=0, skipped_images=skipped_images)
-    joined = {key: np.concatenate(values) for key, values in columns.items()}
+    joined: dict[str, Any] = {key: np.concatenate(values) for key, values in columns.items()}
     return RegionScores(**joined, images=images, skipped_regions=skipped_regions, skipped_images=skipped_images)
 
 
@@ -120,7 +121,7 @@ def evaluate_in_shards(
     return in_shards(RegionScores, evaluate, len(regions), file, provenance, shard_size)
 
 
-def _empty_arrays(categories: int) -> dict[str, np.ndarray]:
+def _empty_arrays(categories: int) -> dict[str, Any]:
     cosines = {name: np.zeros((0, categories), dtype=np.float32) for name in ("boxes", "masks")}
     return {name: np.zeros(0, dtype=np.int64) for name in RegionScores.ARRAYS} | cosines
 

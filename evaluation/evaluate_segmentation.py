@@ -58,6 +58,7 @@ def evaluate_segmentation(
     Raises:
         `ValueError` if a PNG has values that belong to no category.
     """
+    assert model.config.projection_dim is not None  # set by the configuration
     embeddings.check(dataset.categories, model.config.projection_dim)
     text_embeds = embeddings.embeds.to(model.device, torch.float32)
     categories = len(dataset.categories)
@@ -91,7 +92,7 @@ def evaluate_model_on_segmentation(evaluated: EvaluatedModel, arguments: argpars
     )
     embeddings = evaluated.embeddings(categories)
     window, stride = windows(evaluated, arguments.window, arguments.stride)
-    options = {"window": window, "stride": stride, "background": None}
+    options: dict[str, Any] = {"window": window, "stride": stride, "background": None}
     if arguments.background is not None:
         if arguments.background not in categories.names:
             raise ValueError(f"--background: {categories.name} has no category {arguments.background!r}.")
@@ -117,7 +118,7 @@ def windows(evaluated: EvaluatedModel, window: int | None, stride: int | None) -
         if stride is not None:
             raise ValueError("--stride needs --window.")
         return None, None
-    whole = whole_cells(window, evaluated.model.vision_model.stride, evaluated.source)
+    whole = whole_cells(window, evaluated.stride, evaluated.source)
     if not 0 < (window if stride is None else stride) <= window or whole > evaluated.side:
         raise ValueError(
             f"--window {window} is at most the image's {evaluated.side} pixels, and --stride at most the window."

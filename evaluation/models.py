@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -116,7 +116,13 @@ class EvaluatedModel:
     arguments: argparse.Namespace
 
     @property
+    def stride(self) -> int:
+        """Pixels per location of the model's map."""
+        return cast(int, self.model.vision_model.stride)
+
+    @property
     def side(self) -> int:
+        """Side of the padded square image in pixels."""
         return self.image_processor.size["longest_edge"]
 
     def embeddings(self, categories: CategorySet) -> CategoryEmbeddings:
@@ -184,6 +190,7 @@ def load_models(arguments: argparse.Namespace) -> Iterator[EvaluatedModel]:
     device = PartialState().device if arguments.device == "cuda" else arguments.device
     for number, source in enumerate(sources):
         image_processor, tokenizer = load_processing(source)
+        assert isinstance(image_processor, DenseVLMImageProcessor)  # the default back end
         for side in arguments.image_size or [image_processor.size["longest_edge"]]:
             model = DenseVLMModel.from_pretrained(source, dtype=torch.float32).to(device).eval()
             image_processor = copy.copy(image_processor)

@@ -159,9 +159,10 @@ def read_models(runs: Sequence[str]) -> list[ReportModel]:
     models = []
     for title, sizes in by_title.items():
         if len(sizes) == 1:
-            models += [ReportModel(title, *sizes.values())]
+            (runs_of_title,) = sizes.values()
+            models.append(ReportModel(title, runs_of_title))
         else:
-            models += [ReportModel(f"{title}, {size} pixels", runs, line=title) for size, runs in sizes.items()]
+            models += [ReportModel(f"{title}, {size} pixels", found, line=title) for size, found in sizes.items()]
     return models
 
 

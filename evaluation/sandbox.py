@@ -18,6 +18,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,7 +94,7 @@ def score_splits(folder: Path, data: Path, categories: CategorySet) -> SplitScor
             "model": str(folder),
             "fingerprint": model.fingerprint(),
             "categories": list(categories.names),
-            "is_thing": list(categories.is_thing),
+            "is_thing": categories.require_flags("the sandbox"),
             "templates": len(embeddings.templates),
             "split": split,
             "code": code_digest(),
@@ -130,7 +131,7 @@ def collect_metrics(
     the individual ones in `seeds`), and under `<key>_offset` the same with δ chosen on the validation split.
     `over_<BASELINE>` is the output of [`compare_balance`] against the baseline.
     """
-    metrics = {}
+    metrics: dict[str, dict[str, Any]] = {}
     margins = {key: [margins_of(run.test, categories) for run in scores] for key, scores in scores_of.items()}
     for entry in entries:
         runs = scores_of[entry.key]
@@ -198,7 +199,7 @@ def draw_locations(
 ) -> None:
     """Draws the predictions of each model per pixel, on the first test scenes with a thing and two stuff segments."""
     content = read_annotations(data / "test" / "panoptic.json")
-    is_thing = dict(zip(categories.ids, categories.is_thing))
+    is_thing = dict(zip(ids_of(categories), categories.things()))
     flags = [[is_thing[s["category_id"]] for s in record["segments_info"]] for record in content["annotations"]]
     chosen = [i for i, row in enumerate(flags) if any(row) and row.count(False) >= 2][:count]
     images = [load_image(data / "test" / "images" / content["images"][i]["file_name"]) for i in chosen]
@@ -211,7 +212,13 @@ def draw_locations(
             pixel_values = processor.image_processor(images)["pixel_values"]
             sizes = [(image.height, image.width) for image in images]
             panels[entry.title] = torch.stack(segment(model, pixel_values, text, sizes)).numpy()
-    location_figure(file, [np.asarray(image) for image in images], panels, categories.names, categories.is_thing)
+    location_figure(file, [np.asarray(image) for image in images], panels, categories.names, categories.things())
+
+
+def ids_of(categories: CategorySet) -> list[int]:
+    """The ids of the sandbox's categories."""
+    assert categories.ids is not None  # `training.sandbox.scenes` writes them
+    return categories.ids
 
 
 def true_labels(split: Path, record: dict, categories: CategorySet) -> np.ndarray:
@@ -219,9 +226,10 @@ def true_labels(split: Path, record: dict, categories: CategorySet) -> np.ndarra
     with Image.open(split / "panoptic" / record["file_name"]) as png:
         ids = rgb_to_id(np.array(png.convert("RGB")))
     # The few pixels of almost entirely occluded segments are assigned to the first segment.
-    labels = np.full(ids.shape, categories.ids.index(record["segments_info"][0]["category_id"]))
+    category_ids = ids_of(categories)
+    labels = np.full(ids.shape, category_ids.index(record["segments_info"][0]["category_id"]))
     for info in record["segments_info"]:
-        labels[ids == info["id"]] = categories.ids.index(info["category_id"])
+        labels[ids == info["id"]] = category_ids.index(info["category_id"])
     return labels
 
 

@@ -3,6 +3,7 @@
 """Training-free semantic segmentation: each pixel gets the category whose embedding is nearest to the dense map."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,7 +65,7 @@ def segment(
     sizes: Sequence[tuple[int, int]],
     window: int | None = None,
     stride: int | None = None,
-    **options: int | float | None,
+    **options: Any,
 ) -> list[Tensor]:
     """[`label_pixels`] per image of a batch of padded squares; `sizes` are the images' (height, width) in pixels."""
     if window is not None:

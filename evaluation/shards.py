@@ -70,7 +70,8 @@ class ShardResult:
             if metadata.pop("kind", None) != cls.TITLE:
                 raise WrongKind(f"{file} holds no {cls.TITLE}, but something else.")
             check_provenance(metadata, file)
-            return cls(**load_file(file), **{name: json.loads(value) for name, value in metadata.items()})
+            arrays: dict[str, Any] = load_file(file)
+            return cls(**arrays, **{name: json.loads(value) for name, value in metadata.items()})
         except (FileNotFoundError, WrongKind, OlderVersion):
             raise
         except (SafetensorError, ValueError, TypeError, OSError) as error:

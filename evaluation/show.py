@@ -92,27 +92,30 @@ def draw_figure(arguments: argparse.Namespace) -> None:
     image = load_image(arguments.image)
     texts = arguments.texts
     categories = CategorySet(texts) if texts else CategorySet.load(arguments.categories)
-    names, panels = Counter(Path(source).name for source in arguments.models), {}
+    names = Counter(Path(source).name for source in arguments.models)
+    similarity_panels: dict[str, dict[str, np.ndarray]] = {}
+    grid_panels: dict[str, tuple[list[str], np.ndarray]] = {}
     for source in arguments.models:
         model = DenseVLMModel.from_pretrained(source, dtype=torch.float32).eval()
         image_processor, tokenizer = load_processing(source)
+        assert isinstance(image_processor, DenseVLMImageProcessor)  # the default back end
         if arguments.image_size:
             side = whole_cells(arguments.image_size, model.vision_model.stride, source)
             image_processor.size = {"longest_edge": side}
         embeds = CategoryEmbeddings.resolve(categories, model, tokenizer, arguments.templates).embeds
         title = Path(source).name if names[Path(source).name] == 1 else source
         if texts:
-            panels[title] = dict(zip(texts, similarities(model, image_processor, image, embeds)))
+            similarity_panels[title] = dict(zip(texts, similarities(model, image_processor, image, embeds)))
         else:
             labels, probabilities = classify_cells(
                 model, image_processor, image, embeds, tuple(arguments.grid), arguments.temperature
             )
-            panels[title] = ([categories.names[label] for label in labels], probabilities.numpy())
+            grid_panels[title] = ([categories.names[label] for label in labels], probabilities.numpy())
     if texts:
-        similarity_figure(arguments.output, np.asarray(image), panels)
+        similarity_figure(arguments.output, np.asarray(image), similarity_panels)
         return
     boxes = grid_boxes(*arguments.grid).numpy() * np.array([image.width, image.height] * 2)
-    grid_figure(arguments.output, np.asarray(image), boxes, panels, arguments.threshold)
+    grid_figure(arguments.output, np.asarray(image), boxes, grid_panels, arguments.threshold)
 
 
 if __name__ == "__main__":

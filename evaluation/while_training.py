@@ -13,6 +13,7 @@ Evaluates region accuracies of the student during training, on a few images ever
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
@@ -66,7 +67,8 @@ class RegionEvaluation(TrainerCallback):
                 raise ValueError(f"`{name}` is a whole number, {minimum} or more, got {value!r}.")
         self.trainer, self.steps = trainer, steps
         self.options = {"batch_size": batch_size, "num_workers": num_workers}
-        model, processor = trainer.model, trainer.processing_class
+        model: Any = trainer.model
+        processor: Any = trainer.processing_class
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             raise ValueError(
                 "Evaluation while training does not support FSDP and DeepSpeed: evaluate the checkpoints."
@@ -92,7 +94,7 @@ class RegionEvaluation(TrainerCallback):
 
     def evaluate(self) -> dict[str, float]:
         """Evaluates the current weights; logs and returns the metrics."""
-        model = self.trainer.model
+        model: Any = self.trainer.model
         training = model.training
         own_rows = self.rows[self.trainer.args.process_index :: self.trainer.args.world_size]
         scores = evaluate_regions(model, self.regions, self.embeddings, rows=own_rows, **self.options)

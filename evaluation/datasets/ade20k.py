@@ -19,7 +19,8 @@ from .semantic_maps import raw_mode, read_index
 
 
 CATEGORIES = CategorySet.load("ade20k_panoptic_150")
-THINGS = np.flatnonzero(CATEGORIES.is_thing)
+IS_THING = CATEGORIES.things()
+THINGS = np.flatnonzero(IS_THING)
 """Ids of the things, ascending; instance files number them by position in this list, from 1."""
 
 JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
@@ -48,7 +49,8 @@ def panoptic_segments(semantic: np.ndarray, instances: np.ndarray) -> tuple[np.n
     for values, count in ((semantic, len(CATEGORIES)), (kinds, len(THINGS))):
         if values.max() > count:
             raise ValueError(f"a category {values.max()}, of {count}")
-    ids, segments = np.zeros(semantic.shape, dtype=np.int64), []
+    ids = np.zeros(semantic.shape, dtype=np.int64)
+    segments: list[dict[str, Any]] = []
 
     def add(mask: np.ndarray, category: int) -> None:
         ids[mask] = len(segments) + 1
@@ -65,7 +67,7 @@ def panoptic_segments(semantic: np.ndarray, instances: np.ndarray) -> tuple[np.n
         )
 
     for value in np.unique(semantic[semantic > 0]).tolist():
-        if not CATEGORIES.is_thing[value - 1]:
+        if not IS_THING[value - 1]:
             add(semantic == value, value - 1)
     for number in np.unique(numbers[numbers > 0]).tolist():
         mask = numbers == number
@@ -111,7 +113,7 @@ def convert(images: Path, semantic: Path, instances: Path, output: Path) -> dict
     output.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
     for index, name in enumerate(CATEGORIES.names):
-        content["categories"].append({"id": index, "name": name, "isthing": int(CATEGORIES.is_thing[index])})
+        content["categories"].append({"id": index, "name": name, "isthing": int(IS_THING[index])})
     for name, file in tqdm(files.items(), desc="panoptic", disable=None, leave=False):
         pngs = [annotated[field].get(name, folder / f"{name}.png") for field, folder in folders.items()]
         try:
@@ -150,4 +152,4 @@ def _files_by_name(folder: Path, suffixes: Collection[str], field: str) -> dict[
     return index_by_name(files, folder, field)
 
 
-__all__ = ["CATEGORIES", "THINGS", "convert", "json_of", "panoptic_segments", "read_instances"]
+__all__ = ["CATEGORIES", "IS_THING", "THINGS", "convert", "json_of", "panoptic_segments", "read_instances"]

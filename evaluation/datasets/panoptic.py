@@ -135,9 +135,8 @@ def pixel_boxes(bboxes: list[list[float]], is_stuff: Tensor) -> Tensor:
     """
     Converts COCO's xywh to xyxy in pixels, `(n, 4)` float64.
 
-    As in the reference, boxes of stuff end one pixel earlier
-    than those of things, at the start of their last pixel, for comparable metrics. (The paper's "Boxes" are of
-    things.)
+    As in the reference, boxes of stuff end one pixel earlier than those of things, at the start of their last pixel,
+    for comparable metrics. (The paper's "Boxes" are of things.)
     """
     boxes = torch.tensor(bboxes, dtype=torch.float64).reshape(-1, 4)
     return torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:] - is_stuff[:, None].double()], dim=1)
@@ -146,8 +145,8 @@ def pixel_boxes(bboxes: list[list[float]], is_stuff: Tensor) -> Tensor:
 def segment_masks(segment_ids: Tensor, ids: np.ndarray, map_side: int) -> Tensor:
     """Segment masks at map resolution, bool `(n, map_side, map_side)`; see [`masks_to_map`]."""
     masks = torch.from_numpy(ids)[None] == segment_ids[:, None, None]
-    content = tuple(scaled(side, map_side / max(ids.shape)) for side in ids.shape)
-    return masks_to_map(masks, content, (map_side, map_side))
+    (height, width), scale = ids.shape, map_side / max(ids.shape)
+    return masks_to_map(masks, (scaled(height, scale), scaled(width, scale)), (map_side, map_side))
 
 
 def collate_regions(samples: list[dict[str, Any]]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 from transformers.utils import logging
 
 from modeling_densevlm import CategorySet, DenseVLMImageProcessor
@@ -191,7 +191,7 @@ def read_index(file: Path) -> np.ndarray:
     return (values.astype(np.uint8) if values.dtype == bool else values) // scale
 
 
-def raw_mode(image: Image.Image) -> str:
+def raw_mode(image: ImageFile.ImageFile) -> str:
     """
     Storage mode of an image that was opened but not decoded; raises a `ValueError` where Pillow would reduce 16 bits
     to the upper 8, which destroys ids.

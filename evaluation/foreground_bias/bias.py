@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shares of stuff predicted as a thing and of things predicted as stuff, and the most frequent pairs of categories."""
 
+from typing import Any
+
 import numpy as np
 
 
@@ -11,7 +13,7 @@ NO_CATEGORY = -1
 
 def foreground_bias(
     predictions: np.ndarray, references: np.ndarray, category_is_thing: np.ndarray, pairs: int = 10
-) -> dict[str, float | list[dict[str, float | int]]]:
+) -> dict[str, Any]:
     """
     Computes foreground and background bias.
 
@@ -31,7 +33,7 @@ def foreground_bias(
     predicted = predictions != NO_CATEGORY
     predictions, references = predictions[predicted], references[predicted]
     crossed = category_is_thing[predictions] != category_is_thing[references]
-    results = {}
+    results: dict[str, Any] = {}
     for name, group in (("foreground", False), ("background", True)):
         rows = category_is_thing[references] == group
         if not rows.any():
