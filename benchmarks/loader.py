@@ -153,7 +153,7 @@ def main() -> None:
         if SAMPLE.is_dir():
             ratios.append(report_images("Two photographs of COCO", sorted(SAMPLE.iterdir()), work, options.repeats))
     online, offline = zip(*ratios)
-    workload = "loader, one core, 512 and 518 pixels: drawn JPEGs of 640 × 480, of 2,250 × 1,500"
+    workload = "loader, one core, 512 and 518 pixels: synthetic JPEGs of 640 × 480, of 2,250 × 1,500"
     workload += ", photographs of COCO" if len(ratios) == 3 else ""
     print_row(workload, "crops of the reference's grids, 18 on average, cut and discarded", online)
     print_row("– with cached teacher predictions, without pixels for the teacher", "the same", offline)

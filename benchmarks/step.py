@@ -379,8 +379,8 @@ def report_pair(options: argparse.Namespace) -> None:
         "student": options.batch * count_flop(vision_config(student), STUDENT_SIDE, train=True),
     }
     print(
-        f"\n{student} at {STUDENT_SIDE} px with teacher {teacher} at {VARIANTS['ours'].teacher_side} px, {options.dtype}, "
-        f"{options.batch} images, {options.rounds} x {options.steps} steps"
+        f"\n{student} at {STUDENT_SIDE} px with teacher {teacher} at {VARIANTS['ours'].teacher_side} px, "
+        f"{options.dtype}, {options.batch} images, {options.rounds} x {options.steps} steps"
     )
     lines = summarize(measured, flop)
     for title, value, remark in lines:

@@ -148,7 +148,7 @@ def read_models(runs: Sequence[str]) -> list[ReportModel]:
         title, _, file = ("", "", run) if Path(run).exists() else run.partition("=")
         title, file = (title, file) if file and title else (run, run)
         if (title, Path(file).resolve()) in seen:
-            raise ValueError(f"{file} stands twice under the same title: seeds are separate runs.")
+            raise ValueError(f"{file} is given twice under the same title: seeds are separate runs.")
         seen.add((title, Path(file).resolve()))
         if Path(file).suffix == ".json":
             raise ValueError(

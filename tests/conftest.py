@@ -301,6 +301,15 @@ def scenes(tmp_path_factory) -> Path:
     return folder
 
 
+def command_line(values: dict) -> list[str]:
+    """`--key value` for each item, several values for a list; an empty key is a positional argument."""
+    words = []
+    for key, value in values.items():
+        words += [f"--{key}"] if key else []
+        words += value if isinstance(value, list) else [value]
+    return [str(word) for word in words]
+
+
 UNUSED_KEYS = {
     "clipself": ("teacher", "categories", "templates", "temperature", "threshold"),
     "feature_distillation": ("categories", "templates", "temperature", "threshold"),
@@ -336,7 +345,7 @@ def recipe(scenes, student, teacher, tmp_path):
         for key in UNUSED_KEYS.get(overrides.get("method"), ()):
             del values[key]
         values |= overrides
-        return [part for key, value in values.items() for part in (f"--{key}", str(value))]
+        return command_line(values)
 
     return arguments
 

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from evaluation.evaluate_regions import main as evaluate
 from modeling_densevlm import DenseVLMConfig, DenseVLMImageProcessor, DenseVLMModel, DenseVLMProcessor
+from tests.conftest import command_line
 from training.train import main as train
 
 
@@ -25,7 +26,7 @@ def evaluation_arguments(model, scenes, output):
         "num_workers": 0,
         "device": "cpu",
     }
-    return [word for key, value in values.items() for word in (f"--{key}", str(value))]
+    return command_line(values)
 
 
 def test_a_pair_trains_a_step_and_is_evaluated(tower, teacher_tower, folder_of, recipe, scenes, tmp_path):

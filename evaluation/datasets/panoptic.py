@@ -238,7 +238,7 @@ def _check_segments(record: dict[str, Any], where: str) -> None:
         row["id"] = _id(row, "id", here)
         here = f"{where}, segment {row['id']}" if "category_id" in row and "bbox" in row else here
         if not 0 <= row["id"] <= LARGEST_ID:
-            raise ValueError(f"{here}: `id` is 0 to {LARGEST_ID}, what the colours of a PNG can say.")
+            raise ValueError(f"{here}: `id` is 0 to {LARGEST_ID}, the range of the colours of a PNG.")
         row["category_id"] = _id(row, "category_id", here)
         if "bbox" not in row:
             raise ValueError(f"{here} without `bbox`.")
@@ -259,7 +259,7 @@ def _refuse_twice(rows: list[dict[str, Any]], field: str, where: str, remedy: st
     if len(set(values)) == len(values):
         return
     value, count = Counter(values).most_common(1)[0]
-    raise ValueError(f"{where}: the {f'{of} ' if of else ''}`{field}` {value!r} stands {count} times: {remedy}.")
+    raise ValueError(f"{where}: the {f'{of} ' if of else ''}`{field}` {value!r} occurs {count} times: {remedy}.")
 
 
 def _id(row: dict[str, Any], field: str, where: str, text: bool = False) -> int | str:

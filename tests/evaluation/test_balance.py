@@ -27,7 +27,7 @@ FLAGS = np.array(CATEGORIES.is_thing)
 
 
 @pytest.fixture
-def drawn():
+def random_scores():
     """400 regions in 80 images, mostly correct, biased towards things, some without a feature."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 6, 400)
@@ -83,41 +83,41 @@ def test_classes_have_equal_weight_regardless_of_their_number_of_regions():
     assert balance_curve(margins).thing[0] == 0.5
 
 
-def test_the_curve_equals_a_sweep_over_offsets(drawn):
-    margins = Margins.from_scores(drawn, FLAGS)
+def test_the_curve_equals_a_sweep_over_offsets(random_scores):
+    margins = Margins.from_scores(random_scores, FLAGS)
     curve = balance_curve(margins)
     assert (np.diff(curve.thing) <= 1e-12).all() and (np.diff(curve.stuff) >= -1e-12).all()
     for point in range(0, len(curve.offsets), 37):
-        metrics = region_metrics(drawn, CATEGORIES, thing_offset=curve.offsets[point])
+        metrics = region_metrics(random_scores, CATEGORIES, thing_offset=curve.offsets[point])
         assert curve.thing[point] == pytest.approx(metrics["masks_thing_top1"])
         assert curve.stuff[point] == pytest.approx(metrics["masks_stuff_top1"])
         assert accuracies_at(margins, curve.offsets[point]) == pytest.approx((curve.thing[point], curve.stuff[point]))
 
 
-def test_area_and_ends_match_the_curve(drawn):
-    margins = Margins.from_scores(drawn, FLAGS)
+def test_area_and_ends_match_the_curve(random_scores):
+    margins = Margins.from_scores(random_scores, FLAGS)
     curve, metrics = balance_curve(margins), balance_metrics(margins)
     assert metrics["area"] == pytest.approx(-np.trapezoid(curve.stuff, curve.thing))
     assert (metrics["best_thing"], metrics["best_stuff"]) == pytest.approx((curve.thing[0], curve.stuff[-1]))
 
 
-def test_the_auroc_is_the_share_of_pairs_in_order(drawn):
-    margins = Margins.from_scores(drawn, FLAGS)
+def test_the_auroc_is_the_share_of_pairs_in_order(random_scores):
+    margins = Margins.from_scores(random_scores, FLAGS)
     things = margins.margin[margins.is_thing & ~np.isnan(margins.margin)]
     stuff = margins.margin[~margins.is_thing & ~np.isnan(margins.margin)]
     assert balance_metrics(margins)["auroc"] == pytest.approx((things[:, None] > stuff).mean())
 
 
-def test_a_constant_on_all_things_changes_the_accuracies_but_not_the_balance_metrics(drawn):
-    shifted = scores_of(drawn.masks - 0.15 * FLAGS, drawn.labels, image_ids=drawn.image_ids)
-    before, after = region_metrics(drawn, CATEGORIES), region_metrics(shifted, CATEGORIES)
+def test_a_constant_on_all_things_changes_the_accuracies_but_not_the_balance_metrics(random_scores):
+    shifted = scores_of(random_scores.masks - 0.15 * FLAGS, random_scores.labels, image_ids=random_scores.image_ids)
+    before, after = region_metrics(random_scores, CATEGORIES), region_metrics(shifted, CATEGORIES)
     assert after["masks_stuff_top1"] > before["masks_stuff_top1"] + 0.1
     for name in ("balance_area", "balance_relative_area", "balance_auroc", "held_out_harmonic_mean"):
         assert after[name] == pytest.approx(before[name], abs=1e-4)
 
 
-def test_the_best_offset_has_the_best_harmonic_mean(drawn):
-    margins = Margins.from_scores(drawn, FLAGS)
+def test_the_best_offset_has_the_best_harmonic_mean(random_scores):
+    margins = Margins.from_scores(random_scores, FLAGS)
 
     def harmonic_mean(offset):
         thing, stuff = accuracies_at(margins, offset)
@@ -137,10 +137,13 @@ def differences_of(first, second):
     return {name: value for name, (value, _, _) in compare_balance([first], [second], samples=1).items()}
 
 
-def test_a_gain_from_a_constant_is_calibration(drawn):
+def test_a_gain_from_a_constant_is_calibration(random_scores):
     split = differences_of(
-        Margins.from_scores(drawn, FLAGS),
-        Margins.from_scores(scores_of(drawn.masks - 0.05 * FLAGS, drawn.labels, image_ids=drawn.image_ids), FLAGS),
+        Margins.from_scores(random_scores, FLAGS),
+        Margins.from_scores(
+            scores_of(random_scores.masks - 0.05 * FLAGS, random_scores.labels, image_ids=random_scores.image_ids),
+            FLAGS,
+        ),
     )
     assert split["gain"] > 0.05
     assert split["discrimination_gain"] == pytest.approx(0, abs=1e-4) and split["calibration_gain"] == pytest.approx(
@@ -148,9 +151,13 @@ def test_a_gain_from_a_constant_is_calibration(drawn):
     )
 
 
-def test_a_gain_from_discrimination_remains_after_calibration(drawn):
-    better = scores_of(drawn.masks + 0.1 * np.eye(6)[drawn.labels], drawn.labels, image_ids=drawn.image_ids)
-    split = differences_of(Margins.from_scores(drawn, FLAGS), Margins.from_scores(better, FLAGS))
+def test_a_gain_from_discrimination_remains_after_calibration(random_scores):
+    better = scores_of(
+        random_scores.masks + 0.1 * np.eye(6)[random_scores.labels],
+        random_scores.labels,
+        image_ids=random_scores.image_ids,
+    )
+    split = differences_of(Margins.from_scores(random_scores, FLAGS), Margins.from_scores(better, FLAGS))
     assert split["discrimination_gain"] > 0.15 and abs(split["calibration_gain"]) < 0.3 * split["gain"]
     assert split["gain"] == pytest.approx(split["calibration_gain"] + split["discrimination_gain"])
 
@@ -165,8 +172,8 @@ def test_a_small_gain_on_things_does_not_turn_calibration_into_discrimination():
     assert split["gain"] == pytest.approx(1) and split["discrimination_gain"] == pytest.approx(0.005, abs=0.001)
 
 
-def test_halves_consist_of_whole_images_and_use_the_offset_of_the_other_half(drawn):
-    margins = Margins.from_scores(drawn, FLAGS)
+def test_halves_consist_of_whole_images_and_use_the_offset_of_the_other_half(random_scores):
+    margins = Margins.from_scores(random_scores, FLAGS)
     first = held_out_halves(margins.image_ids)
     assert first.sum() == 200 and all(len(set(first[margins.image_ids == image])) == 1 for image in range(80))
     result = held_out_balance(margins)
@@ -185,17 +192,21 @@ def test_the_interval_of_a_mean_matches_the_analytical_one():
     assert (lower, upper) == pytest.approx((values.mean() - error, values.mean() + error), abs=0.15 * error)
 
 
-def test_intervals_contain_the_metrics_and_a_model_does_not_differ_from_itself(drawn):
-    margins = Margins.from_scores(drawn, FLAGS)
+def test_intervals_contain_the_metrics_and_a_model_does_not_differ_from_itself(random_scores):
+    margins = Margins.from_scores(random_scores, FLAGS)
     metrics = balance_metrics(margins)
     for name, (lower, upper) in balance_intervals([margins], samples=200).items():
         assert lower < metrics[name] < upper
     assert set(compare_balance([margins], [margins], samples=20).values()) == {(0.0, 0.0, 0.0)}
 
 
-def test_a_paired_difference_has_a_narrower_interval_than_each_model(drawn):
-    better = scores_of(drawn.masks + 0.05 * np.eye(6)[drawn.labels], drawn.labels, image_ids=drawn.image_ids)
-    margins = [Margins.from_scores(scores, FLAGS) for scores in (drawn, better)]
+def test_a_paired_difference_has_a_narrower_interval_than_each_model(random_scores):
+    better = scores_of(
+        random_scores.masks + 0.05 * np.eye(6)[random_scores.labels],
+        random_scores.labels,
+        image_ids=random_scores.image_ids,
+    )
+    margins = [Margins.from_scores(scores, FLAGS) for scores in (random_scores, better)]
     over = compare_balance(margins[:1], margins[1:], samples=300)
     value, lower, upper = over["area"]
     assert value == balance_metrics(margins[1])["area"] - balance_metrics(margins[0])["area"]
@@ -205,9 +216,13 @@ def test_a_paired_difference_has_a_narrower_interval_than_each_model(drawn):
     assert upper - lower < np.subtract(*balance_intervals(margins[1:], samples=300)["area"][::-1])
 
 
-def test_seeds_that_differ_widen_the_interval(drawn):
-    better = scores_of(drawn.masks + 0.05 * np.eye(6)[drawn.labels], drawn.labels, image_ids=drawn.image_ids)
-    one, other = (Margins.from_scores(scores, FLAGS) for scores in (drawn, better))
+def test_seeds_that_differ_widen_the_interval(random_scores):
+    better = scores_of(
+        random_scores.masks + 0.05 * np.eye(6)[random_scores.labels],
+        random_scores.labels,
+        image_ids=random_scores.image_ids,
+    )
+    one, other = (Margins.from_scores(scores, FLAGS) for scores in (random_scores, better))
     areas = [balance_metrics(margins)["area"] for margins in (one, other)]
     # Two seeds resampled are the same one in half of the samples: the interval reaches both.
     lower, upper = balance_intervals([one, other], samples=300)["area"]
@@ -216,18 +231,26 @@ def test_seeds_that_differ_widen_the_interval(drawn):
     assert width > np.subtract(*balance_intervals([one, one], samples=300)["area"][::-1])
 
 
-def test_equal_metrics_of_seeds_are_paired(drawn):
-    better = scores_of(drawn.masks + 0.05 * np.eye(6)[drawn.labels], drawn.labels, image_ids=drawn.image_ids)
-    runs = [Margins.from_scores(scores, FLAGS) for scores in (drawn, better)]
+def test_equal_numbers_of_seeds_are_paired(random_scores):
+    better = scores_of(
+        random_scores.masks + 0.05 * np.eye(6)[random_scores.labels],
+        random_scores.labels,
+        image_ids=random_scores.image_ids,
+    )
+    runs = [Margins.from_scores(scores, FLAGS) for scores in (random_scores, better)]
     # Paired with itself the difference is zero; unpaired, the seeds differ.
     assert set(compare_balance(runs, runs, samples=20).values()) == {(0.0, 0.0, 0.0)}
     _, lower, upper = compare_balance(runs, [*runs, runs[0]], samples=50)["area"]
     assert lower < 0 < upper
 
 
-def test_means_are_compared_for_different_metrics_of_seeds(drawn):
-    better = scores_of(drawn.masks + 0.05 * np.eye(6)[drawn.labels], drawn.labels, image_ids=drawn.image_ids)
-    one, other = (Margins.from_scores(scores, FLAGS) for scores in (drawn, better))
+def test_means_are_compared_for_different_numbers_of_seeds(random_scores):
+    better = scores_of(
+        random_scores.masks + 0.05 * np.eye(6)[random_scores.labels],
+        random_scores.labels,
+        image_ids=random_scores.image_ids,
+    )
+    one, other = (Margins.from_scores(scores, FLAGS) for scores in (random_scores, better))
     over = compare_balance([one, other], [one], samples=2)
     for name, number in (
         ("area", "area"),
@@ -238,8 +261,8 @@ def test_means_are_compared_for_different_metrics_of_seeds(drawn):
         assert over[name][0] == pytest.approx(first - (first + second) / 2)
 
 
-def test_models_on_different_regions_are_rejected(drawn):
-    margins = Margins.from_scores(drawn, FLAGS)
+def test_models_on_different_regions_are_rejected(random_scores):
+    margins = Margins.from_scores(random_scores, FLAGS)
     with pytest.raises(ValueError, match="not evaluated on the same regions"):
         compare_balance([margins], [margins.take(np.arange(100))])
 
@@ -253,13 +276,15 @@ def test_samples_without_a_region_of_a_group_are_ignored():
     assert balance_intervals([margins], samples=100)["area"] == (1, 1)
 
 
-def test_all_runs_need_the_same_regions(drawn):
-    margins = Margins.from_scores(drawn, FLAGS)
-    other = Margins.from_scores(scores_of(drawn.masks, np.roll(drawn.labels, 1), image_ids=drawn.image_ids), FLAGS)
+def test_all_runs_need_the_same_regions(random_scores):
+    margins = Margins.from_scores(random_scores, FLAGS)
+    other = Margins.from_scores(
+        scores_of(random_scores.masks, np.roll(random_scores.labels, 1), image_ids=random_scores.image_ids), FLAGS
+    )
     with pytest.raises(ValueError, match="not evaluated on the same regions"):
         compare_balance([margins, margins], [margins, other])
 
 
-def test_without_categories_of_both_groups_there_is_no_balance(drawn):
+def test_without_categories_of_both_groups_there_is_no_balance(random_scores):
     with pytest.raises(ValueError, match="needs categories of both"):
-        Margins.from_scores(drawn, np.ones(6, dtype=bool))
+        Margins.from_scores(random_scores, np.ones(6, dtype=bool))

@@ -11,6 +11,7 @@ from PIL import Image
 from evaluation import ade20k, evaluate_regions, evaluate_segmentation, report, sandbox, show
 from evaluation.while_training import RegionEvaluation
 from modeling_densevlm.command_line import check_output
+from tests.conftest import command_line
 
 
 REGIONS = ["--model", "nowhere", "--annotations", "a", "--images", "b", "--panoptic", "c"]
@@ -142,9 +143,8 @@ def test_missing_broken_and_mistyped_inputs_end_with_one_line(program, inputs, s
     for option in good[program]:
         for kind, path in wrong.items():
             values = good[program] | {option: path}
-            words = [str(word) for key, value in values.items() for word in ([f"--{key}"] if key else []) + [value]]
             with pytest.raises(SystemExit) as ended:
-                main([*words, "--output", str(tmp_path / "out" / (name or "out"))])
+                main([*command_line(values), "--output", str(tmp_path / "out" / (name or "out"))])
             message = str(ended.value)
             assert message and "\n" not in message and not message.startswith("["), (option, kind, message)
             assert str(path.parent) in message or str(scenes) in message, (option, kind, message)  # a file is named
@@ -155,7 +155,7 @@ def test_sizes_that_exceed_the_memory_end_with_one_line(inputs, tmp_path):
     good, _ = inputs
     for program in ("regions", "pixels", "show"):
         main, _, name = PROGRAMS[program]
-        words = [str(w) for key, value in good[program].items() for w in ([f"--{key}"] if key else []) + [value]]
+        words = command_line(good[program])
         for size in (10**6, 10**15):
             with pytest.raises(SystemExit, match=r"^Not enough memory \(.*\): give a smaller `--image_size`"):
                 main([*words, "--image_size", str(size), "--output", str(tmp_path / "out" / name)])

@@ -22,6 +22,7 @@ from evaluation.evaluate_regions import (
 from evaluation.scores import RegionScores
 from evaluation.shards import warn_skipped
 from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMModel, DenseVLMProcessor
+from tests.conftest import command_line
 from tests.evaluation.regions import scores_of
 
 
@@ -288,8 +289,7 @@ def command(student, scenes, tmp_path):
         values = {"model": student} if "models" not in options else {}
         values |= {"annotations": split / "panoptic.json", "images": split / "images", "panoptic": split / "panoptic"}
         values |= {"templates": "short", "output": tmp_path / output, "num_workers": 0, "device": "cpu"} | options
-        parts = [[f"--{key}", *(value if isinstance(value, list) else [value])] for key, value in values.items()]
-        return [str(word) for part in parts for word in part]
+        return command_line(values)
 
     return arguments
 

@@ -200,7 +200,9 @@ def test_rows_of_different_lengths_are_rejected():
         metric.compute(predictions=[[0, 1], [0]], references=[0, 1], is_thing=[True, True])
 
 
-def test_both_spaces_validate_their_input_in_the_same_way():
-    """Each folder is a standalone Space, so each has the file."""
-    first, second = ((EVALUATION / name / "inputs.py").read_text() for name in ("region_accuracy", "foreground_bias"))
-    assert first == second
+def test_both_spaces_share_the_code_of_their_inputs_and_apps():
+    """Each folder is a standalone Space, so each has a copy."""
+    first, second = (EVALUATION / name for name in ("region_accuracy", "foreground_bias"))
+    assert (first / "inputs.py").read_text() == (second / "inputs.py").read_text()
+    apps = [(folder / "app.py").read_text().partition("\ndef compute")[2] for folder in (first, second)]
+    assert apps[0] == apps[1]

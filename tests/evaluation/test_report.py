@@ -122,7 +122,7 @@ def test_metrics_in_place_of_scores_are_rejected_with_the_folder_of_the_scores(e
 
 
 def test_a_file_given_twice_is_not_a_second_seed(evaluated, tmp_path):
-    with pytest.raises(SystemExit, match="stands twice"):
+    with pytest.raises(SystemExit, match="is given twice"):
         main([f"U={evaluated[1][0]}"] * 2 + ["--output", str(tmp_path / "r.html")])
 
 
@@ -162,7 +162,7 @@ def test_missing_images_are_reported_before_anything_is_computed(evaluated, tmp_
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "000000.jpg").write_bytes(b"no image")
     for annotations, images, message in (
-        (tmp_path / "twice.json", split / "images", "twice.json, `annotations`: the `image_id` 0 stands 2 times"),
+        (tmp_path / "twice.json", split / "images", "twice.json, `annotations`: the `image_id` 0 occurs 2 times"),
         (split / "panoptic.json", tmp_path / "gone", "`images`: .*gone is not a folder"),
         (split / "panoptic.json", tmp_path / "images", "000000.jpg"),
     ):

@@ -18,6 +18,7 @@ from evaluation.datasets.semantic_maps import LAYOUTS, SemanticMaps, ValueLayout
 from evaluation.evaluate_segmentation import main
 from evaluation.segmentation import dense_cosines, label_pixels, segment
 from modeling_densevlm import CategorySet, DenseVLMImageProcessor, DenseVLMModel
+from tests.conftest import command_line
 from tests.evaluation.pngs import write_png
 
 
@@ -311,8 +312,7 @@ def command(student, scenes, tmp_path):
         values |= {"images": split / "images", "annotations": tmp_path / "labels"}
         values |= {"categories": scenes / "categories.json", "templates": "short", "output": tmp_path / output}
         values |= {"num_workers": 0, "device": "cpu"} | options
-        parts = [[f"--{key}", *(value if isinstance(value, list) else [value])] for key, value in values.items()]
-        return [str(word) for part in parts for word in part]
+        return command_line(values)
 
     return arguments
 

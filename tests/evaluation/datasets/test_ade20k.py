@@ -12,6 +12,7 @@ from evaluation.ade20k import main
 from evaluation.datasets.ade20k import CATEGORIES, THINGS, convert, panoptic_segments
 from evaluation.datasets.panoptic import PanopticRegions
 from modeling_densevlm import DenseVLMImageProcessor
+from tests.conftest import command_line
 from tests.evaluation.pngs import write_png
 
 
@@ -95,8 +96,8 @@ def folders(annotated, tmp_path):
 
 
 def arguments_of(folders):
-    named = {name: folders / name for name in ("images", "semantic", "instances")} | {"output": folders / "panoptic"}
-    return [str(part) for name, value in named.items() for part in (f"--{name}", value)]
+    inputs = {name: folders / name for name in ("images", "semantic", "instances")}
+    return command_line(inputs | {"output": folders / "panoptic"})
 
 
 def test_the_output_is_read_as_regions(folders, capsys):

@@ -204,16 +204,16 @@ SEGMENTS = "segments_info"
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (twice("images"), "`images`: the `id` 0 stands 2 times"),
-        (twice("images", id=77), "`images`: the `file_name` '000000.jpg' stands 2 times"),
-        (twice("images", id=77, file_name="./000000.jpg"), "`images`: the `file_name` '000000.jpg' stands 2 times"),
-        (twice("annotations"), "`annotations`: the `image_id` 0 stands 2 times"),
-        (twice("annotations", image_id=77), "`annotations`: the `file_name` '000000.png' stands 2 times"),
-        (twice("categories", name="another"), r"`categories`: the `id` \d+ stands 2 times"),
-        (twice("categories", id=77), "`categories`: the `name` '.+' stands 2 times"),
+        (twice("images"), "`images`: the `id` 0 occurs 2 times"),
+        (twice("images", id=77), "`images`: the `file_name` '000000.jpg' occurs 2 times"),
+        (twice("images", id=77, file_name="./000000.jpg"), "`images`: the `file_name` '000000.jpg' occurs 2 times"),
+        (twice("annotations"), "`annotations`: the `image_id` 0 occurs 2 times"),
+        (twice("annotations", image_id=77), "`annotations`: the `file_name` '000000.png' occurs 2 times"),
+        (twice("categories", name="another"), r"`categories`: the `id` \d+ occurs 2 times"),
+        (twice("categories", id=77), "`categories`: the `name` '.+' occurs 2 times"),
         (
             lambda c: c["annotations"][4][SEGMENTS].append(c["annotations"][4][SEGMENTS][0]),
-            r"image 4: the segment `id` \d+ stands 2 times",
+            r"image 4: the segment `id` \d+ occurs 2 times",
         ),
     ],
 )
