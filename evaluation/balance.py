@@ -50,7 +50,17 @@ class Margins:
 
     @classmethod
     def from_scores(cls, scores: RegionScores, category_is_thing: np.ndarray, kind: str = "masks") -> "Margins":
-        """The margins of the regions' `masks` or `boxes`; `category_is_thing` is bool, `(categories,)`."""
+        """
+        Computes the margins of an evaluation.
+
+        Args:
+            scores ([`RegionScores`]): cosines of the regions with all categories.
+            category_is_thing (`np.ndarray` of bool, `(categories,)`): whether each category is a thing.
+            kind (`str`, *optional*, defaults to `"masks"`): cosines to use, of `"masks"` or of `"boxes"`.
+
+        Raises:
+            `ValueError` unless there are categories of both groups.
+        """
         category_is_thing = np.asarray(category_is_thing, dtype=bool)
         cosines = getattr(scores, kind)
         best, predicted = {}, {}
@@ -71,7 +81,12 @@ class Margins:
         return Margins(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     def correct_at(self, offsets: np.ndarray | float) -> np.ndarray:
-        """Bool, `(regions,)`: whether each region is predicted correctly, with one δ per region or a single one."""
+        """
+        Whether each region is predicted correctly at an offset, bool `(regions,)`.
+
+        Args:
+            offsets (`float` or `np.ndarray` of shape `(regions,)`): δ for all regions or one per region.
+        """
         return self.correct & ((self.margin >= offsets) == self.is_thing)
 
     @cached_property
@@ -153,7 +168,15 @@ def class_weights(margins: Margins, counts: np.ndarray | None = None) -> np.ndar
 
 
 def balance_curve(margins: Margins) -> BalanceCurve:
-    """The exact balance curve of a model, with one point more than there are distinct margins."""
+    """
+    Computes the balance curve of a model exactly.
+
+    Args:
+        margins ([`Margins`]): the regions.
+
+    Returns:
+        [`BalanceCurve`] with one point more than there are distinct margins.
+    """
     things, stuff = _by_margin(margins, class_weights(margins) * margins.correct)
     values = margins.values[~np.isnan(margins.values)]
     things, stuff = things[: len(values)], stuff[: len(values)]
@@ -239,7 +262,16 @@ def best_offset(margins: Margins) -> float:
 
 
 def accuracies_at(margins: Margins, offsets: np.ndarray | float) -> tuple[float, float]:
-    """Accuracies on things and on stuff, with one δ per region or a single one."""
+    """
+    Accuracies at an offset, as means over classes.
+
+    Args:
+        margins ([`Margins`]): the regions.
+        offsets (`float` or `np.ndarray` of shape `(regions,)`): δ for all regions or one per region.
+
+    Returns:
+        The accuracy on things and the accuracy on stuff, 0..1.
+    """
     return _by_group(margins, class_weights(margins) * margins.correct_at(offsets))
 
 
@@ -253,6 +285,9 @@ def held_out_halves(image_ids: np.ndarray) -> np.ndarray:
 def held_out_balance(margins: Margins) -> dict[str, float]:
     """
     Accuracies with each half of the images evaluated at the δ that is best on the other half.
+
+    Args:
+        margins ([`Margins`]): the regions.
 
     Returns:
         `thing`, `stuff` and `harmonic_mean`, 0..1, and the `offset` δ, mean over the regions.
@@ -305,6 +340,13 @@ def balance_intervals(runs: Sequence[Margins], **options: Any) -> dict[str, tupl
     """
     [`bootstrap`] of [`mean_balance_metrics`] over images and seeds: the variation over images and, as far as a few
     seeds can show, over seeds.
+
+    Args:
+        runs (sequence of [`Margins`]): one per seed, on the same regions.
+        options: keyword arguments of [`bootstrap`].
+
+    Returns:
+        `(lower, upper)` for each metric of [`balance_metrics`].
     """
 
     def statistics(counts: np.ndarray, rng: np.random.Generator) -> dict[str, float]:

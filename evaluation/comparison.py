@@ -46,7 +46,15 @@ SEGMENTATION_NOTE = (
 
 
 def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """One row per model and image size; the best number of each column is bold."""
+    """
+    Formats metrics as a Markdown table with a note; the best number of each column is bold.
+
+    Args:
+        rows (sequence of `dict`): metrics, one row per model and image size.
+
+    Raises:
+        `ValueError` for metrics of an earlier version.
+    """
     lines = _cells(rows, bold="**{}**")
     table = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
     return "".join(f"| {' | '.join(line)} |\n" for line in table) + f"\n{_note(rows)}\n"

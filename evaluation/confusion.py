@@ -30,7 +30,17 @@ class Confusion(ShardResult):
 
 
 def count_pairs(labels: np.ndarray, predictions: np.ndarray, categories: int) -> np.ndarray:
-    """Confusion counts, `(categories, categories)`, labels as rows. Pixels with label -1 are ignored."""
+    """
+    Counts pixels by label and prediction.
+
+    Args:
+        labels (`np.ndarray` of any shape): category indices; -1 is ignored.
+        predictions (`np.ndarray` of the same shape): predicted category indices.
+        categories (`int`): number of categories.
+
+    Returns:
+        `np.ndarray` of shape `(categories, categories)`, int64, labels as rows.
+    """
     counted = labels >= 0
     pairs = labels[counted].astype(np.int64) * categories + predictions[counted]
     return np.bincount(pairs, minlength=categories**2).reshape(categories, categories)

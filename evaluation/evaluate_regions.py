@@ -42,7 +42,16 @@ logger = logging.get_logger(__name__)
 
 
 def map_side(model: DenseVLMModel, image_side: int) -> int:
-    """Side of the dense map of a square image, in locations, measured with a blank image."""
+    """
+    Measures the side of a model's dense map with a blank image.
+
+    Args:
+        model ([`DenseVLMModel`]): the model.
+        image_side (`int`): side of the square image in pixels.
+
+    Returns:
+        The side of the map in locations.
+    """
     with torch.inference_mode():
         blank = torch.zeros(1, 3, image_side, image_side, device=model.device, dtype=model.dtype)
         return model.get_dense_features(blank).shape[-1]
@@ -113,7 +122,21 @@ def evaluate_in_shards(
     shard_size: int = 128,
     **options: int,
 ) -> RegionScores:
-    """[`evaluate_regions`] over all images, distributed over the processes and resumable: see [`in_shards`]."""
+    """
+    Runs [`evaluate_regions`] over all images, distributed over the processes and resumable.
+
+    Args:
+        model ([`DenseVLMModel`]): the model, on its device and in its dtype.
+        regions ([`PanopticRegions`]): the annotated images.
+        embeddings ([`CategoryEmbeddings`]): embeddings of `regions.categories` in the model's space.
+        file (path): safetensors file of the scores, see [`in_shards`].
+        provenance (`dict`): model, data and settings, see [`in_shards`].
+        shard_size (`int`, *optional*, defaults to 128): images per shard.
+        options: `batch_size` and `num_workers` of [`evaluate_regions`].
+
+    Returns:
+        [`RegionScores`] of all images, on all processes.
+    """
 
     def evaluate(rows: range) -> RegionScores:
         return evaluate_regions(model, regions, embeddings, rows=rows, **options)
@@ -201,8 +224,14 @@ def region_metrics(scores: RegionScores, categories: CategorySet, thing_offset: 
 
 def top_categories(cosines: np.ndarray, count: int = 5) -> np.ndarray:
     """
-    The ids of the `count` categories with the largest cosines, best first, `(regions, count)`; all of them where there
-    are fewer. -1 (no prediction) where the cosines are NaN.
+    The categories with the largest cosines.
+
+    Args:
+        cosines (`np.ndarray` of shape `(regions, categories)`): NaN for regions without a feature.
+        count (`int`, *optional*, defaults to 5): number of categories per region, at most all of them.
+
+    Returns:
+        `np.ndarray` of shape `(regions, count)`: category indices, best first; -1 (no prediction) for NaN.
     """
     best = np.argsort(-cosines, axis=1, kind="stable")[:, :count]
     return np.where(np.isnan(cosines).any(axis=1, keepdims=True), NO_CATEGORY, best)

@@ -53,6 +53,14 @@ def run_evaluation(
     """
     Runs an evaluation program: adds the shared options to `parser`, calls `evaluate` for each model at each image
     size, and writes and returns the metrics, one row per evaluation.
+
+    Args:
+        parser (`ArgumentParser`): parser with the program's own options.
+        evaluate (callable): takes an [`EvaluatedModel`] and the parsed arguments, returns its metrics.
+        argv (sequence of `str`, *optional*): arguments of the program; the command line by default.
+
+    Returns:
+        One `dict` of metrics per model and image size.
     """
     _add_options(parser)
     arguments = parser.parse_args(argv)

@@ -67,7 +67,21 @@ def segment(
     stride: int | None = None,
     **options: Any,
 ) -> list[Tensor]:
-    """[`label_pixels`] per image of a batch of padded squares; `sizes` are the images' (height, width) in pixels."""
+    """
+    Segments a batch of images: the category with the largest cosine at each pixel.
+
+    Args:
+        model ([`DenseVLMModel`]): the model.
+        pixel_values (`Tensor` of shape `(batch, 3, side, side)`): normalized, padded images.
+        text_embeds (`Tensor` of shape `(categories, dim)`): category embeddings of unit norm.
+        sizes (sequence of `(height, width)`): original sizes of the images in pixels.
+        window (`int`, *optional*): side of sliding windows, see [`dense_cosines`].
+        stride (`int`, *optional*): distance between windows, see [`dense_cosines`].
+        options: keyword arguments of [`label_pixels`].
+
+    Returns:
+        List of `Tensor` of shape `(height, width)`, category indices.
+    """
     if window is not None:
         # Windows give cosines at image resolution: one image at a time, to limit memory.
         per_image = (dense_cosines(model, one[None], text_embeds, window, stride)[0] for one in pixel_values)

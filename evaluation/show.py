@@ -37,7 +37,18 @@ from .segmentation import dense_cosines
 def similarities(
     model: DenseVLMModel, image_processor: DenseVLMImageProcessor, image: Image.Image, text_embeds: torch.Tensor
 ) -> np.ndarray:
-    """Cosines of each pixel with each text, `(texts, height, width)`, interpolated bilinearly from the map."""
+    """
+    Cosines of each pixel with each text.
+
+    Args:
+        model ([`DenseVLMModel`]): the model.
+        image_processor ([`DenseVLMImageProcessor`]): its image processor.
+        image (`Image`): RGB image.
+        text_embeds (`Tensor` of shape `(texts, dim)`): text embeddings of unit norm.
+
+    Returns:
+        `np.ndarray` of shape `(texts, height, width)`, interpolated bilinearly from the map to the image.
+    """
     cosines = dense_cosines(model, image_processor(image)["pixel_values"], text_embeds)
     side = max(image.size)
     resized = interpolate(cosines, size=(side, side), mode="bilinear", align_corners=False)[0]
@@ -53,7 +64,20 @@ def classify_cells(
     grid: tuple[int, int],
     temperature: float = 0.01,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best category of each grid cell and its probability (Eq. 1 of the paper), `(cells,)` each."""
+    """
+    Classifies the cells of a grid over an image (Eq. 1 of the paper).
+
+    Args:
+        model ([`DenseVLMModel`]): the model.
+        image_processor ([`DenseVLMImageProcessor`]): its image processor.
+        image (`Image`): RGB image.
+        text_embeds (`Tensor` of shape `(categories, dim)`): category embeddings of unit norm.
+        grid (`(int, int)`): rows and columns.
+        temperature (`float`, *optional*, defaults to 0.01): τ of the softmax over categories.
+
+    Returns:
+        The best category of each cell and its probability, `(cells,)` each, row by row.
+    """
     width, height = content_extent(*image.size)
     boxes = grid_boxes(*grid) * torch.tensor([width, height, width, height])
     pixel_values = image_processor(image)["pixel_values"]

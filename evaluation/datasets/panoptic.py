@@ -133,17 +133,34 @@ class PanopticRegions(torch.utils.data.Dataset):
 
 def pixel_boxes(bboxes: list[list[float]], is_stuff: Tensor) -> Tensor:
     """
-    Converts COCO's xywh to xyxy in pixels, `(n, 4)` float64.
+    Converts boxes from COCO's xywh to xyxy.
 
     As in the reference, boxes of stuff end one pixel earlier than those of things, at the start of their last pixel,
     for comparable metrics. (The paper's "Boxes" are of things.)
+
+    Args:
+        bboxes (list of `[x, y, width, height]`): boxes in pixels.
+        is_stuff (`Tensor` of bool, `(n,)`): whether each segment is stuff.
+
+    Returns:
+        `Tensor` of shape `(n, 4)`, float64: xyxy in pixels.
     """
     boxes = torch.tensor(bboxes, dtype=torch.float64).reshape(-1, 4)
     return torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:] - is_stuff[:, None].double()], dim=1)
 
 
 def segment_masks(segment_ids: Tensor, ids: np.ndarray, map_side: int) -> Tensor:
-    """Segment masks at map resolution, bool `(n, map_side, map_side)`; see [`masks_to_map`]."""
+    """
+    Resizes segments to the dense map, see [`masks_to_map`].
+
+    Args:
+        segment_ids (`Tensor` of shape `(n,)`): ids of the segments.
+        ids (`np.ndarray` of shape `(height, width)`): segment id of each pixel.
+        map_side (`int`): side of the map of the padded square, in locations.
+
+    Returns:
+        `Tensor` of bool, `(n, map_side, map_side)`.
+    """
     masks = torch.from_numpy(ids)[None] == segment_ids[:, None, None]
     (height, width), scale = ids.shape, map_side / max(ids.shape)
     return masks_to_map(masks, (scaled(height, scale), scaled(width, scale)), (map_side, map_side))

@@ -177,7 +177,13 @@ def label_table(categories: CategorySet, layout: ValueLayout, bits: int) -> np.n
 
 def read_index(file: Path) -> np.ndarray:
     """
-    Reads the values of a PNG as stored, `(height, width)`, uint8 for up to 8 bits.
+    Reads the values of a PNG or TIFF as stored.
+
+    Args:
+        file (path): the file.
+
+    Returns:
+        `np.ndarray` of shape `(height, width)`, uint8 for up to 8 bits.
 
     Raises:
         `ValueError` if a pixel is not a single integer.
