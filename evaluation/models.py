@@ -242,12 +242,16 @@ def code_digest() -> str:
 
 def commit() -> str:
     """Commit of this repository (`-dirty` with uncommitted changes); `unknown` outside of one."""
-    git = ["git", "-C", str(Path(__file__).parent)]
+    # Not `describe --dirty`, which locks the index to refresh it and leaves the lock behind if it is killed.
+    git = ["git", "--no-optional-locks", "-C", str(Path(__file__).parent)]
+
+    def output(*words: str) -> str:
+        return subprocess.run([*git, *words], capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        # A package installed inside another repository is not tracked by it.
-        subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True, check=True)
-        command = [*git, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        output("ls-files", "--error-unmatch", __file__)  # a package installed inside another repository is not tracked
+        name = output("rev-parse", "--short=12", "HEAD")
+        return f"{name}-dirty" if output("status", "--porcelain", "--untracked-files=no") else name
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
