@@ -89,7 +89,7 @@ def write_report(
 
 def draw_charts(models: Sequence[ReportModel], data: ReportData) -> dict[str, str | list[str]]:
     """The charts as data URLs: `sizes` (empty for a single image size), `balance`, and lists with one per model."""
-    names, is_thing = data.categories.names, data.categories.things()
+    names, is_thing = list(map(str, data.categories.names)), data.categories.things()
     sizes = as_svg(lambda file: accuracy_chart(file, data.by_size)) if data.by_size else ""
     return {
         "sizes": sizes,

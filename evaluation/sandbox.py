@@ -212,7 +212,9 @@ def draw_locations(
             pixel_values = processor.image_processor(images)["pixel_values"]
             sizes = [(image.height, image.width) for image in images]
             panels[entry.title] = torch.stack(segment(model, pixel_values, text, sizes)).numpy()
-    location_figure(file, [np.asarray(image) for image in images], panels, categories.names, categories.things())
+    location_figure(
+        file, [np.asarray(image) for image in images], panels, list(map(str, categories.names)), categories.things()
+    )
 
 
 def ids_of(categories: CategorySet) -> list[int]:
