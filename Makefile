@@ -1,4 +1,4 @@
-# Daily commands. Each sets up what it needs in .venv; a machine needs Python 3.11 or newer and make.
+# Common commands. Each installs its requirements into .venv; needs Python 3.11 or newer and make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ PRETRAINING_SEEDS ?= 0 1 2
 
 .PHONY: sandbox sandbox-pretraining test test-slow test-core style benchmark gpu clean
 
-# See the method work: scenes, two students, a table and a picture in runs/sandbox. No download.
+# The method on synthetic scenes: two students, a table and figures in runs/sandbox. No download.
 sandbox: $(VENV)/figures.stamp
 	$(BIN)/python -m training.sandbox.scenes --output runs/sandbox/data
 	for seed in $(SEEDS); do \
@@ -18,7 +18,7 @@ sandbox: $(VENV)/figures.stamp
 	done
 	$(BIN)/python -m evaluation.sandbox --runs runs/sandbox --seeds $(SEEDS)
 
-# The same over other pre-trainings, from captions on: hours. Number 0 has the shipped models. What is done is kept.
+# The same over several pre-training seeds, starting from captions: hours. Seed 0 uses the shipped models. Existing results are reused.
 #   nohup make sandbox-pretraining > pretraining.log &
 PRETRAINED := $(PRETRAINING_SEEDS:%=runs/pretraining-%)
 ALIGNED := $(foreach run,$(PRETRAINED),$(run)/densevlm-seed0 $(run)/all-seed0)
@@ -29,7 +29,7 @@ MODELS := runs/pretraining-%/models
 PRETRAIN := $(BIN)/python -m training.sandbox.pretrain
 CLIPSELF := $(BIN)/python -m training.train training/recipes/sandbox_clipself.yaml
 DENSEVLM := $(BIN)/python -m training.train training/recipes/sandbox.yaml
-# Models on the way are kept, and made one at a time.
+# Intermediate models are preserved, and trained one at a time.
 .SECONDARY:
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
@@ -66,13 +66,13 @@ runs/pretraining-%/all-seed0/model.safetensors: $(READY) | runs/sandbox/data/cat
 test: $(VENV)/all.stamp
 	$(PYTEST) -m "not slow"
 
-# Ten kills at random moments, photographs of COCO, models of full size.
+# Ten kills at random times, COCO images, full-size models.
 test-slow: $(VENV)/all.stamp
 	$(PYTEST) -m slow
 
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
 
-# Without any extra: neither timm nor torchvision nor matplotlib. What needs them is skipped and says so.
+# Without any extra: no timm, torchvision or matplotlib. Tests that need them are skipped with a reason.
 test-core: $(VENV)-core/test.stamp
 	$(VENV)-core/bin/python -m pytest --numprocesses auto -m "not slow" tests/modeling_densevlm tests/golden tests/evaluation \
 	  tests/test_house.py tests/test_pairs.py
@@ -87,10 +87,10 @@ benchmark: $(VENV)/all.stamp
 	$(BIN)/python -m benchmarks.loader
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.scaling
-	$(BIN)/python -m benchmarks.kept_answers
+	$(BIN)/python -m benchmarks.teacher_cache
 	$(BIN)/python -m benchmarks.evaluation
 
-# On a machine with one CUDA GPU and no network, in six minutes: docs/gpu.md. DEVICE=cpu shows that all of it runs.
+# For a machine with one CUDA GPU and no network, six minutes: docs/gpu.md. DEVICE=cpu checks that everything runs.
 DEVICE ?= cuda
 OUT ?= runs/gpu
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))

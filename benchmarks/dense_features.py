@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""A dense pass that computes only what it uses, against one that computes its last attention as well, and drops it."""
+"""A dense pass without the attention of the last block, against one that computes and discards it."""
 
 import torch
 
@@ -11,12 +11,14 @@ from modeling_densevlm.vision_tower import TransformerTower
 
 
 def discard_attention(tower: TransformerTower) -> None:
-    """As in the reference: the dense pass computes the attention of its last block as well, and drops it."""
+    """Makes the dense pass compute and discard the attention of its last block, as in the reference."""
     block = tower.blocks[-1]
     forward = block.forward
 
     def both(hidden_states, *context, dense_residual=None, **options):
-        if dense_residual is not None:  # the prefix, which the dense path has left behind, is a token of the attention
+        if (
+            dense_residual is not None
+        ):  # the dense path has dropped the prefix tokens, which take part in the attention
             tokens = torch.cat([hidden_states[:, : tower.prefix], hidden_states], dim=1)
             block.self_attn(block.layer_norm1(tokens), *context)
         return forward(hidden_states, *context, dense_residual=dense_residual, **options)
@@ -48,8 +50,8 @@ def main() -> None:
                 "two passes",
             )
             trunk.append(ratio)
-    what = "dense features at 512 pixels, ViT-B/16 and EVA-02 B/16"
-    print_row(what, "the last attention computed as well and dropped", dense)
+    workload = "dense features at 512 pixels, ViT-B/16 and EVA-02 B/16"
+    print_row(workload, "the last attention computed and discarded", dense)
     print_row("dense and global features of one trunk", "two passes", trunk)
 
 

@@ -1,14 +1,13 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Images a second of an evaluation in one pass, against passes as the reference has them, one image at a time: one for
-boxes and one for masks, which give the same numbers; and with its third, of all regions cut out, which gives one that
-we do not have.
+Images per second of an evaluation in one pass, against the separate passes of the reference, one image at a time: for
+boxes and for masks, with the same metrics; and with its third pass over crops of all regions, whose metric we do not
+compute.
 
     python -m benchmarks.evaluation [--images 2] [--regions 11 25]
 
-A ViT-B/16 with freshly drawn weights at 512 pixels, crops at 224; drawn images of 640 x 480 with 11 regions and with
-25.
+A randomly initialized ViT-B/16 at 512 pixels, crops at 224; synthetic images of 640 x 480 with 11 and with 25 regions.
 """
 
 import argparse
@@ -34,7 +33,7 @@ CATEGORIES = CategorySet.load("coco_panoptic_133")
 
 
 def write_annotations(folder: Path, images: int, regions: int) -> None:
-    """Images in vertical stripes, a region each, in COCO's panoptic format."""
+    """Images of vertical stripes, one region each, in COCO's panoptic format."""
     for name in ("images", "panoptic"):
         (folder / name).mkdir()
     content = {"images": [], "annotations": [], "categories": []}
@@ -61,7 +60,7 @@ def write_annotations(folder: Path, images: int, regions: int) -> None:
 
 @torch.inference_mode()
 def two_passes(model: DenseVLMModel, regions: PanopticRegions, text_embeds: torch.Tensor) -> None:
-    """Each pass reads the images again and takes one at a time."""
+    """Each pass reads the images again, one at a time."""
     for kind, pool in (("boxes", pool_boxes), ("masks", pool_masks)):
         for index in range(len(regions)):
             sample = regions[index]
@@ -90,14 +89,16 @@ def main() -> None:
     model = DenseVLMModel._from_config(convert_config(load_config("ViT-B-16"), text=False)).eval()
     text_embeds = torch.nn.functional.normalize(torch.randn(len(CATEGORIES), model.config.projection_dim), dim=-1)
     print(f"Boxes and masks, ViT-B/16 at {SIDE} pixels, crops of {CROP}. {machine()}")
-    two, three = zip(*(compare(model, text_embeds, options.images, regions) for regions in options.regions))
-    what = f"evaluation of images with {' and '.join(map(str, options.regions))} regions, ViT-B/16 at {SIDE} pixels"
-    print_row(what, "two passes, one image at a time: boxes, masks", two)
-    print_row("– the same", f"three passes: crops of {CROP} pixels, too, a number that ours does not give", three)
+    two, three = zip(*(compare_passes(model, text_embeds, options.images, regions) for regions in options.regions))
+    workload = (
+        f"evaluation of images with {' and '.join(map(str, options.regions))} regions, ViT-B/16 at {SIDE} pixels"
+    )
+    print_row(workload, "two passes, one image at a time: boxes, masks", two)
+    print_row("– the same", f"three passes: also crops of {CROP} pixels, whose metric ours does not compute", three)
 
 
-def compare(model: DenseVLMModel, text_embeds: torch.Tensor, images: int, count: int) -> tuple[float, float]:
-    """Prints and returns how many times as fast one pass is as two and as three, for images with so many regions."""
+def compare_passes(model: DenseVLMModel, text_embeds: torch.Tensor, images: int, count: int) -> tuple[float, float]:
+    """Prints and returns the speedup of one pass over two and over three, for images with `count` regions."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_annotations(folder, images, count)
@@ -116,8 +117,8 @@ def compare(model: DenseVLMModel, text_embeds: torch.Tensor, images: int, count:
         )
     one, two, three = times["one"], times["two"], times["two"] + times["crops"]
     for title, seconds in (("two passes", two), ("three, with crops", three)):
-        remark = f"{images / one:.2f} images a second; {images / seconds:.2f}"
-        print(f"  {count} regions an image, against {title}: {seconds / one:.2f} x   ({remark})")
+        remark = f"{images / one:.2f} images per second; {images / seconds:.2f}"
+        print(f"  {count} regions per image, against {title}: {seconds / one:.2f} x   ({remark})")
     return two / one, three / one
 
 

@@ -1,16 +1,16 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Everything that a machine with one CUDA GPU can tell about this repository, in six minutes and without a network: the
-tests of `tests/gpu`, and what a step, a pass and the loader take there.
+Tests and benchmarks for a machine with one CUDA GPU, in six minutes and without network access: `tests/gpu`, and the
+cost of training steps, forward passes and data loading.
 
     python -m benchmarks.gpu [--device cuda|cpu] [--output runs/gpu] [--wheels FOLDER] [--parts tests steps_eva ...]
 
-Writes `gpu.json` and `gpu.txt` anew after each part. Parts run one after the other, each in a process of its own with
-a time of its own: one that fails, or is still running when its time is over, costs the others nothing, and what it
-had found until then is kept. On `--device cpu` models are tiny, and numbers say only that all of it can be run.
+Updates `gpu.json` and `gpu.txt` after each part. Parts run sequentially, each in a separate process with its own time
+limit: one that fails or exceeds its limit does not affect the others, and its results up to then are preserved. With
+`--device cpu` models are tiny, and the numbers only show that everything runs.
 
-This file needs nothing but Python: what is missing of what it starts is taken from `--wheels` (docs/gpu.md).
+This file needs only Python; missing dependencies of the parts are installed from `--wheels` (docs/gpu.md).
 """
 
 import argparse
@@ -41,12 +41,12 @@ PARTS = {
     "sizes": 60,
     "compiled": 100,
 }
-"""Seconds that each may take at most, most telling ones first; all of them together have `TOTAL`."""
+"""Time limit of each part in seconds, the most informative parts first; `TOTAL` limits all of them together."""
 TOTAL = 355
 SLOWER = 2
-"""Times as long for a CPU of two cores, which shows that the parts can be run."""
+"""Factor on the limits for a CPU with two cores, on which the parts are only tested."""
 EXTRAS = ("test", "vision")
-"""What is wanted of setup.cfg's extras beside what the package needs."""
+"""Extras of setup.cfg that the parts need beside the package's own requirements."""
 
 
 def main() -> None:
@@ -54,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "gpu")
-    parser.add_argument("--wheels", type=Path, help="folder of wheels for what the machine's Python lacks")
+    parser.add_argument("--wheels", type=Path, help="folder of wheels for packages that are missing on the machine")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
@@ -67,11 +67,11 @@ def main() -> None:
         left = began + TOTAL * slower - time.monotonic()
         limit = min(PARTS[name] * slower, left)
         if limit < 5:
-            results["parts"][name] = {"status": "not begun: no time was left", "seconds": 0, "found": []}
+            results["parts"][name] = {"status": "not started: no time left", "seconds": 0, "found": []}
         else:
             command = command_of(name, python, options.device)
-            results["parts"][name] = run(command, limit, options.device)
-        write(results, options.output)
+            results["parts"][name] = run_part(command, limit, options.device)
+        write_results(results, options.output)
         print(f"{name}: {results['parts'][name]['status']}, {results['parts'][name]['seconds']} s", flush=True)
     print(f"\n{as_text(results)}\nIn {options.output}: gpu.json, gpu.txt")
     if not all(part["status"] == "done" for part in results["parts"].values()):
@@ -79,19 +79,22 @@ def main() -> None:
 
 
 def install(wheels: Path) -> tuple[str, list[str]]:
-    """A Python with the machine's packages and, from a folder, those that are missing; and what is unavailable."""
+    """
+    A Python with the machine's packages and, from a folder of wheels, the missing ones; and remarks on unavailable
+    ones.
+    """
     folder = ROOT / ".venv-gpu"
     python = folder / "bin" / "python"
     if not python.exists():
         venv = [sys.executable, "-m", "venv", "--system-site-packages", "--without-pip", str(folder)]
         subprocess.run(venv, check=True)
-        # Where this Python is that of an environment itself, its packages are not the system's.
+        # If this Python is in a virtual environment, its packages are not among the system's.
         packages = folder / "lib" / "python{}.{}".format(*sys.version_info) / "site-packages"
         paths = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
         (packages / "machine.pth").write_text("\n".join(sorted(paths)) + "\n")
     remarks = []
     for requirement in requirements((ROOT / "setup.cfg").read_text()):
-        # One by one, so that one that is in neither keeps none away. What the machine has is left as it is.
+        # One at a time, so that an unavailable one does not block the others. Installed packages are not changed.
         pip = [str(python), "-m", "pip", "install", "--quiet", "--no-index", "--find-links", str(wheels), requirement]
         done = subprocess.run(pip, capture_output=True, text=True)
         if done.returncode:
@@ -104,7 +107,7 @@ def _last_line(text: str) -> str:
 
 
 def requirements(setup: str) -> list[str]:
-    """What setup.cfg asks for, with [`EXTRAS`]."""
+    """The requirements of setup.cfg, including [`EXTRAS`]."""
     config = configparser.ConfigParser()
     config.read_string(setup)
     blocks = [config["options"]["install_requires"], *(config["options.extras_require"][name] for name in EXTRAS)]
@@ -112,22 +115,24 @@ def requirements(setup: str) -> list[str]:
 
 
 def describe(python: str, device: str) -> dict[str, Any]:
-    """Which machine it is, as its own programs say."""
+    """Description of the machine and the versions."""
     versions = (
         "import json, torch as t, transformers, accelerate, datasets, modeling_densevlm;"
         "card = t.cuda.get_device_name() if t.cuda.is_available() else None;"
         "print(json.dumps([t.__version__, t.version.cuda, card, transformers.__version__]))"
     )
-    asked = subprocess.run([python, "-c", versions], cwd=ROOT, capture_output=True, text=True)
-    if asked.returncode:
-        reason = _last_line(asked.stderr)
-        raise SystemExit(f"{python} lacks something: {reason}. It can come from `--wheels FOLDER` (docs/gpu.md).")
-    torch, cuda, card, transformers = json.loads(asked.stdout.splitlines()[-1])
+    done = subprocess.run([python, "-c", versions], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        reason = _last_line(done.stderr)
+        raise SystemExit(
+            f"A package is missing for {python}: {reason}. `--wheels FOLDER` can provide it (docs/gpu.md)."
+        )
+    torch, cuda, card, transformers = json.loads(done.stdout.splitlines()[-1])
     if device == "cuda" and card is None:
         raise SystemExit(f"torch {torch} finds no CUDA GPU. `--device cpu` shows that the parts run.")
     query = ["nvidia-smi", "--query-gpu=driver_version,memory.total", "--format=csv,noheader", f"--id={_first_gpu()}"]
-    told = _output(query).split(", ") if device == "cuda" else []
-    driver, memory = told if len(told) == 2 else (None, None)
+    fields = _output(query).split(", ") if device == "cuda" else []
+    driver, memory = fields if len(fields) == 2 else (None, None)
     cpu = [line.partition(":")[2].strip() for line in _output(["lscpu"]).splitlines() if line.startswith("Model name")]
     return {
         "date": datetime.datetime.now().isoformat(timespec="minutes"),
@@ -156,10 +161,10 @@ def command_of(name: str, python: str, device: str) -> list[str]:
     return [python, "-m", "benchmarks.gpu_parts", name, "--device", device]
 
 
-def run(command: Sequence[str], limit: float, device: str) -> dict[str, Any]:
+def run_part(command: Sequence[str], limit: float, device: str) -> dict[str, Any]:
     """
-    Runs a part for so many seconds at most. It writes what it finds, a line of JSON each, into the file that
-    `GPU_RESULTS` names.
+    Runs a part for at most `limit` seconds. It appends its results as lines of JSON to the file given by
+    `GPU_RESULTS`.
     """
     with tempfile.TemporaryDirectory() as folder:
         file, output = Path(folder) / "found.jsonl", Path(folder) / "output.txt"
@@ -175,7 +180,7 @@ def run(command: Sequence[str], limit: float, device: str) -> dict[str, Any]:
             try:
                 status = "done" if process.wait(timeout=limit) == 0 else "failed"
             except subprocess.TimeoutExpired:
-                status = f"stopped: its {limit:.0f} s were over"
+                status = f"stopped after its limit of {limit:.0f} s"
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         lines = file.read_text().splitlines() if file.exists() else []
@@ -190,7 +195,7 @@ def _first_gpu() -> str:
 
 
 def parse(lines: Sequence[str]) -> list[dict[str, Any]]:
-    """Those lines that are whole: a part that was stopped may have been writing one."""
+    """Parses complete lines of JSON; a stopped part may have left an incomplete one."""
     found = []
     for line in lines:
         try:
@@ -200,20 +205,20 @@ def parse(lines: Sequence[str]) -> list[dict[str, Any]]:
     return found
 
 
-def write(results: dict[str, Any], folder: Path) -> None:
-    """Both files, each written aside and renamed."""
+def write_results(results: dict[str, Any], folder: Path) -> None:
+    """Writes both files atomically, through staging files."""
     for name, content in (("gpu.json", json.dumps(results, indent=2)), ("gpu.txt", as_text(results))):
-        aside = folder / f".{name}"
-        aside.write_text(content + "\n")
-        aside.replace(folder / name)
+        staging = folder / f".{name}"
+        staging.write_text(content + "\n")
+        staging.replace(folder / name)
 
 
 def as_text(results: dict[str, Any]) -> str:
-    """The results for people to read."""
+    """The results as readable text."""
     lines = [f"{results['card'] or results['cpu']}, {results['date']}"]
     lines.append(", ".join(f"{k} {results[k]}" for k in ("driver", "torch", "cuda", "transformers", "python")))
     if results["device"] == "cpu":
-        lines.append("On a CPU with tiny models: that it can be run is all that these numbers say.")
+        lines.append("On a CPU with tiny models: these numbers only show that everything runs.")
     lines += results["remarks"]
     for name, part in results["parts"].items():
         lines.append(f"\n{name}: {part['status']}, {part['seconds']} s")
@@ -227,7 +232,7 @@ def as_text(results: dict[str, Any]) -> str:
 
 
 def summarize_tests(found: Sequence[dict[str, Any]]) -> list[str]:
-    """How many passed, and what the others say."""
+    """Counts of outcomes, recorded numbers, and reasons of failed and skipped tests."""
     count = {outcome: sum(test["outcome"] == outcome for test in found) for outcome in ("passed", "failed", "skipped")}
     lines = ["  " + ", ".join(f"{number} {outcome}" for outcome, number in count.items())]
     for test in found:
@@ -239,7 +244,7 @@ def summarize_tests(found: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Rows as aligned text; a new head where the columns change."""
+    """Rows as aligned text; a new header where the columns change."""
     lines: list[str] = []
     groups: list[list[dict[str, Any]]] = []
     for row in rows:

@@ -1,12 +1,13 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
 """
-The parts of [`benchmarks.gpu`] that measure, one a process:
+The benchmarks of [`benchmarks.gpu`], one per process:
 
     python -m benchmarks.gpu_parts steps_eva [--device cuda|cpu]
 
-Models are randomly initialized. A student B/16 at 512 pixels learns from an L/14 at 518, 48 images per step, bfloat16,
-by the real trainer. Every step has the same batch, so that none waits for a loader; `loader` measures what it gives.
+Models are randomly initialized. A student B/16 at 512 pixels is trained with a teacher L/14 at 518 pixels, 48 images
+per step, bfloat16, with the real trainer. All steps use the same batch, so that none waits for data loading, which
+`loader` measures separately.
 """
 
 import argparse
@@ -27,18 +28,18 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback
 
-from benchmarks.step import PAIRS, OneImage, Side, build, count_flop, make_trainer, matrix_rate, vision_config
+from benchmarks.step import PAIRS, OneImage, Variant, build, count_flop, make_trainer, matrix_rate, vision_config
 from modeling_densevlm import DenseVLMConfig
 from training.trainer import DenseVLMTrainer
 
 
 class Scale(NamedTuple):
-    """How large everything is."""
+    """Sizes of the benchmarks."""
 
     batch: int
     side: int
     sides: tuple[int, ...]
-    """Of the images whose memory is measured: those of the paper's Table 10."""
+    """Image sizes of the memory benchmark: those of the paper's Table 10."""
     product: int
     warm: int
     steps: int
@@ -50,11 +51,11 @@ SCALES = {
     "cpu": Scale(2, 64, (32, 64, 96), 512, 1, 1, 8),
 }
 WAITS = ("aten::item", "aten::_local_scalar_dense", "cudaStreamSynchronize", "cudaDeviceSynchronize")
-"""What makes the host wait for the GPU, or says that it will."""
+"""Operations and calls that make the host wait for the GPU."""
 
 
 def emit(**found: Any) -> None:
-    """Keeps a result, at once."""
+    """Prints a result and appends it to the results file."""
     line = json.dumps(found)
     print(line, flush=True)
     if file := os.environ.get("GPU_RESULTS"):
@@ -63,12 +64,12 @@ def emit(**found: Any) -> None:
 
 
 def teacher_side(side: int, patch: int = 14) -> int:
-    """The next whole number of a teacher's patches."""
+    """The image side rounded up to a multiple of the teacher's patch size."""
     return -(-side // patch) * patch
 
 
 def config_of(name: str, device: str) -> DenseVLMConfig:
-    """Of the model of this name; on a CPU of a tiny one of its kind."""
+    """Configuration of the model of this name; a tiny one of its kind for the CPU."""
     config = vision_config(name)
     if device == "cpu":
         tiny = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 3}
@@ -86,15 +87,15 @@ def peak_gib(device: str) -> float | None:
     return torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None
 
 
-def share(flop: float, seconds: float, rate: float) -> float | None:
-    """Of a large product's rate; above it is a mistake of measuring, and None."""
-    found = flop / seconds / rate
-    return found if found <= 1 else None
+def share_of_rate(flop: float, seconds: float, rate: float) -> float | None:
+    """Share of a large product's rate; None above 1, which is a measurement error."""
+    share = flop / seconds / rate
+    return share if share <= 1 else None
 
 
 @contextmanager
 def out_of_memory(**row: Any) -> Iterator[None]:
-    """Where there is not enough memory, that is the result; each has all of it to begin with."""
+    """Reports running out of memory as a result; frees cached memory first."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -110,15 +111,15 @@ def rate_of(device: str) -> float:
 
 
 def rates(device: str) -> None:
-    """The product that all is compared with, and dense inference alone."""
+    """The large product as the baseline of all rates, and dense inference."""
     scale, rate = SCALES[device], rate_of(device)
     emit(product=f"{scale.product} x {scale.product}, bfloat16", TFLOP_per_s=rate / 1e12)
-    both = (scale.side, teacher_side(scale.side))
-    for name, side in (told for pair in PAIRS.values() for told in zip(pair, both)):
+    sides = (scale.side, teacher_side(scale.side))
+    for name, side in (model for pair in PAIRS.values() for model in zip(pair, sides)):
         with out_of_memory(model=name):
             config = config_of(name, device)
             with torch.device(device):
-                model = build(config, Side("sdpa", False, None)).to(torch.bfloat16)
+                model = build(config, Variant("sdpa", False, None)).to(torch.bfloat16)
                 images = torch.randn(scale.batch, 3, side, side, dtype=torch.bfloat16)
             seconds = time_of(lambda m=model, x=images: m.get_dense_features(x), device)
             flop = count_flop(config, side) * scale.batch
@@ -127,7 +128,7 @@ def rates(device: str) -> None:
                 side=side,
                 images=scale.batch,
                 images_per_s=scale.batch / seconds,
-                of_product=share(flop, seconds, rate),
+                of_product=share_of_rate(flop, seconds, rate),
                 peak_GiB=peak_gib(device),
             )
             del model, images
@@ -135,7 +136,7 @@ def rates(device: str) -> None:
 
 @torch.inference_mode()
 def time_of(function: Callable[[], object], device: str) -> float:
-    """Seconds of a call, the mean over some."""
+    """Mean seconds per call."""
     scale = SCALES[device]
     for _ in range(scale.warm):
         function()
@@ -149,10 +150,9 @@ def time_of(function: Callable[[], object], device: str) -> float:
     return (time.perf_counter() - began) / scale.steps
 
 
-class Window(TrainerCallback):
+class StepTimer(TrainerCallback):
     """
-    A clock from the end of the warming steps to the end of the last: nothing waits for the GPU in between. With
-    `inside` the steps run in that context.
+    Times the steps after warm-up, without synchronizing in between. With `inside`, the steps run in that context.
     """
 
     def __init__(self, device: str, warm: int, inside: Any = None):
@@ -174,8 +174,8 @@ class Window(TrainerCallback):
                 self.inside.__exit__(None, None, None)
 
 
-class Again:
-    """A collator that collates the first batch, and gives that one from then on."""
+class RepeatFirstBatch:
+    """A collator that always returns the first batch."""
 
     def __init__(self, collate: Callable[[Any], dict[str, Any]]):
         self.collate, self.batch = collate, None
@@ -189,20 +189,20 @@ def train(
     pair: str, device: str, attention: str = "sdpa", cached: bool = False, side: int | None = None,
     steps: int | None = None, inside: Any = None, **arguments: Any,
 ) -> float:  # fmt: skip
-    """Seconds of a step of the real trainer in bfloat16."""
+    """Seconds per step of the trainer in bfloat16."""
     scale = SCALES[device]
     side, steps = side or scale.side, steps or scale.steps
-    kind = Side(attention, False, None if cached else teacher_side(side))
+    variant = Variant(attention, False, None if cached else teacher_side(side))
     torch.manual_seed(0)
     with torch.device(device):
-        student, teacher = (None if cached and role else build(config_of(name, device), kind)
+        student, teacher = (None if cached and role else build(config_of(name, device), variant)
                             for role, name in enumerate(PAIRS[pair]))  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(
             DenseVLMTrainer,
             student,
             None if teacher is None else teacher.to(torch.bfloat16),
-            OneImage(side, kind.teacher_side),
+            OneImage(side, variant.teacher_side),
             scale.warm + steps,
             folder,
             per_device_train_batch_size=scale.batch,
@@ -210,26 +210,30 @@ def train(
             use_cpu=device == "cpu",
             **arguments,
         )
-        trainer.data_collator = Again(trainer.data_collator)
-        window = Window(device, scale.warm, inside)
-        trainer.add_callback(window)
+        trainer.data_collator = RepeatFirstBatch(trainer.data_collator)
+        timer = StepTimer(device, scale.warm, inside)
+        trainer.add_callback(timer)
         trainer.train()
-    return window.seconds / steps
+    return timer.seconds / steps
 
 
-def flop_of_a_step(pair: str, device: str, cached: bool = False) -> int:
-    """Of all images of a step."""
+def flop_per_step(pair: str, device: str, cached: bool = False) -> int:
+    """FLOP of all images of a step."""
     student, teacher = (config_of(name, device) for name in PAIRS[pair])
     side = SCALES[device].side
-    asked = 0 if cached else count_flop(teacher, teacher_side(side))
-    return SCALES[device].batch * (asked + count_flop(student, side, train=True))
+    teacher_flop = 0 if cached else count_flop(teacher, teacher_side(side))
+    return SCALES[device].batch * (teacher_flop + count_flop(student, side, train=True))
 
 
 def steps(pair: str, device: str) -> None:
-    """Steps online, with kept answers, and with attention written out."""
+    """Steps online, with cached teacher predictions, and with eager attention."""
     rate = rate_of(device)
-    kinds = {"online": {}, "kept answers": {"cached": True}, "online, eager attention": {"attention": "eager"}}
-    for name, options in kinds.items():
+    variants = {
+        "online": {},
+        "cached predictions": {"cached": True},
+        "online, eager attention": {"attention": "eager"},
+    }
+    for name, options in variants.items():
         with out_of_memory(pair=pair, step=name):
             emit_step(pair, name, device, rate, train(pair, device, **options), options.get("cached", False))
 
@@ -241,16 +245,16 @@ def emit_step(pair: str, name: str, device: str, rate: float, seconds: float, ca
         images=SCALES[device].batch,
         seconds=seconds,
         images_per_s=SCALES[device].batch / seconds,
-        of_product=share(flop_of_a_step(pair, device, cached), seconds, rate),
+        of_product=share_of_rate(flop_per_step(pair, device, cached), seconds, rate),
         peak_GiB=peak_gib(device),
     )
 
 
 def compiled(device: str) -> None:
-    """Student and teacher compiled: by inductor, which takes a minute; on a CPU without its last stage."""
+    """Student and teacher compiled: by inductor, which takes a minute; by aot_eager on a CPU."""
     options = {} if device == "cuda" else {"torch_compile_backend": "aot_eager"}
     rate = rate_of(device)
-    for name, cached in (("kept answers, compiled", True), ("online, compiled", False)):
+    for name, cached in (("cached predictions, compiled", True), ("online, compiled", False)):
         began = time.perf_counter()
         with out_of_memory(pair="eva", step=name):
             seconds = train("eva", device, cached=cached, torch_compile=True, **options)
@@ -259,7 +263,7 @@ def compiled(device: str) -> None:
 
 
 def sizes(device: str) -> None:
-    """Memory and time of a step as images grow: the paper's Table 10."""
+    """Memory and time of a step over image size: the paper's Table 10."""
     scale = SCALES[device]
     for side in scale.sides:
         with out_of_memory(pair="eva", side=side):
@@ -269,13 +273,13 @@ def sizes(device: str) -> None:
 
 
 def waits(device: str) -> None:
-    """Where the host waits for the GPU within one step: what the profiler counts, and which lines they are."""
+    """Host waits for the GPU within one step: counts of the profiler, and the lines of code."""
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])
-    watched = profile(activities=activities)
-    train("eva", device, steps=1, inside=watched)
-    found = {event.key: event.count for event in watched.key_averages()}
+    profiler = profile(activities=activities)
+    train("eva", device, steps=1, inside=profiler)
+    counts = {event.key: event.count for event in profiler.key_averages()}
     for name in WAITS:
-        emit(within_a_step=name, times=found.get(name, 0))
+        emit(within_a_step=name, times=counts.get(name, 0))
     if device == "cuda":
         lines = SynchronizingLines()
         train("eva", device, steps=1, inside=lines)
@@ -284,7 +288,7 @@ def waits(device: str) -> None:
 
 
 class SynchronizingLines:
-    """Counts the lines at which the host waits for the GPU, as torch warns of them."""
+    """Counts the lines of code where the host waits for the GPU, from the warnings of torch."""
 
     def __init__(self):
         self.places: collections.Counter[str] = collections.Counter()
@@ -305,7 +309,7 @@ class SynchronizingLines:
 
 
 def loader(device: str) -> None:
-    """Images a second that the loader makes ready with all cores, for a step online and with one size for both."""
+    """Images per second of the data loader on all cores, with separate teacher images and with one size for both."""
     from benchmarks.pictures import PHOTO, draw_jpeg
     from modeling_densevlm import DenseVLMImageProcessor
     from training.data import RegionCollator, RegionDataset
@@ -313,9 +317,9 @@ def loader(device: str) -> None:
 
     scale, workers = SCALES[device], len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as name:
-        drawn = [draw_jpeg(seed, *PHOTO) for seed in range(min(scale.images, 32))]
+        jpegs = [draw_jpeg(seed, *PHOTO) for seed in range(min(scale.images, 32))]
         for number in range(scale.images):
-            (Path(name) / f"{number:05d}.jpg").write_bytes(drawn[number % len(drawn)])
+            (Path(name) / f"{number:05d}.jpg").write_bytes(jpegs[number % len(jpegs)])
         index = open_source(Source(name))
         student = DenseVLMImageProcessor(scale.side)
         teacher = DenseVLMImageProcessor(teacher_side(scale.side))
@@ -330,15 +334,15 @@ def loader(device: str) -> None:
                 collate_fn=RegionCollator(dataset),
                 pin_memory=device == "cuda",
             )
-            seen, began = 0, 0.0
+            images, began = 0, 0.0
             for number, batch in enumerate(batches):
-                if number < 2 * workers:  # the first ones were made before anyone waited for them
+                if number < 2 * workers:  # the first batches were prefetched
                     began = time.perf_counter()
                     continue
-                seen += len(batch["pixel_values"])
+                images += len(batch["pixel_values"])
                 if time.perf_counter() - began > 6:
                     break
-            rate = seen / (time.perf_counter() - began)
+            rate = images / (time.perf_counter() - began)
             emit(loader=title, workers=workers, images_per_s=rate, images_per_s_and_worker=rate / workers)
 
 

@@ -1,9 +1,9 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Images a second that one core makes ready for a step, by our dataset and collator and by a loader that does what the
-reference's does: the image and a crop of each cell of a grid as normalised floats, of which the crops are then
-dropped. Its grids have 18 cells on average, and its crops lie in a tensor for 36.
+Images per second that one core prepares for a step, with our dataset and collator and with a loader equivalent to the
+reference's: the image and a crop of each grid cell as normalized floats, where the crops are then discarded. Its grids
+have 18 cells on average, and its crops are stored in a tensor for 36.
 
     python -m benchmarks.loader [--images 16] [--repeats 5]
 """
@@ -42,7 +42,7 @@ REFERENCE_GRIDS = [(m, n) for m in range(2, 7) for n in range((m + 1) // 2 + 1, 
 
 
 def to_floats(image: Image.Image, side: int) -> torch.Tensor:
-    """Longest side to `side`, RGB, floats, normalised, padded: as the reference's transforms in their order."""
+    """Resized to a longest side of `side`, RGB, float, normalized, padded: the reference's transforms, in order."""
     scale = side / max(image.size)
     resized = image.resize([max(round(length * scale), 1) for length in image.size], Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.array(resized.convert("RGB"))).permute(2, 0, 1).contiguous().float() / 255
@@ -80,8 +80,10 @@ def decode(files: Sequence[Path]) -> None:
         load_image(file)
 
 
-def keep_answers(images: Path, folder: Path) -> TeacherCache:
-    """Answers to all regions of all grids, 32 categories each: of the size of real ones, from a tiny teacher."""
+def fill_cache(images: Path, folder: Path) -> TeacherCache:
+    """
+    Teacher predictions for all regions of all grids, of realistic size (32 categories each), from a tiny teacher.
+    """
     teacher, categories = ROOT / "model_cards" / "densevlm-sandbox-p", CategorySet.load("coco_stuff_ade20k_316")
     model, (_, tokenizer) = DenseVLMModel.from_pretrained(teacher), load_processing(str(teacher))
     embeds = torch.nn.functional.normalize(torch.randn(len(categories.names), model.config.projection_dim), dim=-1)
@@ -93,7 +95,7 @@ def keep_answers(images: Path, folder: Path) -> TeacherCache:
 
 
 def pack(files: Sequence[Path], tar: Path) -> Path:
-    """The files with their annotations between them, as a shard of SA-1B."""
+    """Packs the files with annotations in between, as a shard of SA-1B."""
     with tarfile.open(tar, "w") as archive:
         for file in files:
             archive.add(file, file.name)
@@ -103,30 +105,30 @@ def pack(files: Sequence[Path], tar: Path) -> Path:
     return tar
 
 
-def report(title: str, files: Sequence[Path], work: Path, repeats: int) -> tuple[float, float]:
-    """Prints all sides; returns how many times as fast as the reference ours is, and ours with kept answers."""
+def report_images(title: str, files: Sequence[Path], work: Path, repeats: int) -> tuple[float, float]:
+    """Prints all variants; returns the speedup over the reference, of ours online and with cached predictions."""
     student, teacher = DenseVLMImageProcessor(512), DenseVLMImageProcessor(518)
     folder = files[0].parent
     index = open_source(Source(str(folder)))
     shard = open_source(Source(str(pack(files, work / f"{folder.name}.tar"))))
-    cache = keep_answers(folder, work / f"{folder.name}_answers")
+    cache = fill_cache(folder, work / f"{folder.name}_cache")
     cached = CachedTeacherDataset(RegionDataset(index, student), cache)
     rng = random.Random(0)
-    sides = {
+    variants = {
         "decoding alone": lambda: decode(files),
         "reference: image and 18 crops on average": lambda: reference(files, rng),
         "ours, student and teacher": lambda: ours(RegionDataset(index, student, teacher)),
         "ours, from a tar": lambda: ours(RegionDataset(shard, student, teacher)),
         "ours, one size for both": lambda: ours(RegionDataset(index, student)),
-        "ours, kept answers": lambda: ours(cached),
+        "ours, cached teacher predictions": lambda: ours(cached),
     }
-    times = alternate(sides, repeats)
+    times = alternate(variants, repeats)
     size = sum(file.stat().st_size for file in files) / len(files)
     print(f"\n{title}, {size / 1024:.0f} KB each\n{'':50} images/s   against the reference   decoding alone")
     decoding, slow, *_ = times.values()
     for name, seconds in times.items():
         print(f"{name:50} {len(files) / seconds:8.1f} {slow / seconds:15.2f} x {decoding / seconds:18.2f} x")
-    return slow / times["ours, student and teacher"], slow / times["ours, kept answers"]
+    return slow / times["ours, student and teacher"], slow / times["ours, cached teacher predictions"]
 
 
 def main() -> None:
@@ -147,14 +149,14 @@ def main() -> None:
             for seed in range(options.images):
                 (work / name / f"{seed:03d}.jpg").write_bytes(draw_jpeg(seed, *photo))
             title = f"{options.images} JPEGs of {photo[0]} x {photo[1]}"
-            ratios.append(report(title, sorted((work / name).iterdir()), work, options.repeats))
+            ratios.append(report_images(title, sorted((work / name).iterdir()), work, options.repeats))
         if SAMPLE.is_dir():
-            ratios.append(report("Two photographs of COCO", sorted(SAMPLE.iterdir()), work, options.repeats))
-    online, kept = zip(*ratios)
-    what = "loader, one core, 512 and 518 pixels: drawn JPEGs of 640 × 480, of 2,250 × 1,500"
-    what += ", photographs of COCO" if len(ratios) == 3 else ""
-    print_row(what, "crops of the reference's grids, 18 on average, cut and dropped", online)
-    print_row("– with cached teacher predictions, which need no pixels for the teacher", "the same", kept)
+            ratios.append(report_images("Two photographs of COCO", sorted(SAMPLE.iterdir()), work, options.repeats))
+    online, offline = zip(*ratios)
+    workload = "loader, one core, 512 and 518 pixels: synthetic JPEGs of 640 × 480, of 2,250 × 1,500"
+    workload += ", photographs of COCO" if len(ratios) == 3 else ""
+    print_row(workload, "crops of the reference's grids, 18 on average, cut and discarded", online)
+    print_row("– with cached teacher predictions, without pixels for the teacher", "the same", offline)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""JPEGs with the entropy of photographs, drawn from a seed: noise at every scale, the finer the fainter."""
+"""Synthetic JPEGs with the entropy of photographs: noise at all scales, with less contrast at finer ones."""
 
 import io
 
@@ -9,15 +9,17 @@ from PIL import Image
 
 
 PHOTO = (640, 480, 0.85)
-"""About 230 KB, as the larger photographs of COCO."""
+"""About 230 KB, like the larger photographs of COCO."""
 LARGE_PHOTO = (2250, 1500, 0.75)
-"""About 700 KB, as those of SA-1B."""
+"""About 700 KB, like those of SA-1B."""
 
 
 def draw_jpeg(seed: int, width: int, height: int, persistence: float) -> bytes:
     """
+    Draws a JPEG.
+
     Args:
-        persistence (`float`): contrast of each scale over that of the scale twice as coarse.
+        persistence (`float`): ratio of the contrast of each scale to that of the next coarser one.
     """
     rng = np.random.default_rng(seed)
     canvas = np.full((height, width, 3), 128, dtype=np.float32)

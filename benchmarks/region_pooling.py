@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Region pooling against torchvision's RoIAlign, forward and backward, in one run."""
+"""Region pooling against torchvision's RoIAlign, forward and backward."""
 
 import torch
 
@@ -27,8 +27,8 @@ def main() -> None:
         boxes = [grid_boxes(rows, rows)] * 8
         title = f"pooling of a {rows} x {rows} grid, forward + backward"
         ratios.append(compare(title, lambda b=boxes: ours(b), lambda b=boxes: theirs(b), "torchvision"))
-    what = "pooling of a 1 × 1, 3 × 3, 6 × 6 grid over 8 maps of 512 × 32 × 32, forward and backward"
-    print_row(what, "torchvision's RoIAlign", ratios)
+    workload = "pooling of a 1 × 1, 3 × 3, 6 × 6 grid over 8 maps of 512 × 32 × 32, forward and backward"
+    print_row(workload, "torchvision's RoIAlign", ratios)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Seconds of an epoch of the real program as images and as ranks grow, on tiny models and one thread a rank."""
+"""
+Seconds per epoch of the training program over numbers of images and ranks, with tiny models, one thread per rank.
+"""
 
 import os
 import re
@@ -17,7 +19,7 @@ IMAGES, RANKS = (250, 500, 1000, 2000), (1, 2)
 
 
 def epoch(folder: Path, images: int, ranks: int) -> float:
-    """Seconds that Trainer itself counts, without the start of the program."""
+    """Seconds reported by Trainer, without the start of the program."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
     options = {
         "images": folder / "train" / "images",
@@ -32,7 +34,7 @@ def epoch(folder: Path, images: int, ranks: int) -> float:
         "dataloader_num_workers": 0,
         "use_cpu": True,
     }
-    arguments = [part for key, value in options.items() for part in (f"--{key}", str(value))]
+    arguments = [word for key, value in options.items() for word in (f"--{key}", str(value))]
     command = [sys.executable, *launcher, "-m", "training.train", "training/recipes/sandbox.yaml", *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
@@ -43,12 +45,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_scenes(folder, 0, "train", max(IMAGES))
-        print(f"An epoch of the sandbox's models, one thread a rank. {machine()}")
+        print(f"An epoch of the sandbox's models, one thread per rank. {machine()}")
         first = None
         for images in IMAGES:
             time = epoch(folder, images, 1)
             first = first or time / images
-            print(f"  {images:5} images, 1 rank    {time:6.1f} s   {time / images / first:5.2f} x the cost an image")
+            print(f"  {images:5} images, 1 rank    {time:6.1f} s   {time / images / first:5.2f} x the cost per image")
         for ranks in RANKS[1:]:
             time_of = epoch(folder, max(IMAGES), ranks)
             print(f"  {max(IMAGES):5} images, {ranks} ranks   {time_of:6.1f} s   {time / time_of:5.2f} x as fast as 1")

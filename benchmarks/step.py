@@ -1,19 +1,19 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
 """
-A training step of the real trainer against what the reference computes, what kept answers save, and how much of what
-the machine can do is done.
+Measures a training step against the reference's computation, the savings of cached teacher predictions, and the
+utilization of the machine.
 
     python -m benchmarks.step [--pair clip|eva] [--dtype float32|bfloat16] [--batch 2] [--rounds 3] [--steps 1]
     python -m benchmarks.step --quick       # one round, one step, one image
 
-The reference is stood for by the same arithmetic, done with our parts: the attention of the last block is computed as
-well and not used, and the teacher is shown the student's 512 pixels, of which a patch of 14 takes 504 (36 x 36
-tokens; ours sees 518, 37 x 37). `fused` calls the fused attention, as the reference does where its requirements are
-installed: that is the figure that counts. `naive` writes attention out; one round of it is enough.
+The reference is represented by the same arithmetic, implemented with our components: the attention of the last block
+is also computed and discarded, and the teacher gets the student's 512 pixels, of which a patch size of 14 uses 504 (36
+x 36 tokens; ours uses 518, 37 x 37). `fused` uses fused attention, as the reference does with its requirements
+installed; it is the relevant baseline. `naive` uses attention without a fused kernel; a single round of it suffices.
 
-Every side runs in turn in a process of its own, so that its peak of memory is its own, too; the medians count. A ratio
-above what is possible at all is a mistake of measuring, and is not printed.
+The variants run alternately, each in a separate process, so that the peak memory is separate as well; medians are
+reported. A ratio above the theoretical maximum is a measurement error and is not printed.
 """
 
 import argparse
@@ -52,35 +52,37 @@ from training.teacher_cache import all_boxes, compress
 from training.trainer import DenseVLMArguments, DenseVLMTrainer
 
 
-class Side(NamedTuple):
+class Variant(NamedTuple):
     """How a step is computed."""
 
     attention: str
     discards: bool
-    """Whether the last block's attention is computed as well and dropped."""
+    """Whether the last block's attention is computed and discarded."""
     teacher_side: int | None
-    """Pixels that the teacher sees; None where its answers are kept."""
+    """Side of the teacher's images in pixels; None with cached predictions."""
 
 
 PAIRS = {"clip": ("ViT-B-16", "ViT-L-14-336"), "eva": ("EVA02-CLIP-B-16", "EVA02-CLIP-L-14-336")}
-SIDES = {
-    "fused": Side("sdpa", True, 504),
-    "naive": Side("written_out", True, 504),
-    "ours": Side("sdpa", False, 518),
-    "cached": Side("sdpa", False, None),
+VARIANTS = {
+    "fused": Variant("sdpa", True, 504),
+    "naive": Variant("naive", True, 504),
+    "ours": Variant("sdpa", False, 518),
+    "cached": Variant("sdpa", False, None),
 }
 STUDENT_SIDE = 512
 NAIVE_OVER_FUSED = 1.37
-"""How many times as long a step of the reference itself takes with naive attention (float32, two threads, EVA pair): a
-naive side that takes longer does not stand for it, and gives no ratio."""
+"""Time of a step of the reference with naive attention over fused attention (float32, two threads, EVA pair): a slower
+naive variant does not represent the reference, and gives no ratio."""
 EPOCHS = 6
 TOP_K = 32
 CATEGORIES = CategorySet.load("coco_stuff_ade20k_316")
 
 
-def written_out(module, query, key, value, attention_mask, scaling, **_) -> tuple[torch.Tensor, None]:
-    """Attention as two products and a softmax between them. Image by image, and in place where there is no gradient:
-    the pages of a matrix that is made anew in each layer cost as much time as its softmax."""
+def naive_attention(module, query, key, value, attention_mask, scaling, **_) -> tuple[torch.Tensor, None]:
+    """
+    Attention as two products with a softmax in between. Per image, and in place where there is no gradient: allocating
+    a new matrix in each layer would take as long as its softmax.
+    """
     outputs = []
     for queries, keys, values in zip(query, key, value, strict=True):
         logits = (queries * scaling) @ keys.transpose(-1, -2)  # (heads, tokens, tokens)
@@ -89,13 +91,13 @@ def written_out(module, query, key, value, attention_mask, scaling, **_) -> tupl
     return torch.stack(outputs).transpose(1, 2).contiguous(), None
 
 
-ALL_ATTENTION_FUNCTIONS.register("written_out", written_out)
+ALL_ATTENTION_FUNCTIONS.register("naive", naive_attention)
 
 
-def build(config: DenseVLMConfig, side: Side) -> DenseVLMModel:
-    """A freshly drawn model in eval mode."""
-    model = DenseVLMModel._from_config(config, attn_implementation=side.attention).eval()
-    if side.discards:
+def build(config: DenseVLMConfig, variant: Variant) -> DenseVLMModel:
+    """A randomly initialized model in eval mode."""
+    model = DenseVLMModel._from_config(config, attn_implementation=variant.attention).eval()
+    if variant.discards:
         discard_attention(model.vision_model)
     return model
 
@@ -104,13 +106,13 @@ def vision_config(name: str) -> DenseVLMConfig:
     return convert_config(load_config(name), text=False)
 
 
-def draw_embeddings(model: DenseVLMModel) -> CategoryEmbeddings:
+def random_embeddings(model: DenseVLMModel) -> CategoryEmbeddings:
     embeds = normalize(torch.randn(len(CATEGORIES.names), model.config.projection_dim), dim=-1)
     return CategoryEmbeddings(embeds, list(CATEGORIES.names), CATEGORIES.is_thing, CATEGORIES.synonyms, [], "")
 
 
 class OneImage(torch.utils.data.Dataset):
-    """The same image again and again, with 36 regions; with the teacher's answers or for the teacher to answer."""
+    """A single repeated image with 36 regions, with cached teacher predictions or with pixels for the teacher."""
 
     def __init__(self, side: int, teacher_side: int | None):
         shapes = [("pixel_values", side)] + ([("teacher_pixel_values", teacher_side)] if teacher_side else [])
@@ -135,7 +137,7 @@ class OneImage(torch.utils.data.Dataset):
 
 
 class TimedTrainer(DenseVLMTrainer):
-    """The trainer with a clock: seconds of each step with the teacher, and with the student and the optimizer."""
+    """The trainer with timers: seconds per step for the teacher, and for the student and the optimizer."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -145,15 +147,15 @@ class TimedTrainer(DenseVLMTrainer):
         self.add_callback(_StopClock(self))
 
     def get_batch_samples(self, *args: Any):
-        if len(self.student_seconds) == 1:  # the optimizer has its state now
+        if len(self.student_seconds) == 1:  # the optimizer state is allocated now
             self.resident = resident_memory()
         return super().get_batch_samples(*args)
 
     def compute_targets(self, batch):
         began = time.perf_counter()
         targets = super().compute_targets(batch)
-        self.asked = time.perf_counter()
-        self.teacher_seconds.append(self.asked - began)
+        self.targets_done = time.perf_counter()
+        self.teacher_seconds.append(self.targets_done - began)
         return targets
 
 
@@ -162,7 +164,7 @@ class _StopClock(TrainerCallback):
         self.trainer = trainer
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.trainer.student_seconds.append(time.perf_counter() - self.trainer.asked)
+        self.trainer.student_seconds.append(time.perf_counter() - self.trainer.targets_done)
 
 
 def make_trainer(
@@ -174,7 +176,7 @@ def make_trainer(
     output_dir: str,
     **arguments: Any,
 ) -> DenseVLMTrainer:
-    """The real trainer on one image; `arguments` are those of [`DenseVLMArguments`]."""
+    """The trainer on one image; `arguments` are passed to [`DenseVLMArguments`]."""
     freeze(student, None)
     args = DenseVLMArguments(
         output_dir=output_dir,
@@ -197,23 +199,25 @@ def make_trainer(
         teacher=teacher,
         processing_class=DenseVLMImageProcessor(dataset.sample["pixel_values"].shape[-1]),
         teacher_processing_class=DenseVLMImageProcessor(dataset.sample["pixel_values"].shape[-1]),
-        student_embeddings=draw_embeddings(student),
-        teacher_embeddings=None if teacher is None else draw_embeddings(teacher),
+        student_embeddings=random_embeddings(student),
+        teacher_embeddings=None if teacher is None else random_embeddings(teacher),
     )
 
 
-def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
-    """Of one side: seconds of a step's parts after a first step, and the peak of memory above that between steps."""
+def measure_variant(name: str, options: argparse.Namespace) -> dict[str, float]:
+    """
+    Measures one variant: seconds of the parts of a step after a first one, and peak memory above that between steps.
+    """
     torch.manual_seed(0)
-    side, dtype = SIDES[name], getattr(torch, options.dtype)
+    variant, dtype = VARIANTS[name], getattr(torch, options.dtype)
     student_name, teacher_name = PAIRS[options.pair]
-    teacher = build(vision_config(teacher_name), side).to(dtype) if side.teacher_side else None
+    teacher = build(vision_config(teacher_name), variant).to(dtype) if variant.teacher_side else None
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(
             TimedTrainer,
-            build(vision_config(student_name), side),
+            build(vision_config(student_name), variant),
             teacher,
-            OneImage(STUDENT_SIDE, side.teacher_side),
+            OneImage(STUDENT_SIDE, variant.teacher_side),
             options.steps + 1,
             folder,
             per_device_train_batch_size=options.batch,
@@ -222,31 +226,34 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
         )
         trainer.train()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    found = {
+    measured = {
         "teacher": median(trainer.teacher_seconds[1:]),
         "student": median(trainer.student_seconds[1:]),
         "memory": peak - trainer.resident,
     }
     if name == "ours":
-        found |= measure_retrieval(trainer, options.batch) | {"rate": matrix_rate(dtype)}
-    return found
+        measured |= measure_retrieval(trainer, options.batch) | {"rate": matrix_rate(dtype)}
+    return measured
 
 
 def measure_retrieval(trainer: TimedTrainer, batch: int) -> dict[str, float]:
-    """Seconds of a plain pass of the teacher, and of one that answers all regions of all grids, to be kept."""
+    """
+    Seconds of a plain forward pass of the teacher, and of computing the cached predictions of all regions of all
+    grids.
+    """
     pixels = torch.stack([trainer.train_dataset.sample["teacher_pixel_values"]] * batch)
     pixel_values = trainer.teacher_image_processor.normalize(pixels)
     boxes = [all_boxes((1.0, 0.75), 6)] * batch
 
-    def answer() -> None:
+    def predict() -> None:
         embeds = trainer.teacher(pixel_values=pixel_values, boxes=boxes).region_embeds
-        for part in embeds.split([len(b) for b in boxes]):
-            logits = region_logits(part, trainer.teacher_text_embeds, trainer.args.temperature)
-            found: Retrieval = retrieve(logits, trainer.is_thing, trainer.args.threshold)
-            compress(found, torch.as_tensor(trainer.is_thing), TOP_K)
+        for image_embeds in embeds.split([len(b) for b in boxes]):
+            logits = region_logits(image_embeds, trainer.teacher_text_embeds, trainer.args.temperature)
+            retrieval: Retrieval = retrieve(logits, trainer.is_thing, trainer.args.threshold)
+            compress(retrieval, torch.as_tensor(trainer.is_thing), TOP_K)
 
     with torch.inference_mode():
-        return {"pass": clock(lambda: trainer.teacher(pixel_values=pixel_values)), "retrieval": clock(answer)}
+        return {"pass": clock(lambda: trainer.teacher(pixel_values=pixel_values)), "retrieval": clock(predict)}
 
 
 def resident_memory() -> int:
@@ -268,7 +275,7 @@ def matrix_rate(dtype: torch.dtype, side: int = 4096, device: str = "cpu") -> fl
 
 
 def count_flop(config: DenseVLMConfig, side: int, train: bool = False) -> int:
-    """FLOP an image of the tower's matrix products, counted without computing them; nothing computed twice."""
+    """FLOP per image of the tower's matrix products, counted on meta tensors, without recomputation."""
     with torch.device("meta"):
         model = DenseVLMModel._from_config(config, attn_implementation="eager").eval()
         pixel_values = torch.zeros(1, 3, side, side)
@@ -280,45 +287,67 @@ def count_flop(config: DenseVLMConfig, side: int, train: bool = False) -> int:
     return counter.get_total_flops()
 
 
-def run(side: str, options: argparse.Namespace) -> dict[str, float]:
-    """[`measure`] in another process."""
-    keys = {"pair": options.pair, "dtype": options.dtype, "batch": options.batch, "steps": options.steps, "side": side}
-    arguments = [part for key, value in keys.items() for part in (f"--{key}", str(value))]
+def run_variant(variant: str, options: argparse.Namespace) -> dict[str, float]:
+    """[`measure_variant`] in a separate process."""
+    values = {
+        "pair": options.pair,
+        "dtype": options.dtype,
+        "batch": options.batch,
+        "steps": options.steps,
+        "variant": variant,
+    }
+    arguments = [word for key, value in values.items() for word in (f"--{key}", str(value))]
     command = [sys.executable, "-m", "benchmarks.step", *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def kept_answers(ours: dict[str, float], cached: dict[str, float]) -> tuple[float, float]:
-    """How many times as fast epochs with kept answers are as those online; and if an answer cost a plain pass."""
+def cache_speedup(ours: dict[str, float], cached: dict[str, float]) -> tuple[float, float]:
+    """
+    Speedup of training with cached predictions over online training, and its bound if caching cost a plain forward
+    pass.
+    """
     online = EPOCHS * (ours["teacher"] + ours["student"])
-    kept = ours["retrieval"] + EPOCHS * cached["student"]
-    return online / kept, online / (ours["pass"] + EPOCHS * ours["student"])
+    offline = ours["retrieval"] + EPOCHS * cached["student"]
+    return online / offline, online / (ours["pass"] + EPOCHS * ours["student"])
 
 
-def summarize(found: dict[str, dict[str, float]], flop: dict[str, float]) -> list[tuple[str, str, str]]:
-    """Lines of a report: what, how much, and what it comes from."""
-    fused, naive, ours, cached = (found[side] for side in SIDES)
+def summarize(measured: dict[str, dict[str, float]], flop: dict[str, float]) -> list[tuple[str, str, str]]:
+    """Lines of a report: title, value and remark."""
+    fused, naive, ours, cached = (measured[name] for name in VARIANTS)
 
-    def step(side: dict[str, float]) -> float:
-        return side["teacher"] + side["student"]
+    def step(variant: dict[str, float]) -> float:
+        return variant["teacher"] + variant["student"]
 
-    def against(title: str, side: dict[str, float], part: Callable[[dict[str, float]], float]) -> tuple[str, str, str]:
-        return title, f"{part(side) / part(ours):.2f} x", f"ours {part(ours):.1f} s; reference {part(side):.1f} s"
+    def against(title: str, baseline: dict[str, float], part: Callable[[dict[str, float]], float]) -> tuple[str, ...]:
+        return (
+            title,
+            f"{part(baseline) / part(ours):.2f} x",
+            f"ours {part(ours):.1f} s; reference {part(baseline):.1f} s",
+        )
 
     lines = [against("step, against the reference with fused attention", fused, step)]
     for part in ("teacher", "student"):
-        lines.append(against(f"- {part}", fused, lambda side, part=part: side[part]))
+        lines.append(against(f"- {part}", fused, lambda variant, part=part: variant[part]))
     title, _, remark = against("step, against the reference with naive attention", naive, step)
     ratio, ceiling = step(naive) / step(ours), NAIVE_OVER_FUSED * step(fused) / step(ours)
     lines.append((title, bounded(ratio, ceiling, "{:.2f} x"), remark))
-    for title, side in (("peak memory of a step, of the fused reference's", ours), ("- with kept answers", cached)):
-        remark = f"{side['memory'] / 2**30:.2f} GiB; fused {fused['memory'] / 2**30:.2f}, naive "
+    for title, variant in (
+        ("peak memory of a step, of the fused reference's", ours),
+        ("- cached predictions", cached),
+    ):
+        remark = f"{variant['memory'] / 2**30:.2f} GiB; fused {fused['memory'] / 2**30:.2f}, naive "
         remark += f"{naive['memory'] / 2**30:.2f} GiB"
-        lines.append((title, f"{side['memory'] / fused['memory']:.2f} x", remark))
-    gain, ceiling = kept_answers(ours, cached)
+        lines.append((title, f"{variant['memory'] / fused['memory']:.2f} x", remark))
+    speedup, ceiling = cache_speedup(ours, cached)
     remark = f"ceiling {ceiling:.2f} x; retrieval {ours['retrieval']:.1f} s, a plain pass {ours['pass']:.1f} s"
-    lines.append((f"{EPOCHS} epochs with kept answers, against online", bounded(gain, ceiling, "{:.2f} x"), remark))
+    lines.append(
+        (
+            f"{EPOCHS} epochs with cached teacher predictions, against online",
+            bounded(speedup, ceiling, "{:.2f} x"),
+            remark,
+        )
+    )
     for part in ("teacher", "student"):
         rate = flop[part] / ours[part]
         remark = f"{flop[part] / 1e12:.2f} TFLOP, {rate / 1e9:.0f} GFLOP/s; product {ours['rate'] / 1e9:.0f}"
@@ -331,29 +360,29 @@ README_COLUMNS = (
     ("- teacher", "- student"),
     ("step, against the reference with naive attention",),
     ("peak memory of a step, of the fused reference's",),
-    (f"{EPOCHS} epochs with kept answers, against online",),
+    (f"{EPOCHS} epochs with cached teacher predictions, against online",),
     ("FLOP/s of the teacher, of a 4096 x 4096 product's", "FLOP/s of the student, of a 4096 x 4096 product's"),
 )
-"""Titles of [`summarize`] that stand in README's table."""
+"""Titles of [`summarize`] in README's table."""
 
 
-def report(options: argparse.Namespace) -> None:
-    runs: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+def report_pair(options: argparse.Namespace) -> None:
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
     for number in range(options.rounds):
-        for side in SIDES:
-            if side != "naive" or number == 0:
-                runs[side].append(run(side, options))
-    found = {side: medians(of) for side, of in runs.items()}
+        for name in VARIANTS:
+            if name != "naive" or number == 0:
+                runs[name].append(run_variant(name, options))
+    measured = {name: medians(of_variant) for name, of_variant in runs.items()}
     student, teacher = PAIRS[options.pair]
     flop = {
-        "teacher": options.batch * count_flop(vision_config(teacher), SIDES["ours"].teacher_side),
+        "teacher": options.batch * count_flop(vision_config(teacher), VARIANTS["ours"].teacher_side),
         "student": options.batch * count_flop(vision_config(student), STUDENT_SIDE, train=True),
     }
     print(
-        f"\n{student} at {STUDENT_SIDE} px learns from {teacher} at {SIDES['ours'].teacher_side} px, {options.dtype}, "
-        f"{options.batch} images, {options.rounds} x {options.steps} steps"
+        f"\n{student} at {STUDENT_SIDE} px with teacher {teacher} at {VARIANTS['ours'].teacher_side} px, "
+        f"{options.dtype}, {options.batch} images, {options.rounds} x {options.steps} steps"
     )
-    lines = summarize(found, flop)
+    lines = summarize(measured, flop)
     for title, value, remark in lines:
         print(f"  {title:50} {value:>8}   ({remark})", flush=True)
     values = {title: value for title, value, _ in lines}
@@ -372,16 +401,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.quick:
         options.batch = options.rounds = options.steps = 1
-    if options.side:
-        print(json.dumps(measure(options.side, options)))
+    if options.variant:
+        print(json.dumps(measure_variant(options.variant, options)))
         return
     print(machine())
     for pair in [options.pair] if options.pair else PAIRS:
-        report(argparse.Namespace(**{**vars(options), "pair": pair}))
+        report_pair(argparse.Namespace(**{**vars(options), "pair": pair}))
 
 
 if __name__ == "__main__":

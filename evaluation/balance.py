@@ -1,23 +1,24 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
 r"""
-How much of a gain on stuff is calibration between things and stuff, and how much is discrimination.
+Separates a gain on stuff into calibration between things and stuff, and discrimination.
 
 *Things* are countable objects, *stuff* is amorphous background. Subtract a constant δ from the cosine of every thing:
-the larger δ is, the more regions are predicted as stuff. A model gains accuracy on stuff in this way and loses it on
-things, without discriminating any better. So a single pair of accuracies says little; the whole *balance curve*,
-Masks-S over Masks-T for every δ, shows all that an offset can get out of a model.
+the larger δ, the more regions are predicted as stuff. This trades accuracy on things for accuracy on stuff without
+better discrimination. A single pair of accuracies therefore says little; the *balance curve*, Masks-S over Masks-T for
+all δ, shows everything that an offset can achieve.
 
-For a region, let `margin` be its best cosine with a thing less its best cosine with stuff. It is predicted as a thing
-where `margin >= δ`, and then as its best thing. Hence a thing is right where its best thing is the true one and
-`margin >= δ`, stuff where its best stuff is the true one and `margin < δ`. So the curve is made of steps, and all of
-it follows from each region's margin and from whether it is right *within its group*. No grid of δ is needed.
+The `margin` of a region is its best cosine with a thing minus its best cosine with stuff. The region is predicted as
+its best thing if `margin >= δ`, else as its best stuff. So a thing is correct if its best thing is the true category
+and `margin >= δ`; stuff is correct if its best stuff is the true category and `margin < δ`. The curve is a step
+function, determined by each region's margin and by whether the region is correct *within its group*; no grid over δ is
+needed.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -30,97 +31,112 @@ T = TypeVar("T")
 @dataclass
 class Margins:
     r"""
-    What the balance of a model depends on.
+    The per-region values that determine the balance of a model.
 
     Args:
-        image_ids, labels (`np.ndarray` of shape `(regions,)`).
+        image_ids (`np.ndarray` of shape `(regions,)`): image of each region.
+        labels (`np.ndarray` of shape `(regions,)`): category index of each region.
         is_thing (`np.ndarray` of bool, `(regions,)`): whether the region is a thing.
-        margin (`np.ndarray` of shape `(regions,)`): best cosine with a thing less the best with stuff; NaN where
-            there is no feature.
-        right (`np.ndarray` of bool, `(regions,)`): whether the best category of the region's own group is its own.
+        margin (`np.ndarray` of shape `(regions,)`):
+            Best cosine with a thing minus best cosine with stuff; NaN where there is no feature.
+        correct (`np.ndarray` of bool, `(regions,)`): whether the best category within the region's group is its label.
     """
 
     image_ids: np.ndarray
     labels: np.ndarray
     is_thing: np.ndarray
     margin: np.ndarray
-    right: np.ndarray
+    correct: np.ndarray
 
     @classmethod
-    def of(cls, scores: RegionScores, category_is_thing: np.ndarray, kind: str = "masks") -> "Margins":
-        """Those of the regions' masks, or `boxes`; `category_is_thing` is bool, `(categories,)`."""
+    def from_scores(cls, scores: RegionScores, category_is_thing: np.ndarray, kind: str = "masks") -> "Margins":
+        """
+        Computes the margins of an evaluation.
+
+        Args:
+            scores ([`RegionScores`]): cosines of the regions with all categories.
+            category_is_thing (`np.ndarray` of bool, `(categories,)`): whether each category is a thing.
+            kind (`str`, *optional*, defaults to `"masks"`): cosines to use, of `"masks"` or of `"boxes"`.
+
+        Raises:
+            `ValueError` unless there are categories of both groups.
+        """
         category_is_thing = np.asarray(category_is_thing, dtype=bool)
         cosines = getattr(scores, kind)
-        best, found = {}, {}
+        best, predicted = {}, {}
         for group in (True, False):
             members = np.flatnonzero(category_is_thing == group)
             if len(members) == 0:
                 raise ValueError("A balance of things and stuff needs categories of both.")
             own = cosines[:, members]
             best[group] = own.max(1)
-            found[group] = members[own.argmax(1)]
+            predicted[group] = members[own.argmax(1)]
         is_thing = category_is_thing[scores.labels]
-        right = np.where(is_thing, found[True], found[False]) == scores.labels
+        correct = np.where(is_thing, predicted[True], predicted[False]) == scores.labels
         margin = best[True] - best[False]
-        return cls(scores.image_ids, scores.labels, is_thing, margin, right & ~np.isnan(margin))
+        return cls(scores.image_ids, scores.labels, is_thing, margin, correct & ~np.isnan(margin))
 
     def take(self, rows: np.ndarray) -> "Margins":
-        """Some of the regions."""
+        """The margins of a subset of the regions, given as indices or bools."""
         return Margins(*(getattr(self, field.name)[rows] for field in fields(self)))
 
-    def right_at(self, offsets: np.ndarray | float) -> np.ndarray:
-        """Bool, `(regions,)`: whether each region is predicted right, with a δ for each or one for all."""
-        return self.right & ((self.margin >= offsets) == self.is_thing)
+    def correct_at(self, offsets: np.ndarray | float) -> np.ndarray:
+        """
+        Whether each region is predicted correctly at an offset, bool `(regions,)`.
+
+        Args:
+            offsets (`float` or `np.ndarray` of shape `(regions,)`): δ for all regions or one per region.
+        """
+        return self.correct & ((self.margin >= offsets) == self.is_thing)
 
     @cached_property
-    def right_uncalibrated(self) -> np.ndarray:
-        """[`Margins.right_at`] δ = 0."""
-        return self.right_at(0.0)
+    def correct_uncalibrated(self) -> np.ndarray:
+        """[`Margins.correct_at`] at δ = 0."""
+        return self.correct_at(0.0)
 
     @cached_property
     def held_out_offsets(self) -> np.ndarray:
-        """The δ that is best on the half of the images that a region is not of, `(regions,)`."""
+        """For each region the δ that is best on the other half of the images, `(regions,)`."""
         first = held_out_halves(self.image_ids)
         chosen = {half: best_offset(self.take(first == half)) for half in (True, False)}
         return np.where(first, chosen[False], chosen[True])
 
     @cached_property
-    def right_held_out(self) -> np.ndarray:
-        """[`Margins.right_at`] those."""
-        return self.right_at(self.held_out_offsets)
+    def correct_held_out(self) -> np.ndarray:
+        """[`Margins.correct_at`] at `held_out_offsets`."""
+        return self.correct_at(self.held_out_offsets)
 
     @cached_property
     def classes(self) -> np.ndarray:
-        """The labels that occur, numbered from 0, `(regions,)`."""
+        """The labels, renumbered from 0 without gaps, `(regions,)`."""
         return np.unique(self.labels, return_inverse=True)[1]
 
     @cached_property
     def values(self) -> np.ndarray:
-        """The different margins, ascending, NaN at the end if there is one."""
+        """The distinct margins, ascending; NaN last, if there is one."""
         return np.unique(self.margin)
 
     @cached_property
-    def places(self) -> np.ndarray:
-        """Where each region's margin stands in `values`, `(regions,)`."""
+    def value_indices(self) -> np.ndarray:
+        """Index of each region's margin in `values`, `(regions,)`."""
         return np.unique(self.margin, return_inverse=True)[1]
 
 
 def harmonic_mean(thing: np.ndarray | float, stuff: np.ndarray | float) -> np.ndarray | float:
-    """Of accuracies on things and on stuff: high only where both are."""
+    """Harmonic mean of the accuracies on things and on stuff: high only if both are."""
     return 2 * thing * stuff / np.maximum(thing + stuff, 1e-12)
 
 
 @dataclass
 class BalanceCurve:
     r"""
-    Accuracies for every δ that makes a difference, from the one at which nothing is predicted as stuff to the one at
-    which nothing is predicted as a thing.
+    The accuracies at every δ where they change, from all regions predicted as things to all predicted as stuff.
 
     Args:
         offsets (`np.ndarray` of shape `(points,)`): δ, ascending.
-        thing, stuff (`np.ndarray` of shape `(points,)`): accuracies as means over classes, 0..1; the first does not
-            rise, the second does not fall.
-        uncalibrated (`(float, float)`): the point of the model itself, δ = 0.
+        thing (`np.ndarray` of shape `(points,)`): accuracy on things, mean over classes, 0..1; non-increasing.
+        stuff (`np.ndarray` of shape `(points,)`): accuracy on stuff, mean over classes, 0..1; non-decreasing.
+        uncalibrated (`(float, float)`): both accuracies of the model itself, at δ = 0.
     """
 
     offsets: np.ndarray
@@ -130,20 +146,21 @@ class BalanceCurve:
 
     @property
     def harmonic_mean(self) -> np.ndarray:
-        """Of both accuracies, `(points,)`."""
-        return harmonic_mean(self.thing, self.stuff)
+        """Harmonic mean of both accuracies, `(points,)`."""
+        return np.asarray(harmonic_mean(self.thing, self.stuff))
 
 
 def class_weights(margins: Margins, counts: np.ndarray | None = None) -> np.ndarray:
     """
-    The share of each region in its group's mean over classes, `(regions,)`: they add up to 1 in each group.
+    The weight of each region in its group's mean over classes, `(regions,)`; the weights of a group sum to 1.
 
     Args:
-        counts (`(regions,)`, *optional*): how often each region is counted; once by default.
+        margins ([`Margins`]): the regions.
+        counts (`np.ndarray` of shape `(regions,)`, *optional*): multiplicity of each region; 1 by default.
     """
     counts = np.ones(len(margins.labels)) if counts is None else counts
-    of_class = np.bincount(margins.classes, counts)
-    weights = counts / np.maximum(of_class, 1e-300)[margins.classes]
+    class_counts = np.bincount(margins.classes, counts)
+    weights = counts / np.maximum(class_counts, 1e-300)[margins.classes]
     for group in (True, False):
         rows = margins.is_thing == group
         weights[rows] /= max(weights[rows].sum(), 1e-300)
@@ -151,18 +168,26 @@ def class_weights(margins: Margins, counts: np.ndarray | None = None) -> np.ndar
 
 
 def balance_curve(margins: Margins) -> BalanceCurve:
-    """The curve of a model, exact: one point more than there are different margins."""
-    things, stuff = _by_margin(margins, class_weights(margins) * margins.right)
+    """
+    Computes the balance curve of a model exactly.
+
+    Args:
+        margins ([`Margins`]): the regions.
+
+    Returns:
+        [`BalanceCurve`] with one point more than there are distinct margins.
+    """
+    things, stuff = _by_margin(margins, class_weights(margins) * margins.correct)
     values = margins.values[~np.isnan(margins.values)]
     things, stuff = things[: len(values)], stuff[: len(values)]
     middles = (values[1:] + values[:-1]) / 2
     offsets = np.concatenate([values[:1] - 1, middles, values[-1:] + 1]) if len(values) else np.zeros(1)
-    # At a δ between the values k - 1 and k, things from k on are right, and stuff up to k - 1.
+    # At a δ between the values k - 1 and k, things from k on are predicted as things and stuff up to k - 1 as stuff.
     falling, rising = np.append(np.cumsum(things[::-1])[::-1], 0.0), np.append(0.0, np.cumsum(stuff))
     return BalanceCurve(offsets, falling, rising, accuracies_at(margins, 0.0))
 
 
-NUMBERS = (
+BALANCE_METRICS = (
     "area",
     "best_thing",
     "best_stuff",
@@ -171,55 +196,58 @@ NUMBERS = (
     "harmonic_mean",
     "held_out_harmonic_mean",
 )
-"""What [`balance_numbers`] measures."""
+"""Keys of [`balance_metrics`]."""
 
 
-def balance_numbers(margins: Margins, counts: np.ndarray | None = None) -> dict[str, float]:
+def balance_metrics(margins: Margins, counts: np.ndarray | None = None) -> dict[str, float]:
     r"""
+    Scalar metrics of the balance between things and stuff.
+
     Args:
-        counts (`(regions,)`, *optional*): how often each region is counted, for the bootstrap.
+        margins ([`Margins`]): the regions.
+        counts (`np.ndarray` of shape `(regions,)`, *optional*): multiplicity of each region, for the bootstrap.
 
     Returns:
-        `area`: under the balance curve in the unit square, 0..1 (AUSUC is 100 times it): how well a model
-        discriminates, whatever its calibration. `best_thing`, `best_stuff`: the ends of the curve, accuracies within
-        the own group. `relative_area`: `area / (best_thing · best_stuff)`, how well the two groups are separated where
-        the class is right within the group. `auroc`: the chance that a thing has the larger margin than stuff, over
-        all regions. `harmonic_mean`, of Masks-T and Masks-S of the uncalibrated model; `held_out_harmonic_mean`, where
-        each half of the images is scored with the δ that is best on the other. All are `nan` where a group has no
-        region.
+        `area`: area under the balance curve, 0..1 (AUSUC is 100 times it), discrimination independent of calibration.
+        `best_thing`, `best_stuff`: the ends of the curve, accuracies within the region's group. `relative_area`:
+        `area / (best_thing · best_stuff)`, the separation of the two groups among regions that are correct within
+        their group. `auroc`: probability that a thing has a larger margin than stuff, over all regions.
+        `harmonic_mean`: of Masks-T and Masks-S of the uncalibrated model. `held_out_harmonic_mean`: the same with each
+        half of the images evaluated at the δ that is best on the other half. All are `nan` if a group has no region.
     """
     counts = np.ones(len(margins.labels)) if counts is None else counts
     if min(_by_group(margins, counts)) == 0:
-        return dict.fromkeys(NUMBERS, np.nan)
+        return dict.fromkeys(BALANCE_METRICS, np.nan)
     weights = class_weights(margins, counts)
-    area, best_thing, best_stuff = _ordered(margins, weights * margins.right)
-    in_order, things, stuff = _ordered(margins, counts * ~np.isnan(margins.margin))
+    area, best_thing, best_stuff = _ordered_pairs(margins, weights * margins.correct)
+    in_order, things, stuff = _ordered_pairs(margins, counts * ~np.isnan(margins.margin))
     return {
         "area": area,
         "best_thing": best_thing,
         "best_stuff": best_stuff,
         "relative_area": area / (best_thing * best_stuff) if best_thing * best_stuff > 0 else np.nan,
         "auroc": in_order / (things * stuff) if things * stuff > 0 else np.nan,
-        "harmonic_mean": float(harmonic_mean(*_by_group(margins, weights * margins.right_uncalibrated))),
-        "held_out_harmonic_mean": float(harmonic_mean(*_by_group(margins, weights * margins.right_held_out))),
+        "harmonic_mean": float(harmonic_mean(*_by_group(margins, weights * margins.correct_uncalibrated))),
+        "held_out_harmonic_mean": float(harmonic_mean(*_by_group(margins, weights * margins.correct_held_out))),
     }
 
 
 def _by_group(margins: Margins, weights: np.ndarray) -> tuple[float, float]:
-    """The sums of things and of stuff."""
+    """Sums of the weights over things and over stuff."""
     return float(weights[margins.is_thing].sum()), float(weights[~margins.is_thing].sum())
 
 
 def _by_margin(margins: Margins, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The weights of things and of stuff at each of the different margins, `(margins,)` each."""
+    """Weights of things and of stuff per distinct margin, `(values,)` each."""
     things = weights * margins.is_thing
-    return tuple(np.bincount(margins.places, of, len(margins.values)) for of in (things, weights - things))
+    indices, count = margins.value_indices, len(margins.values)
+    return np.bincount(indices, things, count), np.bincount(indices, weights - things, count)
 
 
-def _ordered(margins: Margins, weights: np.ndarray) -> tuple[float, float, float]:
+def _ordered_pairs(margins: Margins, weights: np.ndarray) -> tuple[float, float, float]:
     """
-    Σ w_i · w_j over things i and stuff j with a smaller margin, half of it where they are equal (the area under the
-    curve, trapezoid by trapezoid), and the sums of both groups' weights.
+    Σ w_i · w_j over things i and stuff j with a smaller margin, halved for equal margins (the area under the curve by
+    the trapezoidal rule), and the sums of the weights of both groups.
     """
     things, stuff = _by_margin(margins, weights)
     below = np.cumsum(stuff) - stuff
@@ -227,30 +255,42 @@ def _ordered(margins: Margins, weights: np.ndarray) -> tuple[float, float, float
 
 
 def best_offset(margins: Margins) -> float:
-    """The δ of the curve's best harmonic mean; of several, the middle one."""
+    """The δ with the best harmonic mean on the curve; the middle one of equally good ones."""
     curve = balance_curve(margins)
     best = np.flatnonzero(curve.harmonic_mean >= curve.harmonic_mean.max() - 1e-12)
     return float(curve.offsets[best[len(best) // 2]])
 
 
 def accuracies_at(margins: Margins, offsets: np.ndarray | float) -> tuple[float, float]:
-    """Accuracies on things and on stuff with a δ for each region, or one for all."""
-    return _by_group(margins, class_weights(margins) * margins.right_at(offsets))
+    """
+    Accuracies at an offset, as means over classes.
+
+    Args:
+        margins ([`Margins`]): the regions.
+        offsets (`float` or `np.ndarray` of shape `(regions,)`): δ for all regions or one per region.
+
+    Returns:
+        The accuracy on things and the accuracy on stuff, 0..1.
+    """
+    return _by_group(margins, class_weights(margins) * margins.correct_at(offsets))
 
 
 def held_out_halves(image_ids: np.ndarray) -> np.ndarray:
-    """Bool, `(regions,)`: whether a region's image is of the one half or of the other, drawn at random, always so."""
-    images, places = np.unique(image_ids, return_inverse=True)
+    """Bool, `(regions,)`: a random split of the images into two halves, with a fixed seed."""
+    images, indices = np.unique(image_ids, return_inverse=True)
     order = np.random.default_rng(0).permutation(len(images))
-    return (order < len(images) // 2)[places]
+    return (order < len(images) // 2)[indices]
 
 
 def held_out_balance(margins: Margins) -> dict[str, float]:
     """
-    The accuracies at the best δ, where each half of the images is scored with the δ that is best on the other.
+    Accuracies with each half of the images evaluated at the δ that is best on the other half.
+
+    Args:
+        margins ([`Margins`]): the regions.
 
     Returns:
-        `thing`, `stuff` and `harmonic_mean`, 0..1, and the mean `offset` of the regions.
+        `thing`, `stuff` and `harmonic_mean`, 0..1, and the `offset` δ, mean over the regions.
     """
     thing, stuff = accuracies_at(margins, margins.held_out_offsets)
     offset = float(margins.held_out_offsets.mean())
@@ -258,98 +298,112 @@ def held_out_balance(margins: Margins) -> dict[str, float]:
 
 
 def bootstrap(
-    numbers: Callable[[np.ndarray, np.random.Generator], dict[str, float]],
+    statistics: Callable[[np.ndarray, np.random.Generator], dict[str, float]],
     image_ids: np.ndarray,
     samples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
     r"""
-    Bootstrap intervals: the images are drawn again, with replacement.
+    Bootstrap intervals from resampling the images with replacement.
 
     Args:
-        numbers (callable): takes how often each region is counted, `(regions,)`, and the generator, to draw what
-            else there is to be drawn; returns named numbers: those of a model, or differences of two models on the
-            same regions.
-        image_ids (`(regions,)`): regions of an image are drawn together.
-        level (`float`, *optional*, defaults to 0.95): share of the draws between the bounds.
+        statistics (callable): Takes the multiplicity of each region, `(regions,)`, and the generator for further
+            resampling; returns named statistics, of one model or of the difference between two on the same regions.
+        image_ids (`np.ndarray` of shape `(regions,)`): image of each region; its regions are resampled together.
+        samples (`int`, *optional*, defaults to 1000): number of bootstrap samples.
+        level (`float`, *optional*, defaults to 0.95): confidence level.
+        seed (`int`, *optional*, defaults to 0): seed of the generator.
 
     Returns:
-        `(lower, upper)` for each number, percentiles of the draws.
+        `(lower, upper)` per statistic, percentiles of the bootstrap samples.
     """
-    images, places = np.unique(image_ids, return_inverse=True)
+    images, indices = np.unique(image_ids, return_inverse=True)
     rng = np.random.default_rng(seed)
-    drawn: dict[str, list[float]] = {}
+    sampled: dict[str, list[float]] = {}
     for _ in range(samples):
         counts = np.bincount(rng.integers(len(images), size=len(images)), minlength=len(images))
-        for name, value in numbers(counts[places].astype(float), rng).items():
-            drawn.setdefault(name, []).append(value)
+        for name, value in statistics(counts[indices].astype(float), rng).items():
+            sampled.setdefault(name, []).append(value)
     bounds = (50 * (1 - level), 50 * (1 + level))
-    known = {name: [value for value in values if value == value] or [np.nan] for name, values in drawn.items()}
-    return {name: tuple(np.percentile(values, bounds).tolist()) for name, values in known.items()}
+    finite = {name: [value for value in values if value == value] or [np.nan] for name, values in sampled.items()}
+    return {name: tuple(np.percentile(values, bounds).tolist()) for name, values in finite.items()}
 
 
-def mean_numbers(runs: Sequence[Margins], counts: np.ndarray | None = None) -> dict[str, float]:
-    """[`balance_numbers`] of a model: the mean over its seeds."""
-    found = [balance_numbers(run, counts) for run in runs]
-    return {name: float(np.mean([numbers[name] for numbers in found])) for name in found[0]}
+def mean_balance_metrics(runs: Sequence[Margins], counts: np.ndarray | None = None) -> dict[str, float]:
+    """[`balance_metrics`] of a model, averaged over its seeds."""
+    of_runs = [balance_metrics(run, counts) for run in runs]
+    return {name: float(np.mean([metrics[name] for metrics in of_runs])) for name in of_runs[0]}
 
 
-def balance_intervals(runs: Sequence[Margins], **options: int | float) -> dict[str, tuple[float, float]]:
+def balance_intervals(runs: Sequence[Margins], **options: Any) -> dict[str, tuple[float, float]]:
     """
-    [`bootstrap`] of [`mean_numbers`], where the seeds are drawn again, too: what other images would change, and, as
-    far as a few seeds can say, other seeds.
+    [`bootstrap`] of [`mean_balance_metrics`] over images and seeds: the variation over images and, as far as a few
+    seeds can show, over seeds.
+
+    Args:
+        runs (sequence of [`Margins`]): one per seed, on the same regions.
+        options: keyword arguments of [`bootstrap`].
+
+    Returns:
+        `(lower, upper)` for each metric of [`balance_metrics`].
     """
 
-    def numbers(counts: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
-        return mean_numbers(_draw(runs, rng), counts)
+    def statistics(counts: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
+        return mean_balance_metrics(_resample(runs, rng), counts)
 
-    return bootstrap(numbers, runs[0].image_ids, **options)
+    return bootstrap(statistics, runs[0].image_ids, **options)
 
 
-def _draw(runs: Sequence[T], rng: np.random.Generator) -> list[T]:
-    """As many of them, drawn with replacement."""
+def _resample(runs: Sequence[T], rng: np.random.Generator) -> list[T]:
+    """Sample of the same size, with replacement."""
     return [runs[i] for i in rng.integers(len(runs), size=len(runs))]
 
 
 def compare_balance(
-    first: Sequence[Margins], second: Sequence[Margins], **options: int | float
+    first: Sequence[Margins], second: Sequence[Margins], **options: Any
 ) -> dict[str, tuple[float, float, float]]:
     r"""
-    A model against another one, each given as the runs of its seeds.
+    Compares the second model with the first, each given as the runs of its seeds.
+
+    Args:
+        first (sequence of [`Margins`]): the runs of the reference model.
+        second (sequence of [`Margins`]): the runs of the model that is compared with it.
+        options: keyword arguments of [`bootstrap`].
 
     Returns:
-        How much larger the second one's means over its seeds are, each with an interval of [`bootstrap`], as
-        `(value, lower, upper)`: `area`; `gain`, of the harmonic mean of Masks-T and Masks-S, both models uncalibrated;
-        `discrimination_gain`, what of it is left where each has the δ that is best for it, chosen on other images;
-        `calibration_gain`, the rest: what an offset gives the first model more than the second. It is negative where
-        the second is the worse calibrated of the two. Both models are measured on the same draws of images; where both
-        have as many seeds, those of the same place are drawn together: they are runs of the same seed. The δ's are not
-        chosen again.
+        The differences of the means over seeds, second minus first, with an interval of [`bootstrap`], as
+        `(value, lower, upper)`. `area`: of the areas. `gain`: of the harmonic means of Masks-T and Masks-S, both
+        models uncalibrated. `discrimination_gain`: the part of the gain that remains when each model is evaluated at
+        its best held-out δ. `calibration_gain`: the rest, which is how much more the first model gains from an offset;
+        negative if the second model is the worse calibrated one. Both models are resampled on the same images; if they
+        have the same number of seeds, runs at the same position are paired. The δ are not chosen again per sample.
 
     Raises:
-        `ValueError` where the two were not evaluated on the same regions.
+        `ValueError` if the models were not evaluated on the same regions.
     """
     one = first[0]
     for other in (*first, *second):
         if not all(np.array_equal(getattr(one, k), getattr(other, k)) for k in ("image_ids", "labels", "is_thing")):
             raise ValueError("The two models were not evaluated on the same regions.")
 
-    def drawn(counts: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
+    def statistics(counts: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
+        before: Sequence[Margins]
+        after: Sequence[Margins]
         if len(first) == len(second):
-            before, after = zip(*_draw(list(zip(first, second)), rng))
+            before, after = zip(*_resample(list(zip(first, second)), rng))
         else:
-            before, after = _draw(first, rng), _draw(second, rng)
+            before, after = _resample(first, rng), _resample(second, rng)
         return _differences(before, after, counts)
 
-    bounds = bootstrap(drawn, one.image_ids, **options)
+    bounds = bootstrap(statistics, one.image_ids, **options)
     return {name: (value, *bounds[name]) for name, value in _differences(first, second).items()}
 
 
 def _differences(
     first: Sequence[Margins], second: Sequence[Margins], counts: np.ndarray | None = None
 ) -> dict[str, float]:
-    before, after = mean_numbers(first, counts), mean_numbers(second, counts)
+    before, after = mean_balance_metrics(first, counts), mean_balance_metrics(second, counts)
     area, gain, discrimination = (after[n] - before[n] for n in ("area", "harmonic_mean", "held_out_harmonic_mean"))
     return {
         "area": area,
@@ -365,12 +419,12 @@ __all__ = [
     "accuracies_at",
     "balance_curve",
     "balance_intervals",
-    "balance_numbers",
+    "balance_metrics",
     "best_offset",
     "bootstrap",
     "compare_balance",
     "harmonic_mean",
     "held_out_balance",
     "held_out_halves",
-    "mean_numbers",
+    "mean_balance_metrics",
 ]

@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Charts of numbers: confusions, differences between models, balance curves, accuracies over a size."""
+"""Charts: confusion matrices, differences between models, balance curves, accuracy over image size."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from .figures import save_figure, subplots
 
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Distinguishable by people who see colours differently (Okabe and Ito); lines also differ in dashes and markers."""
+"""Okabe and Ito's palette, distinguishable with colour vision deficiency; lines also differ in dashes and markers."""
 DASHES = ("-", "--", "-.", ":", (0, (6, 2, 1, 2, 1, 2)), (0, (1, 3)), (0, (8, 3)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
@@ -22,19 +22,21 @@ def confusion_chart(
     file: str | Path, counts: np.ndarray, names: Sequence[str], is_thing: Sequence[bool], title: str = ""
 ) -> None:
     r"""
-    A confusion matrix, things first, with lines between things and stuff (Fig. 7–10 of the
-    paper): foreground bias is what stands below on the left. Rows add up to 1; categories that do not occur and were
-    not called are left out.
+    Draws a confusion matrix, things first, with lines between things and stuff (Fig. 7–10 of the paper): foreground
+    bias shows at the lower left. Rows sum to 1; categories that are neither present nor predicted are omitted.
 
     Args:
-        file (path): picture to write; the suffix says which kind.
-        counts (`np.ndarray` of shape `(categories, categories)`): true categories are rows.
+        file (`str` or path): image file to write; its suffix selects the format.
+        counts (`np.ndarray` of shape `(categories, categories)`): true categories as rows, predicted ones as columns.
+        names (sequence of `str`): category names.
+        is_thing (sequence of `bool`): whether each category is a thing.
+        title (`str`, *optional*, defaults to `""`): title of the chart.
     """
     flags = np.array(is_thing, dtype=bool)
-    seen = (counts.sum(0) > 0) | (counts.sum(1) > 0)
-    order = np.concatenate([np.flatnonzero(seen & flags), np.flatnonzero(seen & ~flags)])
+    used = (counts.sum(0) > 0) | (counts.sum(1) > 0)
+    order = np.concatenate([np.flatnonzero(used & flags), np.flatnonzero(used & ~flags)])
     shares = counts[np.ix_(order, order)] / np.maximum(counts.sum(1)[order], 1)[:, None]
-    count, things = len(order), int((seen & flags).sum())
+    count, things = len(order), int((used & flags).sum())
     side = min(max(0.19 * count + 2.2, 4.5), 24)
     figure, ((axis,),) = subplots(figsize=(side + 0.8, side))
     image = axis.imshow(shares, cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
@@ -49,10 +51,10 @@ def confusion_chart(
         axis.axvline(things - 0.5, color="white", linewidth=1.5)
         for position, text in ((things / 2, "things"), ((things + count) / 2, "stuff")):
             axis.text((position - 0.5), -0.8, text, ha="center", va="bottom", fontsize=9)
-    axis.set_xlabel("called")
-    axis.set_ylabel("is")
+    axis.set_xlabel("predicted")
+    axis.set_ylabel("true")
     figure.suptitle(title, fontsize=11)
-    figure.colorbar(image, ax=axis, shrink=0.6, label="share of the regions of a category")
+    figure.colorbar(image, ax=axis, shrink=0.6, label="share of the category's regions")
     save_figure(figure, file)
 
 
@@ -65,31 +67,36 @@ def difference_chart(
     max_shown: int = 20,
 ) -> None:
     r"""
-    The categories that a model gained and lost most on, against another one (Fig. 4 of the paper).
+    Draws the categories with the largest gains and losses of a model over another (Fig. 4 of the paper).
 
     Args:
-        differences (`np.ndarray` of shape `(categories,)`): of accuracies, -1..1; NaN for categories left out.
-        max_shown (`int`, *optional*, defaults to 20): of gains and of losses, at most.
+        file (`str` or path): image file to write; its suffix selects the format.
+        names (sequence of `str`): category names.
+        differences (`np.ndarray` of shape `(categories,)`): differences in accuracy, -1..1; NaN omits a category.
+        is_thing (sequence of `bool`): whether each category is a thing.
+        title (`str`, *optional*, defaults to `""`): title of the chart.
+        max_shown (`int`, *optional*, defaults to 20): maximal number of gains and of losses.
     """
     rows = np.flatnonzero(~np.isnan(differences) & (differences != 0))
     rows = rows[np.argsort(differences[rows], kind="stable")]
     if len(rows) > 2 * max_shown:
         rows = np.concatenate([rows[:max_shown], rows[-max_shown:]])
-    figure, ((axis,),) = subplots(figsize=(6.4, 0.24 * max(len(rows), 4) + 1.2))
-    for place, row in enumerate(rows):
+    shown = rows.tolist()
+    figure, ((axis,),) = subplots(figsize=(6.4, 0.24 * max(len(shown), 4) + 1.2))
+    for position, row in enumerate(shown):
         thing = bool(is_thing[row])
         axis.barh(
-            place,
+            position,
             100 * differences[row],
             color=COLOURS[1] if thing else COLOURS[0],
             hatch="///" if thing else None,
             edgecolor="white",
         )
-    axis.set_yticks(range(len(rows)), [_short(names[row]) for row in rows], fontsize=8)
-    for label, row in zip(axis.get_yticklabels(), rows):
+    axis.set_yticks(range(len(shown)), [_short(names[row]) for row in shown], fontsize=8)
+    for label, row in zip(axis.get_yticklabels(), shown):
         label.set_style("italic" if is_thing[row] else "normal")
     axis.axvline(0, color="black", linewidth=0.8)
-    axis.set_xlabel("difference of accuracy in points")
+    axis.set_xlabel("difference in accuracy, percentage points")
     from matplotlib.patches import Rectangle
 
     handles = [
@@ -103,12 +110,14 @@ def difference_chart(
 
 def balance_chart(file: str | Path, curves: Mapping[str, Sequence[BalanceCurve]], title: str = "") -> None:
     r"""
-    Masks-S over Masks-T for every offset of the things' scores. The marker is at zero offset, the uncalibrated
-    model; the further out a curve lies, the better the model discriminates. Grey: lines of equal harmonic mean.
+    Draws Masks-S over Masks-T for all offsets of the thing scores. The marker is the uncalibrated model, at zero
+    offset; the further out a curve lies, the better the model discriminates. Grey lines: equal harmonic mean.
 
     Args:
-        curves (mapping of titles to sequences of [`BalanceCurve`]): of each model one curve a seed; the further ones
-            are drawn thinner.
+        file (`str` or path): image file to write; its suffix selects the format.
+        curves (mapping of titles to sequences of [`BalanceCurve`]): per model one curve per seed; those after
+            the first are drawn thinner.
+        title (`str`, *optional*, defaults to `""`): title of the chart.
     """
     figure, ((axis,),) = subplots(figsize=(6.2, 5.6))
     ends = [(curve.thing.max(), curve.stuff.max()) for of_model in curves.values() for curve in of_model]
@@ -137,15 +146,18 @@ def accuracy_chart(
     rows: Sequence[Mapping[str, Any]],
     over: str = "image_size",
     metrics: Mapping[str, str] | None = None,
-    xlabel: str = "side of the image in pixels",
+    xlabel: str = "image side in pixels",
 ) -> None:
     r"""
-    Accuracies of each model over the size of its images (Table 10 of the paper), or over the number of images that it
-    was trained on (Fig. 6).
+    Draws accuracies of each model over the image size (Table 10 of the paper) or over the number of training images
+    (Fig. 6).
 
     Args:
-        rows (sequence of `dict`): as `evaluation.evaluate_regions` gives them; each has `model` and `over`.
-        metrics (mapping of keys to titles, *optional*): a panel each; Boxes, Masks-T and Masks-S by default.
+        file (`str` or path): image file to write; its suffix selects the format.
+        rows (sequence of `dict`): rows of metrics of `evaluation.evaluate_regions`, with the keys `model` and `over`.
+        over (`str`, *optional*, defaults to `"image_size"`): key of the horizontal axis.
+        metrics (mapping of keys to titles, *optional*): one panel each; Boxes, Masks-T and Masks-S by default.
+        xlabel (`str`, *optional*): label of the horizontal axis.
     """
     metrics = metrics or {"boxes_top1": "Boxes", "masks_thing_top1": "Masks-T", "masks_stuff_top1": "Masks-S"}
     models = list(dict.fromkeys(row["model"] for row in rows))

@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Models side by side, as a table in Markdown or LaTeX."""
+"""Comparison tables of evaluated models, in Markdown and LaTeX."""
 
 import json
 from collections import Counter
@@ -31,29 +31,37 @@ METRIC_TITLES = {
     "mean_accuracy": "mean accuracy",
     "pixel_accuracy": "pixel accuracy",
 }
-"""Metrics that are shown, and their titles."""
+"""Metrics in the tables and their column titles."""
 
-REGIONS = (
-    "In %. Accuracies are top-1 unless they say otherwise, means over classes. Balance area: under Masks-S over "
-    "Masks-T for every offset of the things' scores; relative: divided by the product of the best of both. AUROC: of "
-    "telling things from stuff. H, held out: harmonic mean of Masks-T and Masks-S, each half of the images with the "
-    "offset that is best on the other."
+REGION_NOTE = (
+    "In %. Accuracies are top-1 unless stated otherwise, averaged over classes. Balance area: area under the curve of "
+    "Masks-S over Masks-T for all offsets of the thing scores; relative area: divided by the product of the best "
+    "values of both. AUROC: of separating things from stuff. H, held out: harmonic mean of Masks-T and Masks-S, each "
+    "half of the images evaluated with the offset that is best on the other half."
 )
-PIXELS = (
-    "In %. mIoU: mean over the categories present in the annotations; present or predicted: over those that are "
-    "predicted anywhere, too. Mean accuracy: mean over the categories present."
+SEGMENTATION_NOTE = (
+    "In %. mIoU: mean over the categories present in the annotations; present or predicted: also over categories that "
+    "are only predicted. Mean accuracy: mean over the categories present."
 )
 
 
 def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """A row for each model and size; of each column the best number is bold."""
+    """
+    Formats metrics as a Markdown table with a note; the best number of each column is bold.
+
+    Args:
+        rows (sequence of `dict`): metrics, one row per model and image size.
+
+    Raises:
+        `ValueError` for metrics of an earlier version.
+    """
     lines = _cells(rows, bold="**{}**")
     table = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
     return "".join(f"| {' | '.join(line)} |\n" for line in table) + f"\n{_note(rows)}\n"
 
 
 def as_latex(rows: Sequence[dict[str, Any]]) -> str:
-    """Likewise, a `tabular` of booktabs."""
+    """The same table as a LaTeX `tabular` with booktabs rules."""
     lines = [[_escape(cell) for cell in line] for line in _cells(rows, bold="\0{}\1")]
     lines = [[cell.replace("\0", r"\textbf{").replace("\1", "}") for cell in line] for line in lines]
     head, *body = (" & ".join(line) + r" \\" for line in lines)
@@ -62,8 +70,11 @@ def as_latex(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join([f"% {_note(rows)}", begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", end, ""])
 
 
-def write(rows: Sequence[dict[str, Any]], output: Path) -> None:
-    """One row: its numbers. Several: a list of them, and the table in Markdown and LaTeX beside it. Prints it, too."""
+def write_comparison(rows: Sequence[dict[str, Any]], output: Path) -> None:
+    """
+    Writes and prints metrics: a single row as one JSON object, several rows as a list, with the table in Markdown and
+    LaTeX beside it.
+    """
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(rows[0] if len(rows) == 1 else list(rows), indent=2) + "\n", encoding="utf-8")
     if len(rows) == 1:
@@ -76,29 +87,29 @@ def write(rows: Sequence[dict[str, Any]], output: Path) -> None:
 
 
 def _note(rows: Sequence[dict[str, Any]]) -> str:
-    """What the columns are, what was counted, and the offset if there is one."""
-    note = PIXELS if "miou" in rows[0] else REGIONS
+    """Explains the columns, the counts and the thing offset, if there is one."""
+    note = SEGMENTATION_NOTE if "miou" in rows[0] else REGION_NOTE
     counts = {
         "images": "images",
-        "thing_regions": "things",
-        "stuff_regions": "pieces of stuff",
+        "thing_regions": "thing regions",
+        "stuff_regions": "stuff regions",
         "skipped_images": "images skipped",
         "skipped_regions": "regions skipped",
-        "empty_masks": "masks empty on the map",
+        "empty_masks": "masks empty at map resolution",
     }
     for key, title in counts.items():
-        # An empty mask depends on the size of the map; the rest is the same for all models of a table.
+        # Only the number of empty masks depends on the map size; the other counts are the same for all models.
         found = sorted({row[key] for row in rows if key in row})
         if found and found[-1]:
             note += f" {title.capitalize()}: {' to '.join(str(n) for n in dict.fromkeys((found[0], found[-1])))}."
     offsets = sorted({row["thing_offset"] for row in rows if row.get("thing_offset")})
     if offsets:
-        note += f" From the score of every thing {' or '.join(map(str, offsets))} was subtracted."
+        note += f" {' or '.join(map(str, offsets))} was subtracted from every thing score."
     return note
 
 
 def _names(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The last part of each model's path; the whole of it where two models have the same."""
+    """The last component of each model's path, or the full path where two models share it."""
     models = {str(row["model"]) for row in rows}
     shared = Counter(Path(model).name for model in models)
     return [
@@ -127,4 +138,4 @@ def _escape(text: str) -> str:
     return text.replace("–", "--")
 
 
-__all__ = ["METRIC_TITLES", "as_latex", "as_markdown", "write"]
+__all__ = ["METRIC_TITLES", "as_latex", "as_markdown", "write_comparison"]

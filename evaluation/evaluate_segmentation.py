@@ -1,13 +1,13 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""
-How well the dense maps of models segment images, without training: mean intersection over union.
+r"""
+Evaluates training-free semantic segmentation with dense maps: mean intersection over union.
 
-    python -m evaluation.evaluate_segmentation --model MODEL --images val2017 --annotations stuffthingmaps/val2017 \\
+    python -m evaluation.evaluate_segmentation --model MODEL --images val2017 --annotations stuffthingmaps/val2017 \
         --categories coco_stuff_171 --layout coco_stuff --output metrics.json
     accelerate launch -m evaluation.evaluate_segmentation --models A B C --image_size 448 896 ... --output metrics.json
 
-An interrupted evaluation resumes where it stopped, by the same command.
+Running the same command again resumes an interrupted evaluation.
 """
 
 import argparse
@@ -25,9 +25,9 @@ from modeling_densevlm.command_line import finite_number, whole_number
 
 from .confusion import Confusion, count_pairs, segmentation_metrics
 from .datasets.semantic_maps import LAYOUTS, SemanticMaps, collate_pixels
-from .models import EvaluatedModel, files_digest, run, summary, whole_cells
+from .models import EvaluatedModel, files_digest, run_evaluation, summary, whole_cells
 from .segmentation import segment
-from .shards import in_shards, warn_of
+from .shards import in_shards, warn_skipped
 
 
 @torch.inference_mode()
@@ -41,16 +41,24 @@ def evaluate_segmentation(
     **options: Any,
 ) -> Confusion:
     r"""
+    Segments annotated images and counts the pixels by annotated and predicted category.
+
     Args:
-        rows (sequence of `int`): which of the images.
-        options: of [`segment`].
+        model ([`DenseVLMModel`]): the model, on its device and in its dtype.
+        dataset ([`SemanticMaps`]): the annotated images.
+        embeddings ([`CategoryEmbeddings`]): embeddings of `dataset.categories` in the model's space.
+        rows (sequence of `int`): indices of the images to evaluate.
+        batch_size (`int`, *optional*, defaults to 8): images per forward pass.
+        num_workers (`int`, *optional*, defaults to 2): data loading processes.
+        options: keyword arguments of [`segment`].
 
     Returns:
-        [`Confusion`] of all their pixels, at the resolution of the annotations.
+        [`Confusion`] over all pixels of these images, at the resolution of the annotations.
 
     Raises:
-        `ValueError` where a PNG has values of no category.
+        `ValueError` if a PNG has values that belong to no category.
     """
+    assert model.config.projection_dim is not None  # set by the configuration
     embeddings.check(dataset.categories, model.config.projection_dim)
     text_embeds = embeddings.embeds.to(model.device, torch.float32)
     categories = len(dataset.categories)
@@ -64,15 +72,15 @@ def evaluate_segmentation(
             continue
         pixel_values = batch["pixel_values"].to(model.device, model.dtype)
         sizes = [labels.shape for labels in batch["labels"]]
-        for labels, called in zip(batch["labels"], segment(model, pixel_values, text_embeds, sizes, **options)):
-            counts += count_pairs(labels, called.cpu().numpy(), categories)
+        for labels, predicted in zip(batch["labels"], segment(model, pixel_values, text_embeds, sizes, **options)):
+            counts += count_pairs(labels, predicted.cpu().numpy(), categories)
         images += len(sizes)
-    warn_of(skipped)
+    warn_skipped(skipped)
     return Confusion(counts=counts, images=images, skipped_images=skipped)
 
 
-def evaluate_model(evaluated: EvaluatedModel, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The numbers of a model at a size."""
+def evaluate_model_on_segmentation(evaluated: EvaluatedModel, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Metrics of a model at one image size."""
     categories = CategorySet.load(arguments.categories)
     dataset = SemanticMaps(
         arguments.images,
@@ -84,7 +92,7 @@ def evaluate_model(evaluated: EvaluatedModel, arguments: argparse.Namespace) -> 
     )
     embeddings = evaluated.embeddings(categories)
     window, stride = windows(evaluated, arguments.window, arguments.stride)
-    options = {"window": window, "stride": stride, "background": None}
+    options: dict[str, Any] = {"window": window, "stride": stride, "background": None}
     if arguments.background is not None:
         if arguments.background not in categories.names:
             raise ValueError(f"--background: {categories.name} has no category {arguments.background!r}.")
@@ -105,12 +113,12 @@ def evaluate_model(evaluated: EvaluatedModel, arguments: argparse.Namespace) -> 
 
 
 def windows(evaluated: EvaluatedModel, window: int | None, stride: int | None) -> tuple[int | None, int | None]:
-    """The side of windows in whole cells of the model, and their stride; a `ValueError` where there is none."""
+    """Window side, rounded to a multiple of the model's stride, and window stride; `ValueError` if they do not fit."""
     if window is None:
         if stride is not None:
-            raise ValueError("--stride is that of windows: give --window, too.")
+            raise ValueError("--stride needs --window.")
         return None, None
-    whole = whole_cells(window, evaluated.model.vision_model.stride, evaluated.source)
+    whole = whole_cells(window, evaluated.stride, evaluated.source)
     if not 0 < (window if stride is None else stride) <= window or whole > evaluated.side:
         raise ValueError(
             f"--window {window} is at most the image's {evaluated.side} pixels, and --stride at most the window."
@@ -119,28 +127,36 @@ def windows(evaluated: EvaluatedModel, window: int | None, stride: int | None) -
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """Evaluates every model at every size; returns a row of numbers for each."""
+    """Evaluates each model at each image size; returns one row of metrics per evaluation."""
     parser = argparse.ArgumentParser(
         prog="python -m evaluation.evaluate_segmentation",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--images", required=True, help="folder of the images")
-    parser.add_argument("--annotations", required=True, help="folder of the PNGs, of the same names")
+    parser.add_argument("--annotations", required=True, help="folder of the PNGs, named like the images")
     parser.add_argument("--categories", required=True, help="built-in set or JSON file")
     parser.add_argument("--layout", default="ids", choices=LAYOUTS, help="what the values of the PNGs mean")
     parser.add_argument(
-        "--ignored", type=int, nargs="*", help="values that mean nothing; by default the layout's and the depth's last"
+        "--ignored",
+        type=int,
+        nargs="*",
+        help="values to ignore; by default those of the layout and the largest value of the bit depth",
     )
-    parser.add_argument("--window", type=whole_number(), help="side of sliding windows in pixels; none by default")
-    parser.add_argument("--stride", type=whole_number(0), help="pixels between windows; those of a window by default")
-    parser.add_argument("--background", help="category that is what no other is sure of, instead of being looked for")
     parser.add_argument(
-        "--background_threshold", type=finite_number(), default=0.5, help="best probability below which it is"
+        "--window", type=whole_number(), help="side of sliding windows in pixels; no windows by default"
     )
-    return run(parser, evaluate_model, argv)
+    parser.add_argument("--stride", type=whole_number(0), help="pixels between windows; the window side by default")
+    parser.add_argument("--background", help="category assigned to pixels where no other category is confident")
+    parser.add_argument(
+        "--background_threshold",
+        type=finite_number(),
+        default=0.5,
+        help="best probability below which a pixel is background",
+    )
+    return run_evaluation(parser, evaluate_model_on_segmentation, argv)
 
 
 if __name__ == "__main__":
     main()
-    PartialState().destroy_process_group()  # its threads must not outlive Python
+    PartialState().destroy_process_group()  # its threads would otherwise outlive the interpreter

@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of what a model sees."""
+"""Figures of predictions on images: dense maps, similarities to texts, regions of a grid."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,10 +13,10 @@ from modeling_densevlm.command_line import check_output
 
 def subplots(rows: int = 1, columns: int = 1, figsize: tuple[float, float] = (6, 4)) -> tuple[Any, np.ndarray]:
     """
-    A figure of matplotlib and its axes, `(rows, columns)`: not one of pyplot's, whose state is the caller's.
+    Creates a matplotlib figure and its axes, `(rows, columns)`, without touching the global state of pyplot.
 
     Raises:
-        `ImportError` where matplotlib is not installed.
+        `ImportError` if matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure
@@ -27,19 +27,19 @@ def subplots(rows: int = 1, columns: int = 1, figsize: tuple[float, float] = (6,
 
 
 def save_figure(figure: Any, file: str | Path, dpi: int = 120, bbox_inches: str | None = "tight") -> None:
-    """Writes a picture of the kind that the suffix says."""
+    """Writes a figure, in the format of the file's suffix."""
     Path(file).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=dpi, bbox_inches=bbox_inches)
 
 
 def check_picture(file: Path, option: str = "--output") -> None:
-    """Raises a `ValueError` that names the option where no picture can be written to a file: see [`check_output`]."""
-    subplots()  # without matplotlib, nothing can
+    """Raises a `ValueError` that names the option if no figure can be written to a file; see [`check_output`]."""
+    subplots()  # raises without matplotlib
     from matplotlib.backend_bases import FigureCanvasBase
 
-    kinds = FigureCanvasBase.get_supported_filetypes()
-    if file.suffix[1:].lower() not in kinds:
-        raise ValueError(f"{option}: {file} is to end in the kind of picture, one of {', '.join(sorted(kinds))}.")
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if file.suffix[1:].lower() not in formats:
+        raise ValueError(f"{option}: {file} must end in an image format, one of {', '.join(sorted(formats))}.")
     check_output(file, option=option)
 
 
@@ -51,14 +51,15 @@ def location_figure(
     is_thing: Sequence[bool],
 ) -> None:
     """
-    A row a scene: the image, then one panel a model in which every location has the colour and the name of the
-    category given to it. Things are hatched and their names in italics, so that nothing hangs on colour alone.
+    Draws one row per image: the image, then one panel per model with the colour and name of the category predicted at
+    each location. Things are hatched and their names in italics, so that colour is not the only cue.
 
     Args:
-        file (path): picture to write; the suffix says which kind.
-        images (sequence of `(height, width, 3)` arrays): uint8.
-        panels (mapping of titles to `(images, height, width)` arrays): indices of categories.
-        names, is_thing (sequences): of the categories.
+        file (`str` or path): image file to write; its suffix selects the format.
+        images (sequence of `np.ndarray` of shape `(height, width, 3)`, uint8): the images.
+        panels (mapping of titles to `np.ndarray` of shape `(images, height, width)`): category indices.
+        names (sequence of `str`): category names.
+        is_thing (sequence of `bool`): whether each category is a thing.
     """
     colours = category_colours(is_thing)
     rows, columns = len(images), 1 + len(panels)
@@ -81,13 +82,14 @@ def similarity_figure(
     similarities: Mapping[str, Mapping[str, np.ndarray]],
 ) -> None:
     """
-    How similar each location of an image is to typed texts, for several models (Fig. 5 of the paper). Each map is
-    scaled from its least to its largest similarity, which stand beneath it: only places within one map compare.
+    Draws the similarity of each location of an image to texts, for several models (Fig. 5 of the paper). Each map is
+    scaled from its smallest to its largest similarity, printed below: only locations within one map are comparable.
 
     Args:
-        file (path): picture to write.
-        image (`(height, width, 3)` array): uint8.
-        similarities (mapping of models to mappings of texts to `(height, width)` arrays): cosines, of the same texts.
+        file (`str` or path): image file to write; its suffix selects the format.
+        image (`np.ndarray` of shape `(height, width, 3)`, uint8): the image.
+        similarities (mapping of models to mappings of texts to `np.ndarray` of shape `(height, width)`): cosines; all
+            models have the same texts.
     """
     texts = list(next(iter(similarities.values())))
     height, width = image.shape[:2]
@@ -98,14 +100,19 @@ def similarity_figure(
         row[0].imshow(image)
         row[0].set_title(model, fontsize=9)
         for axis, text in zip(row[1:], texts):
-            found = maps[text]
+            cosines = maps[text]
             axis.imshow(image)
-            axis.imshow(found, cmap="magma", alpha=0.75, extent=(-0.5, width - 0.5, height - 0.5, -0.5))
+            axis.imshow(cosines, cmap="magma", alpha=0.75, extent=(-0.5, width - 0.5, height - 0.5, -0.5))
             axis.set_title(text, fontsize=9)
             axis.text(
-                0.5, -0.03, f"{found.min():.2f} to {found.max():.2f}", transform=axis.transAxes, ha="center", va="top",
+                0.5,
+                -0.03,
+                f"{cosines.min():.2f} to {cosines.max():.2f}",
+                transform=axis.transAxes,
+                ha="center",
+                va="top",
                 fontsize=7,
-            )  # fmt: skip
+            )
     for axis in axes.flat:
         axis.set_axis_off()
     save_figure(figure, file)
@@ -119,16 +126,16 @@ def grid_figure(
     threshold: float = 0.3,
 ) -> None:
     """
-    What each cell of a grid is called and how surely; cells that training would drop are crossed out (Fig. 11 of the
-    paper).
+    Draws the predicted category and probability of each cell of a grid; cells that training would drop are crossed out
+    (Fig. 11 of the paper).
 
     Args:
-        file (path): picture to write.
-        image (`(height, width, 3)` array): uint8.
-        boxes (`(cells, 4)` array): xyxy in pixels.
-        panels (mapping of titles to `(names, probabilities)`): of each model the best category of each cell, and its
+        file (`str` or path): image file to write; its suffix selects the format.
+        image (`np.ndarray` of shape `(height, width, 3)`, uint8): the image.
+        boxes (`np.ndarray` of shape `(cells, 4)`): xyxy in pixels.
+        panels (mapping of titles to `(names, probabilities)`): per model the best category of each cell and its
             probability.
-        threshold (`float`, *optional*, defaults to 0.3): cells whose probability is not above it are dropped.
+        threshold (`float`, *optional*, defaults to 0.3): cells with a probability of at most this are dropped.
     """
     from matplotlib.patches import Rectangle
 
@@ -158,16 +165,16 @@ def grid_figure(
 
 
 def category_colours(is_thing: Sequence[bool]) -> np.ndarray:
-    """`(categories, 3)`: stuff in pale tones of blue to green, things in warm, strong ones."""
+    """RGB per category, `(categories, 3)`, 0..1: pale blue to green for stuff, warm saturated colours for things."""
     import matplotlib
 
     thing, stuff = matplotlib.colormaps["autumn"], matplotlib.colormaps["GnBu"]
     counts = {True: max(sum(map(bool, is_thing)), 1), False: max(len(is_thing) - sum(map(bool, is_thing)), 1)}
-    seen = {True: 0, False: 0}
+    used = {True: 0, False: 0}
     colours = []
     for flag in map(bool, is_thing):
-        share = seen[flag] / counts[flag]
-        seen[flag] += 1
+        share = used[flag] / counts[flag]
+        used[flag] += 1
         colours.append((thing(share) if flag else stuff(0.15 + 0.7 * share))[:3])
     return np.array(colours)
 
@@ -196,18 +203,18 @@ def _draw_labels(
 
 def _label_spot(where: np.ndarray, placed: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
     """
-    The location of a category nearest to its middle whose label hides none of those `placed`, as `(x, y)`; `None` for
-    a category that is too small or has no room.
+    The location of a category nearest to its centroid whose label does not overlap those already `placed`, as `(x,
+    y)`; `None` if the category is too small or there is no space left.
     """
     y, x = np.nonzero(where)
     side = where.shape[0]
     if len(y) < 0.02 * where.size:
         return None
-    room = np.ones(len(y), dtype=bool)
+    free = np.ones(len(y), dtype=bool)
     for other_x, other_y in placed:
-        room &= (np.abs(x - other_x) > 0.3 * side) | (np.abs(y - other_y) > 0.08 * side)
-    if not room.any():
+        free &= (np.abs(x - other_x) > 0.3 * side) | (np.abs(y - other_y) > 0.08 * side)
+    if not free.any():
         return None
-    distance = np.where(room, (y - y.mean()) ** 2 + (x - x.mean()) ** 2, np.inf)
+    distance = np.where(free, (y - y.mean()) ** 2 + (x - x.mean()) ** 2, np.inf)
     nearest = int(distance.argmin())
     return float(x[nearest]), float(y[nearest])

@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""The name by which [`SemanticMaps`] was known; import it from `evaluation.datasets.semantic_maps`."""
+"""Former name of [`SemanticMaps`]; import it from `evaluation.datasets.semantic_maps`."""
 
 from .datasets.semantic_maps import LAYOUTS, SemanticMaps
 from .datasets.semantic_maps import SemanticMaps as IndexPngs

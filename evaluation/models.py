@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""The models under evaluation: their options on the command line, their texts, their provenance."""
+"""The models under evaluation: command line options, category embeddings, provenance."""
 
 import argparse
 import copy
@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -30,35 +30,43 @@ from modeling_densevlm.command_line import check_output, one_line_errors, whole_
 from modeling_densevlm.processing_densevlm import load_processing
 from modeling_densevlm.templates import DEFAULT_TEMPLATES, TEMPLATES
 
-from .comparison import write
+from .comparison import write_comparison
 from .renamed import add_renamed_options
 
 
 logger = logging.get_logger(__name__)
 
 PACKAGES = [Path(__file__).parent, Path(modeling_densevlm.__file__).parent]
-SHOWING = {
-    *("report.py", "report_numbers.py", "charts.py", "figures.py", "show.py", "comparison.py", "sandbox.py"),
+PRESENTATION_FILES = {
+    *("report.py", "report_data.py", "charts.py", "figures.py", "show.py", "comparison.py", "sandbox.py"),
     *("app.py", "tests.py", "publish.py", "renamed.py"),
 }
-"""Files that measure nothing: they show what was measured, or start programs."""
+"""Files that do not influence the metrics: they present results or start programs."""
 
 
 @one_line_errors()
-def run(
+def run_evaluation(
     parser: argparse.ArgumentParser,
     evaluate: Callable[["EvaluatedModel", argparse.Namespace], dict[str, Any]],
     argv: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
     """
-    A program that evaluates models: adds the options that every evaluation has to those of `parser`, calls `evaluate`
-    with every model at every size, writes what it gives, and returns it, a row of numbers each.
+    Runs an evaluation program: adds the shared options to `parser`, calls `evaluate` for each model at each image
+    size, and writes and returns the metrics, one row per evaluation.
+
+    Args:
+        parser (`ArgumentParser`): parser with the program's own options.
+        evaluate (callable): takes an [`EvaluatedModel`] and the parsed arguments, returns its metrics.
+        argv (sequence of `str`, *optional*): arguments of the program; the command line by default.
+
+    Returns:
+        One `dict` of metrics per model and image size.
     """
     _add_options(parser)
     arguments = parser.parse_args(argv)
     if arguments.output.suffix != ".json":
         parser.error(
-            f"--output {arguments.output} is a .json; results are written to the folder of its name beside it"
+            f"--output {arguments.output} must end in .json; results are written to the folder of that name beside it"
         )
     output = arguments.output
     tables = (
@@ -70,15 +78,15 @@ def run(
     state = PartialState(cpu=arguments.device == "cpu")
     rows = [evaluate(evaluated, arguments) for evaluated in load_models(arguments)]
     if state.is_main_process:
-        write(rows, output)
+        write_comparison(rows, output)
     return rows
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     models = parser.add_mutually_exclusive_group(required=True)
     models.add_argument("--model", help="folder or Hub name of a DenseVLM or a CLIP")
-    models.add_argument("--models", nargs="+", help="several of them, to be compared")
-    parser.add_argument("--output", type=Path, required=True, help="JSON to write")
+    models.add_argument("--models", nargs="+", help="several models to compare")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--templates", default=DEFAULT_TEMPLATES, choices=TEMPLATES, help="prompt templates")
     parser.add_argument("--embeddings", help="category embeddings (safetensors) of `--model`; computed by default")
     parser.add_argument(
@@ -86,28 +94,26 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch_size", type=whole_number(), default=8)
     parser.add_argument("--num_workers", type=whole_number(0), default=2)
-    parser.add_argument(
-        "--shard_size", type=whole_number(), default=128, help="images whose results are written together"
-    )
+    parser.add_argument("--shard_size", type=whole_number(), default=128, help="images per shard of results")
     add_renamed_options(parser)
     parser.add_argument("--device", type=_device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
 
 
 def _device(text: str) -> str:
-    """A type for options: a device that is there."""
+    """Argument type: an available device."""
     try:
         device = torch.device(text)
     except RuntimeError:
         raise argparse.ArgumentTypeError(f"expected cpu, cuda or another device, got {text!r}") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise argparse.ArgumentTypeError(f"{text}: there are {torch.cuda.device_count()} such devices here")
+        raise argparse.ArgumentTypeError(f"{text}: {torch.cuda.device_count()} CUDA devices are available")
     return text
 
 
 @dataclass
 class EvaluatedModel:
-    """A model at a size."""
+    """A model at one image size, with its processing and the arguments of the program."""
 
     number: int
     source: str
@@ -118,11 +124,17 @@ class EvaluatedModel:
     arguments: argparse.Namespace
 
     @property
+    def stride(self) -> int:
+        """Pixels per location of the model's map."""
+        return cast(int, self.model.vision_model.stride)
+
+    @property
     def side(self) -> int:
+        """Side of the padded square image in pixels."""
         return self.image_processor.size["longest_edge"]
 
     def embeddings(self, categories: CategorySet) -> CategoryEmbeddings:
-        """Those of the given file, checked; else computed in float32. The model then takes the dtype asked for."""
+        """Reads and checks `--embeddings`, or computes them in float32; then casts the model to `--dtype`."""
         found = CategoryEmbeddings.resolve(
             categories,
             self.model,
@@ -136,11 +148,11 @@ class EvaluatedModel:
         return found
 
     def provenance(self, categories: CategorySet, embeddings: CategoryEmbeddings) -> dict[str, Any]:
-        """What is evaluated, and how: equal for all shards of one evaluation (see [`in_shards`])."""
+        """What is evaluated and how; equal for all shards of one evaluation (see [`in_shards`])."""
         if self.arguments.embeddings:
             texts = digest(embeddings.embeds.numpy().tobytes())
         else:
-            # Not the numbers themselves: another number of threads changes their last digits.
+            # Not the embeddings themselves: their last digits depend on the number of threads.
             sentences = [categories.synonyms, embeddings.templates, embeddings.encoder]
             texts = digest(json.dumps(sentences).encode())
         return {
@@ -164,25 +176,29 @@ class EvaluatedModel:
 
     @property
     def file(self) -> Path:
-        """Where its results are written, beside the output."""
+        """File of its results, beside the output."""
         return (
             self.arguments.output.with_suffix("") / f"{self.number}-{Path(self.source).name}-{self.side}.safetensors"
         )
 
 
 def load_models(arguments: argparse.Namespace) -> Iterator[EvaluatedModel]:
-    """Each model at each size, one at a time in memory. One without a configuration is reported before the first."""
+    """
+    Loads each model at each image size, one at a time. A missing configuration is reported before the first model
+    runs.
+    """
     sources = arguments.models or [arguments.model]
     if len(sources) > 1 and arguments.embeddings:
-        raise ValueError("--embeddings are those of one model: give --model.")
+        raise ValueError("--embeddings belong to a single model: use --model.")
     for source in sources:
         try:
             DenseVLMConfig.from_pretrained(source)
         except OSError:
-            DenseVLMModel.from_pretrained(source)  # says what is wrong
+            DenseVLMModel.from_pretrained(source)  # raises with the reason
     device = PartialState().device if arguments.device == "cuda" else arguments.device
     for number, source in enumerate(sources):
         image_processor, tokenizer = load_processing(source)
+        assert isinstance(image_processor, DenseVLMImageProcessor)  # the default back end
         for side in arguments.image_size or [image_processor.size["longest_edge"]]:
             model = DenseVLMModel.from_pretrained(source, dtype=torch.float32).to(device).eval()
             image_processor = copy.copy(image_processor)
@@ -192,50 +208,61 @@ def load_models(arguments: argparse.Namespace) -> Iterator[EvaluatedModel]:
 
 def whole_cells(side: int, cell: int, source: str) -> int:
     """
-    The multiple of a model's cells that is nearest to a side: else boxes, fractions of the whole square, would be
-    fractions of what the map covers of it.
+    The multiple of a model's stride (`cell`, in pixels) nearest to an image side. Boxes are fractions of the square,
+    so the map has to cover all of it.
     """
     whole = max(int(side / cell + 0.5), 1) * cell
-    torch.empty(
-        3, whole, whole
-    )  # fails, as nothing is written to it, for what no machine holds: not in a worker later
+    torch.empty(3, whole, whole)  # a size that cannot be allocated fails here rather than in a worker
     if whole != side:
-        logger.warning(f"{source} sees cells of {cell} pixels: {side} pixels become {whole} for it.")
+        logger.warning(f"{source} has a stride of {cell} pixels: {side} pixels become {whole}.")
     return whole
 
 
 def summary(provenance: dict[str, Any]) -> dict[str, Any]:
-    """What of the provenance is reported beside the metrics."""
+    """The part of the provenance that is reported beside the metrics."""
     return {name: provenance[name] for name in ("model", "fingerprint", "image_size", "dtype", "templates", "commit")}
 
 
 def digest(content: bytes) -> str:
-    """Sixteen digits that stand for it."""
+    """Hash of 16 hexadecimal digits."""
     return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
 def files_digest(root: Path, names: Iterable[str | None]) -> str:
-    """A digest of files' names and sizes below a folder: enough to tell one version of a split from another."""
+    """Digest of file names and sizes below a folder: distinguishes versions of a split."""
     files = [(name, root / name) for name in names if name is not None]
     return digest(json.dumps([[name, file.stat().st_size if file.exists() else -1] for name, file in files]).encode())
 
 
 def code_digest() -> str:
-    """A digest of the code that is measured by: this package's, but for what only shows numbers, and the model's."""
-    files = (file for package in PACKAGES for file in package.rglob("*.py") if file.name not in SHOWING)
+    """Digest of the code that determines the metrics: the model's and this package's, without `PRESENTATION_FILES`."""
+    files = (file for package in PACKAGES for file in package.rglob("*.py") if file.name not in PRESENTATION_FILES)
     return digest(b"".join(file.read_bytes() for file in sorted(files)))
 
 
 def commit() -> str:
-    """The commit of this repository (`-dirty`: and changes to it), where this file is of one."""
-    git = ["git", "-C", str(Path(__file__).parent)]
+    """Commit of this repository (`-dirty` with uncommitted changes); `unknown` outside of one."""
+    # Not `describe --dirty`, which locks the index to refresh it and leaves the lock behind if it is killed.
+    git = ["git", "--no-optional-locks", "-C", str(Path(__file__).parent)]
+
+    def output(*words: str) -> str:
+        return subprocess.run([*git, *words], capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        # A package installed below another repository is not of that one.
-        subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True, check=True)
-        command = [*git, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        output("ls-files", "--error-unmatch", __file__)  # a package installed inside another repository is not tracked
+        name = output("rev-parse", "--short=12", "HEAD")
+        return f"{name}-dirty" if output("status", "--porcelain", "--untracked-files=no") else name
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
 
-__all__ = ["EvaluatedModel", "code_digest", "commit", "digest", "files_digest", "run", "summary", "whole_cells"]
+__all__ = [
+    "EvaluatedModel",
+    "code_digest",
+    "commit",
+    "digest",
+    "files_digest",
+    "run_evaluation",
+    "summary",
+    "whole_cells",
+]

@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Names of earlier versions: what still carries one, a file or a command, is refused with the name of today."""
+"""Names of earlier versions: files and commands that use one are rejected with the current name."""
 
 import argparse
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,30 +19,30 @@ METRICS = {
 """Metrics of JSON files: old name → new name."""
 
 FIELDS = {"facts": "provenance"}
-"""Fields of the files of scores, likewise."""
+"""Fields of score files: old name → new name."""
 
 OPTIONS = {"--part_size": "--shard_size"}
-"""Options of the programs, likewise."""
+"""Options of the programs: old name → new name."""
 
 
 class OlderVersion(ValueError):
-    """What an earlier version of this package has written."""
+    """A file was written by an earlier version of this package."""
 
 
 def check_metrics(rows: Iterable[Mapping[str, Any]], source: str = "These metrics") -> None:
-    """Raises an [`OlderVersion`] where rows of metrics, or what is nested in them, have a name of an older version."""
+    """Raises [`OlderVersion`] if rows of metrics, or dicts nested in them, use a name of an earlier version."""
     for row in rows:
         _refuse(row, METRICS, source)
         check_metrics([value for value in row.values() if isinstance(value, Mapping)], source)
 
 
 def check_provenance(metadata: Mapping[str, str], file: str | Path) -> None:
-    """Raises an [`OlderVersion`] where a file of scores has a field of an older version."""
+    """Raises [`OlderVersion`] if a score file has a field of an earlier version."""
     _refuse(metadata, FIELDS, str(file))
 
 
 def add_renamed_options(parser: argparse.ArgumentParser) -> None:
-    """Lets a program answer to the options that it had in an older version: with their names of today."""
+    """Adds the hidden options of earlier versions to a parser; using one is an error that names the current one."""
     for old, new in OPTIONS.items():
         parser.add_argument(old, action=_Renamed, const=new, nargs="*", help=argparse.SUPPRESS)
 
@@ -58,7 +58,7 @@ def _refuse(names: Iterable[str], renamed: Mapping[str, str], source: str) -> No
     for name in names:
         if name in renamed:
             raise OlderVersion(
-                f"{source}: `{name}` was written by an older version, it is `{renamed[name]}` today: evaluate again."
+                f"{source}: `{name}` was written by an older version, it is now `{renamed[name]}`: evaluate again."
             )
 
 

@@ -1,15 +1,14 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""
-A page about models and their metrics: one HTML file that needs nothing else, no network either.
+r"""
+Writes a report about evaluated models: a single HTML file, self-contained and readable offline.
 
-    python -m evaluation.report "U=runs/eval/0-u-512.safetensors" "DenseVLM=runs/eval/1-d-512.safetensors" \\
+    python -m evaluation.report "U=runs/eval/0-u-512.safetensors" "DenseVLM=runs/eval/1-d-512.safetensors" \
         --output report.html [--annotations panoptic_val2017.json --images val2017]
 
-Each run is a file of scores that `evaluation.evaluate_regions` has written, with a title before it. Runs of the same
-title are seeds of one model, or the model at several sizes of its images. The first title is what the others are
-compared with. With the annotations and images, the page shows some of them, and what each model predicts for their
-regions.
+Each run is a score file written by `evaluation.evaluate_regions`, preceded by a title. Runs with the same title are
+seeds of one model, or one model at several image sizes. The other models are compared with the first title. Given
+annotations and images, the report shows sample images with each model's predictions for their regions.
 """
 
 import argparse
@@ -30,14 +29,14 @@ from modeling_densevlm.image_processing_densevlm import load_image
 
 from .charts import accuracy_chart, balance_chart, confusion_chart, difference_chart
 from .figures import subplots
-from .report_numbers import (
+from .report_data import (
     BALANCE_TITLES,
     MAX_SKIPPED_SHOWN,
     Pictures,
+    ReportData,
     ReportModel,
-    ReportNumbers,
     Sample,
-    report_numbers,
+    report_data,
     samples,
     shared_categories,
 )
@@ -54,16 +53,19 @@ def write_report(
     pictures: Pictures | None = None,
 ) -> None:
     r"""
+    Writes the HTML report.
+
     Args:
-        models (sequence of [`ReportModel`]): the first is what the others are compared with.
-        file (path): HTML to write.
-        pictures ([`Pictures`], *optional*): images to page through.
+        models (sequence of [`ReportModel`]): the models; the others are compared with the first.
+        file (`str` or path): HTML file to write.
+        title (`str`, *optional*, defaults to `"Dense features, evaluated"`): heading of the page.
+        pictures ([`Pictures`], *optional*): sample images to show.
     """
-    subplots()  # Nothing is computed where nothing can be drawn.
+    subplots()  # Fails without matplotlib, before anything is computed.
     categories = shared_categories(models)
-    # First: their files may be others.
+    # First, as the image files may not match the scores.
     shown = [] if pictures is None else [(one, numbered_regions(one)) for one in samples(models, categories, pictures)]
-    numbers = report_numbers(models, categories)
+    data = report_data(models, categories)
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -73,38 +75,38 @@ def write_report(
         title=title,
         date=datetime.date.today(),
         models=models,
-        numbers=numbers,
+        data=data,
         is_thing=categories.things(),
         balance_titles=BALANCE_TITLES,
         max_skipped=MAX_SKIPPED_SHOWN,
-        charts=draw_charts(models, numbers),
+        charts=draw_charts(models, data),
         samples=shown,
     )
     Path(file).parent.mkdir(parents=True, exist_ok=True)
-    # Names of files may be no UTF-8.
+    # File names may not be valid UTF-8.
     Path(file).write_text(content, encoding="utf-8", errors="backslashreplace")
 
 
-def draw_charts(models: Sequence[ReportModel], numbers: ReportNumbers) -> dict[str, str | list[str]]:
-    """The charts as data addresses: `sizes` (empty without several sizes), `balance`, and of others one each."""
-    names, is_thing = numbers.categories.names, numbers.categories.things()
-    sizes = as_svg(lambda file: accuracy_chart(file, numbers.by_size)) if numbers.by_size else ""
+def draw_charts(models: Sequence[ReportModel], data: ReportData) -> dict[str, str | list[str]]:
+    """The charts as data URLs: `sizes` (empty for a single image size), `balance`, and lists with one per model."""
+    names, is_thing = list(map(str, data.categories.names)), data.categories.things()
+    sizes = as_svg(lambda file: accuracy_chart(file, data.by_size)) if data.by_size else ""
     return {
         "sizes": sizes,
-        "balance": as_svg(lambda file: balance_chart(file, numbers.curves)),
+        "balance": as_svg(lambda file: balance_chart(file, data.curves)),
         "differences": [
             as_svg(lambda file, values=values: difference_chart(file, names, values, is_thing))
-            for values in numbers.differences
+            for values in data.differences
         ],
         "confusions": [
             as_svg(lambda file, counts=counts: confusion_chart(file, counts, names, is_thing))
-            for counts in numbers.confusions
+            for counts in data.confusions
         ],
     }
 
 
 def as_svg(draw: Callable[[Path], None]) -> str:
-    """A chart as a data address: `draw` writes it to the file it is given."""
+    """A chart as a data URL; `draw` writes it to the given file."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "chart.svg"
         draw(file)
@@ -112,7 +114,7 @@ def as_svg(draw: Callable[[Path], None]) -> str:
 
 
 def numbered_regions(sample: Sample, side: int = 640) -> str:
-    """An image with the boxes and numbers of its regions, a JPEG as a data address."""
+    """An image with the boxes and numbers of its regions, as the data URL of a JPEG."""
     try:
         content = _draw_regions(load_image(sample.file), sample.boxes, side)
     except Exception as error:  # a damaged file can raise anything in a decoder
@@ -138,24 +140,27 @@ def _draw_regions(image: Image.Image, boxes: Sequence[Sequence[float]], side: in
 
 
 def read_models(runs: Sequence[str]) -> list[ReportModel]:
-    """`title=file` each; those of one title and one size become one model, in the order of the titles."""
-    read: dict[str, dict[int | None, list[RegionScores]]] = {}
+    """Reads runs given as `title=file`; runs of one title and image size become one model, ordered by title."""
+    by_title: dict[str, dict[int | None, list[RegionScores]]] = {}
     seen = set()
     for run in runs:
-        # A file without a title, though it may have the sign in its path, has its path as title.
+        # The path is the title of a file without one; an existing path may itself contain "=".
         title, _, file = ("", "", run) if Path(run).exists() else run.partition("=")
         title, file = (title, file) if file and title else (run, run)
         if (title, Path(file).resolve()) in seen:
-            raise ValueError(f"{file} stands twice under the same title: seeds are runs of their own.")
+            raise ValueError(f"{file} is given twice under the same title: seeds are separate runs.")
         seen.add((title, Path(file).resolve()))
         if Path(file).suffix == ".json":
-            raise ValueError(f"{file} holds metrics; the scores are the .safetensors in the folder of its name.")
+            raise ValueError(
+                f"{file} holds metrics; the scores are the .safetensors files in the folder of that name."
+            )
         scores = RegionScores.load(file)
-        read.setdefault(title, {}).setdefault(scores.provenance.get("image_size"), []).append(scores)
+        by_title.setdefault(title, {}).setdefault(scores.provenance.get("image_size"), []).append(scores)
     models = []
-    for title, sizes in read.items():
+    for title, sizes in by_title.items():
         if len(sizes) == 1:
-            models += [ReportModel(title, *sizes.values())]
+            (runs_of_title,) = sizes.values()
+            models.append(ReportModel(title, runs_of_title))
         else:
             models += [ReportModel(f"{title}, {size} pixels", found, line=title) for size, found in sizes.items()]
     return models
@@ -163,18 +168,21 @@ def read_models(runs: Sequence[str]) -> list[ReportModel]:
 
 @one_line_errors()
 def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the program with `argv`, by default the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m evaluation.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", nargs="+", metavar="TITLE=FILE", help="scores; the first title is compared with")
-    parser.add_argument("--output", type=Path, required=True, help="HTML to write")
+    parser.add_argument(
+        "runs", nargs="+", metavar="TITLE=FILE", help="score files; the others are compared with the first title"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="HTML file to write")
     parser.add_argument("--title", default="Dense features, evaluated")
-    parser.add_argument("--annotations", type=Path, help="COCO-panoptic JSON, to show images")
-    parser.add_argument("--images", type=Path, help="root of the images")
-    parser.add_argument("--count", type=whole_number(), default=12, help="images to show")
+    parser.add_argument("--annotations", type=Path, help="COCO panoptic JSON, to show sample images")
+    parser.add_argument("--images", type=Path, help="root folder of the images")
+    parser.add_argument("--count", type=whole_number(), default=12, help="number of images to show")
     arguments = parser.parse_args(argv)
     if (arguments.annotations is None) != (arguments.images is None):
-        parser.error("--annotations and --images belong together")
+        parser.error("--annotations and --images must be given together")
     pictures = None
     if arguments.annotations is not None:
         pictures = Pictures(arguments.annotations, arguments.images, arguments.count)

@@ -1,16 +1,16 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
 """
-What came out of the sandbox: a table on the test split, a picture and a page.
+Evaluates the sandbox: a table of metrics on the test split, figures and a report.
 
     python -m evaluation.sandbox --runs runs/sandbox --seeds 0
 
 reads the trained students in `runs/sandbox/{densevlm,all}-seed0`, compares them with the shipped models, and writes
-`metrics.json`, `report.md`, the page `report.html`, `locations.png`, `balance.png` and the scores into `runs/sandbox`.
+`metrics.json`, `report.md`, `report.html`, `locations.png`, `balance.png` and the scores to `runs/sandbox`.
 
     python -m evaluation.sandbox --runs runs/sandbox runs/pretraining-1 runs/pretraining-2 --output runs/pretraining
 
-takes several folders as the seeds of pre-training, the models of each in its `models`.
+takes several folders as pre-training seeds, with the pre-trained models of each in its subfolder `models`.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ from modeling_densevlm.categories import CategorySet
 from modeling_densevlm.command_line import check_output, one_line_errors, whole_number
 from modeling_densevlm.image_processing_densevlm import load_image
 
-from . import report as page
+from . import report
 from .balance import Margins, accuracies_at, balance_curve, best_offset, compare_balance, harmonic_mean
 from .charts import balance_chart
 from .datasets.panoptic import PanopticRegions, read_annotations
@@ -42,10 +43,10 @@ from .segmentation import segment
 
 
 BASELINE = "all_against_all"
-"""What the decoupled contrast adds is seen against this: the others are compared with it."""
+"""Key of the model that the others are compared with: the ablation of the decoupled contrast."""
 
 SANDBOX_TEMPLATES = "short"
-"""Its models are trained with them (`training/recipes/sandbox.yaml`)."""
+"""Prompt templates that the sandbox models are trained with (`training/recipes/sandbox.yaml`)."""
 
 SANDBOX_COLUMNS = {
     "boxes_top1": "Boxes",
@@ -61,7 +62,7 @@ SANDBOX_COLUMNS = {
 
 @dataclass
 class SandboxModel:
-    """A model of the table: its title there, its key in `metrics.json`, its folders (one for each run)."""
+    """A model of the table: its title, its key in `metrics.json` and its folders, one per run."""
 
     title: str
     key: str
@@ -69,14 +70,14 @@ class SandboxModel:
 
 
 @dataclass
-class Measured:
+class SplitScores:
     """Scores of one model on both splits."""
 
     val: RegionScores
     test: RegionScores
 
 
-def measure(folder: Path, data: Path, categories: CategorySet) -> Measured:
+def score_splits(folder: Path, data: Path, categories: CategorySet) -> SplitScores:
     """Evaluates the model of a folder on the validation and the test split."""
     model = DenseVLMModel.from_pretrained(folder, dtype=torch.float32).eval()
     processor = DenseVLMProcessor.from_pretrained(folder)
@@ -93,49 +94,50 @@ def measure(folder: Path, data: Path, categories: CategorySet) -> Measured:
             "model": str(folder),
             "fingerprint": model.fingerprint(),
             "categories": list(categories.names),
-            "is_thing": list(categories.is_thing),
+            "is_thing": categories.require_flags("the sandbox"),
             "templates": len(embeddings.templates),
             "split": split,
             "code": code_digest(),
             "commit": commit(),
         }
-    return Measured(*scores)
+    return SplitScores(*scores)
 
 
-def row_of(measured: Measured, categories: CategorySet, offset: float) -> dict[str, float]:
-    """All numbers of one model on the test split."""
-    thing, stuff = accuracies_at(margins_of(measured.test, categories), offset)
+def test_metrics(scores: SplitScores, categories: CategorySet, offset: float) -> dict[str, float]:
+    """Metrics of one model on the test split at a thing offset."""
+    thing, stuff = accuracies_at(margins_of(scores.test, categories), offset)
     return {
-        **region_metrics(measured.test, categories, offset),
+        **region_metrics(scores.test, categories, offset),
         "harmonic_mean": float(harmonic_mean(thing, stuff)),
         "thing_offset": offset,
     }
 
 
 def margins_of(scores: RegionScores, categories: CategorySet) -> Margins:
-    return Margins.of(scores, np.array(categories.things()))
+    """[`Margins`] of the masks of the sandbox's categories."""
+    return Margins.from_scores(scores, np.array(categories.things()))
 
 
 def average(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Mean over seeds, number by number."""
+    """Mean of each metric over the seeds."""
     return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
 
 
-def collect(
-    entries: Sequence[SandboxModel], measured_of: dict[str, list[Measured]], categories: CategorySet
+def collect_metrics(
+    entries: Sequence[SandboxModel], scores_of: dict[str, list[SplitScores]], categories: CategorySet
 ) -> dict[str, dict]:
     """
-    `metrics.json`: under each entry's key its numbers (means over seeds where there are several, `seeds` then holds
-    each), and under `<key>_offset` the same with the δ chosen on the validation split. `over_<BASELINE>` is what
-    [`compare_balance`] says of it against the baseline.
+    The content of `metrics.json`: under each model's key its metrics (averaged over seeds if there are several, with
+    the individual ones in `seeds`), and under `<key>_offset` the same with δ chosen on the validation split.
+    `over_<BASELINE>` is the output of [`compare_balance`] against the baseline.
     """
-    metrics = {}
-    margins = {key: [margins_of(m.test, categories) for m in measured] for key, measured in measured_of.items()}
+    metrics: dict[str, dict[str, Any]] = {}
+    margins = {key: [margins_of(run.test, categories) for run in scores] for key, scores in scores_of.items()}
     for entry in entries:
-        measured = measured_of[entry.key]
-        plain = [row_of(m, categories, 0.0) for m in measured]
-        offsets = [best_offset(margins_of(m.val, categories)) for m in measured]
-        shifted = [row_of(m, categories, offset) for m, offset in zip(measured, offsets)]
+        runs = scores_of[entry.key]
+        plain = [test_metrics(run, categories, 0.0) for run in runs]
+        offsets = [best_offset(margins_of(run.val, categories)) for run in runs]
+        shifted = [test_metrics(run, categories, offset) for run, offset in zip(runs, offsets)]
         for key, rows in ((entry.key, plain), (f"{entry.key}_offset", shifted)):
             metrics[key] = average(rows) | ({"seeds": rows} if len(rows) > 1 else {})
         if BASELINE in margins and entry.key != BASELINE:
@@ -144,7 +146,7 @@ def collect(
 
 
 def markdown_report(entries: Sequence[SandboxModel], metrics: dict[str, dict], runs: str) -> str:
-    """In Markdown: every model uncalibrated, then with its best offset; and what is gained over the baseline."""
+    """The report in Markdown: each model uncalibrated, then at its best offset, and the gains over the baseline."""
     check_metrics(metrics.values())
     rows = [["model", "δ", *SANDBOX_COLUMNS.values(), "H"]]
     for suffix in ("", "_offset"):
@@ -156,10 +158,10 @@ def markdown_report(entries: Sequence[SandboxModel], metrics: dict[str, dict], r
             )
     counts = metrics[entries[0].key]
     notes = (
-        f"Test split: {counts['images']:.0f} scenes, {counts['thing_regions']:.0f} things, "
-        f"{counts['stuff_regions']:.0f} pieces of stuff. Top-1 in %, means over classes; the two error shares are of "
-        "masks. δ is subtracted from every thing's cosine, and was chosen on the validation split for the best "
-        f"H = harmonic mean of Masks-T and Masks-S. Area: under Masks-S over Masks-T for every δ. {runs}"
+        f"Test split: {counts['images']:.0f} scenes, {counts['thing_regions']:.0f} thing regions, "
+        f"{counts['stuff_regions']:.0f} stuff regions. Top-1 in %, means over classes; the two error shares are on "
+        "masks. δ is subtracted from the cosines of all things; it was chosen on the validation split for the best H, "
+        f"the harmonic mean of Masks-T and Masks-S. Area: under the curve of Masks-S over Masks-T for all δ. {runs}"
     )
     return (
         f"# Sandbox\n\n{markdown(rows)}\n{notes}\n\n{gains(entries, metrics)}![](balance.png)\n\n![](locations.png)\n"
@@ -167,33 +169,37 @@ def markdown_report(entries: Sequence[SandboxModel], metrics: dict[str, dict], r
 
 
 def gains(entries: Sequence[SandboxModel], metrics: dict[str, dict]) -> str:
-    """How much larger the areas are than the baseline's, and what of a gain of H is calibration."""
+    """Gains in area and H over the baseline, the latter split into calibration and discrimination."""
     titles = {entry.key: entry.title for entry in entries}
     if BASELINE not in titles:
         return ""
     rows = [[f"over {titles.pop(BASELINE)}", "area", "gain of H", "calibration gain", "discrimination gain"]]
     for key, title in titles.items():
-        found = metrics[key][f"over_{BASELINE}"]
-        parts = [
-            f"{100 * value:+.1f} [{100 * lower:+.1f}, {100 * upper:+.1f}]" for value, lower, upper in found.values()
+        differences = metrics[key][f"over_{BASELINE}"]
+        cells = [
+            f"{100 * value:+.1f} [{100 * lower:+.1f}, {100 * upper:+.1f}]"
+            for value, lower, upper in differences.values()
         ]
-        rows.append([title, *parts])
+        rows.append([title, *cells])
     return markdown(rows) + (
-        "\nIn brackets 95 % intervals of draws of scenes, and of runs where there are several. Discrimination "
-        "gain: what is left of a gain of H where each half of the scenes is scored with the δ that is best on the "
-        "other; calibration gain: the rest.\n\n"
+        "\nIn brackets: 95 % bootstrap intervals over scenes, and over runs if there are several. Discrimination "
+        "gain: the part of the gain of H that remains when each half of the scenes is evaluated at the δ that is best "
+        "on the other half; calibration gain: the rest.\n\n"
     )
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Formats rows of cells as a Markdown table with the first row as header."""
     lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def draw(entries: Sequence[SandboxModel], data: Path, categories: CategorySet, file: Path, count: int = 4) -> None:
-    """The first test scenes with a thing and at least two kinds of stuff: what each model predicts at every pixel."""
+def draw_locations(
+    entries: Sequence[SandboxModel], data: Path, categories: CategorySet, file: Path, count: int = 4
+) -> None:
+    """Draws the predictions of each model per pixel, on the first test scenes with a thing and two stuff segments."""
     content = read_annotations(data / "test" / "panoptic.json")
-    is_thing = dict(zip(categories.ids, categories.is_thing))
+    is_thing = dict(zip(ids_of(categories), categories.things()))
     flags = [[is_thing[s["category_id"]] for s in record["segments_info"]] for record in content["annotations"]]
     chosen = [i for i, row in enumerate(flags) if any(row) and row.count(False) >= 2][:count]
     images = [load_image(data / "test" / "images" / content["images"][i]["file_name"]) for i in chosen]
@@ -206,95 +212,105 @@ def draw(entries: Sequence[SandboxModel], data: Path, categories: CategorySet, f
             pixel_values = processor.image_processor(images)["pixel_values"]
             sizes = [(image.height, image.width) for image in images]
             panels[entry.title] = torch.stack(segment(model, pixel_values, text, sizes)).numpy()
-    location_figure(file, [np.asarray(image) for image in images], panels, categories.names, categories.is_thing)
+    location_figure(
+        file, [np.asarray(image) for image in images], panels, list(map(str, categories.names)), categories.things()
+    )
+
+
+def ids_of(categories: CategorySet) -> list[int]:
+    """The ids of the sandbox's categories."""
+    assert categories.ids is not None  # `training.sandbox.scenes` writes them
+    return categories.ids
 
 
 def true_labels(split: Path, record: dict, categories: CategorySet) -> np.ndarray:
-    """The category of every pixel of an annotated scene, `(height, width)`."""
+    """The category index of each pixel of an annotated scene, `(height, width)`."""
     with Image.open(split / "panoptic" / record["file_name"]) as png:
         ids = rgb_to_id(np.array(png.convert("RGB")))
-    # The few pixels of segments that were hidden almost wholly go to the first.
-    labels = np.full(ids.shape, categories.ids.index(record["segments_info"][0]["category_id"]))
+    # The few pixels of almost entirely occluded segments are assigned to the first segment.
+    category_ids = ids_of(categories)
+    labels = np.full(ids.shape, category_ids.index(record["segments_info"][0]["category_id"]))
     for info in record["segments_info"]:
-        labels[ids == info["id"]] = categories.ids.index(info["category_id"])
+        labels[ids == info["id"]] = category_ids.index(info["category_id"])
     return labels
 
 
 @one_line_errors()
 def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the program with `argv`, by default the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m evaluation.sandbox", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    where = "where the students are, and the other models if they are not the shipped ones; one for each pre-training"
+    where = "folders of the students, and of pre-trained models other than the shipped ones; one per pre-training seed"
     parser.add_argument("--runs", type=Path, nargs="+", default=[Path("runs/sandbox")], help=where)
-    parser.add_argument("--models", type=Path, default=Path("model_cards"), help="where the shipped models are")
-    parser.add_argument(
-        "--seeds", type=whole_number(0), nargs="+", default=[0], help="alignment seeds that were trained"
-    )
-    parser.add_argument("--data", type=Path, help="where the scenes are; `data` of the first of --runs by default")
-    parser.add_argument("--output", type=Path, help="folder to write to; the first of --runs by default")
+    parser.add_argument("--models", type=Path, default=Path("model_cards"), help="folder of the shipped models")
+    parser.add_argument("--seeds", type=whole_number(0), nargs="+", default=[0], help="alignment seeds to evaluate")
+    parser.add_argument("--data", type=Path, help="folder of the scenes; `data` in the first of --runs by default")
+    parser.add_argument("--output", type=Path, help="output folder; the first of --runs by default")
     arguments = parser.parse_args(argv)
     if len(arguments.runs) > 1 and len(arguments.seeds) > 1:
-        parser.error("several pre-trainings are compared with one alignment seed each: give one of --seeds")
+        parser.error("several pre-trainings are compared with one alignment seed each: give a single --seeds")
     output, data = arguments.output or arguments.runs[0], arguments.data or arguments.runs[0] / "data"
     check_output(output, folder=True)
     categories = CategorySet.load(data / "categories.json")
-    entries = entries_of(arguments.runs, arguments.models, arguments.seeds)
-    measured = {entry.key: [measure(folder, data, categories) for folder in entry.folders] for entry in entries}
-    described = describe_runs(len(arguments.runs), arguments.seeds)
-    write(output, entries, measured, data, categories, described)
+    entries = sandbox_models(arguments.runs, arguments.models, arguments.seeds)
+    scores = {entry.key: [score_splits(folder, data, categories) for folder in entry.folders] for entry in entries}
+    description = describe_runs(len(arguments.runs), arguments.seeds)
+    write_results(output, entries, scores, data, categories, description)
 
 
-def write(
+def write_results(
     output: Path,
     entries: Sequence[SandboxModel],
-    measured: dict[str, list[Measured]],
+    scores: dict[str, list[SplitScores]],
     data: Path,
     categories: CategorySet,
     runs: str,
 ) -> None:
-    """Everything that is made of what was measured."""
-    for key, of_entry in measured.items():
-        for number, one in enumerate(of_entry):
-            one.test.save(output / "scores" / f"{key}-{number}.safetensors")
-    metrics = collect(entries, measured, categories)
+    """Writes the scores, the metrics, both reports and the figures."""
+    for key, of_model in scores.items():
+        for number, run in enumerate(of_model):
+            run.test.save(output / "scores" / f"{key}-{number}.safetensors")
+    metrics = collect_metrics(entries, scores, categories)
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     text = markdown_report(entries, metrics, runs)
     (output / "report.md").write_text(text, encoding="utf-8")
-    draw(entries, data, categories, output / "locations.png")
-    margins = {entry.title: [margins_of(one.test, categories) for one in measured[entry.key]] for entry in entries}
-    balance_chart(output / "balance.png", {title: [*map(balance_curve, of_one)] for title, of_one in margins.items()})
-    in_order = sorted(entries, key=lambda entry: entry.key != BASELINE)
-    page.write_report(
-        [page.ReportModel(entry.title, [one.test for one in measured[entry.key]]) for entry in in_order],
+    draw_locations(entries, data, categories, output / "locations.png")
+    margins = {entry.title: [margins_of(run.test, categories) for run in scores[entry.key]] for entry in entries}
+    balance_chart(
+        output / "balance.png", {title: [*map(balance_curve, of_model)] for title, of_model in margins.items()}
+    )
+    baseline_first = sorted(entries, key=lambda entry: entry.key != BASELINE)
+    report.write_report(
+        [report.ReportModel(entry.title, [run.test for run in scores[entry.key]]) for entry in baseline_first],
         output / "report.html",
         "Foreground bias in a small world",
-        page.Pictures(data / "test" / "panoptic.json", data / "test" / "images"),
+        report.Pictures(data / "test" / "panoptic.json", data / "test" / "images"),
     )
     print(f"{text}\nWritten to {output}: metrics.json, report.md, report.html, locations.png, balance.png, scores")
 
 
-def entries_of(runs: Sequence[Path], shipped: Path, seeds: Sequence[int]) -> list[SandboxModel]:
-    """The models of the table: with a folder of each pre-training, or with one of each alignment of each of them."""
-    pretrained = [run / "models" if (run / "models").exists() else shipped for run in runs]
+def sandbox_models(runs: Sequence[Path], shipped: Path, seeds: Sequence[int]) -> list[SandboxModel]:
+    """The models of the table, with one folder per pre-training, or per pre-training and alignment seed."""
+    models_of = [run / "models" if (run / "models").exists() else shipped for run in runs]
 
     def aligned(name: str) -> list[Path]:
         return [run / f"{name}-seed{seed}" for run in runs for seed in seeds]
 
-    def before(name: str) -> list[Path]:
-        return [models / f"densevlm-sandbox-{name}" for models in pretrained]
+    def pretrained_models(name: str) -> list[Path]:
+        return [models / f"densevlm-sandbox-{name}" for models in models_of]
 
     return [
-        SandboxModel("U (a CLIP)", "before", before("u")),
-        SandboxModel("CLIPSelf(U)", "clipself", before("clipself-u")),
-        SandboxModel("P (teacher)", "teacher", before("p")),
+        SandboxModel("U (a CLIP)", "before", pretrained_models("u")),
+        SandboxModel("CLIPSelf(U)", "clipself", pretrained_models("clipself-u")),
+        SandboxModel("P (teacher)", "teacher", pretrained_models("p")),
         SandboxModel("DenseVLM, all against all", BASELINE, aligned("all")),
         SandboxModel("DenseVLM", "after", aligned("densevlm")),
     ]
 
 
 def describe_runs(pretrainings: int, seeds: Sequence[int]) -> str:
-    """What the rows are means over."""
+    """Describes what the rows are averaged over."""
     before = "One pre-training seed" if pretrainings == 1 else f"Means over {pretrainings} pre-training seeds"
     aligned = "one alignment seed" if len(seeds) == 1 else f"means over {len(seeds)} alignment seeds"
     return f"{before}; {aligned}{' of each' if pretrainings > 1 else ''} ({', '.join(map(str, seeds))})."

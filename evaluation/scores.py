@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""The cosines of regions with categories: what an evaluation measures, from which all metrics and figures follow."""
+"""The cosines of regions with categories: the output of an evaluation, from which metrics and figures are computed."""
 
 from dataclasses import dataclass
 
@@ -15,12 +15,15 @@ class RegionScores(ShardResult):
     The cosines of every region with every category.
 
     Args:
-        image_ids, segment_ids, labels (`np.ndarray` of shape `(regions,)`): which region, and its category's index.
-        boxes, masks (`np.ndarray` of shape `(regions, categories)`): cosines of the feature pooled over the region's
-            box and over its mask. NaN where there is no feature: a small mask can be empty on the map.
-        at_home (`np.ndarray` of shape `(regions,)`): 1 for a thing on the background it often has in training, 0 on
-            another one, -1 where the annotations do not say.
-        skipped_regions (`int`): regions too small, too large or without a pixel.
+        image_ids (`np.ndarray` of shape `(regions,)`): image of each region.
+        segment_ids (`np.ndarray` of shape `(regions,)`): segment of each region in its image.
+        labels (`np.ndarray` of shape `(regions,)`): category index of each region.
+        boxes (`np.ndarray` of shape `(regions, categories)`): cosines of the feature pooled over the region's box.
+        masks (`np.ndarray` of shape `(regions, categories)`):
+            Cosines of the feature pooled over the region's mask; NaN if a small mask is empty at map resolution.
+        at_home (`np.ndarray` of shape `(regions,)`):
+            1 for a thing on its usual training background, 0 on another one, -1 if the annotations do not provide it.
+        skipped_regions (`int`): number of regions that are too small, too large or without a pixel.
     """
 
     ARRAYS = ("image_ids", "segment_ids", "labels", "boxes", "masks", "at_home")

@@ -1,8 +1,9 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Semantic segmentation without training: at every pixel the category whose embedding is nearest to the dense map."""
+"""Training-free semantic segmentation: each pixel gets the category whose embedding is nearest to the dense map."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,18 +21,22 @@ def dense_cosines(
     stride: int | None = None,
 ) -> Tensor:
     r"""
-    The cosine of every location with every category.
+    The cosine of each location with each category.
 
     Args:
-        pixel_values (`Tensor` of shape `(batch, 3, side, side)`).
-        text_embeds (`Tensor` of shape `(categories, dim)`): unit norm.
-        window, stride (`int`, *optional*):
-            Look at windows of so many pixels, so many pixels apart, instead of at the whole image at once, and take
-            the mean where they overlap. The last ones end at the border.
+        model ([`DenseVLMModel`]): the model.
+        pixel_values (`Tensor` of shape `(batch, 3, side, side)`): normalized, padded images.
+        text_embeds (`Tensor` of shape `(categories, dim)`): category embeddings of unit norm.
+        window (`int`, *optional*):
+            Side of sliding windows in pixels, which are processed one at a time and averaged where they overlap; the
+            last ones end at the border. By default the whole image is processed at once.
+        stride (`int`, *optional*, defaults to `window`): distance between windows in pixels.
 
     Returns:
-        `Tensor` of shape `(batch, categories, height, width)`: at the map's resolution, or at the image's where there
-        are windows.
+        `Tensor` of shape `(batch, categories, height, width)`, at map resolution, or at image resolution with windows.
+
+    Raises:
+        `ValueError` unless `0 < stride <= window <= side`.
     """
     if window is None:
         return torch.einsum("bdhw,cd->bchw", model.get_dense_features(pixel_values).float(), text_embeds)
@@ -39,18 +44,18 @@ def dense_cosines(
     stride = window if stride is None else stride
     if not 0 < stride <= window <= side:
         raise ValueError(
-            f"`stride` {stride} is at most `window` {window}, and that at most the image's {side} pixels."
+            f"`stride` {stride} must be at most `window` {window}, and `window` at most the image side, {side} pixels."
         )
     starts = [*range(0, side - window, stride), side - window]
     total = pixel_values.new_zeros(len(pixel_values), len(text_embeds), side, side, dtype=torch.float32)
-    seen = total.new_zeros(side, side)
+    coverage = total.new_zeros(side, side)
     for y in starts:
         for x in starts:
-            place = (..., slice(y, y + window), slice(x, x + window))
-            cosines = dense_cosines(model, pixel_values[place], text_embeds)
-            total[place] += interpolate(cosines, size=(window, window), mode="bilinear", align_corners=False)
-            seen[place] += 1
-    return total.div_(seen)
+            area = (..., slice(y, y + window), slice(x, x + window))
+            cosines = dense_cosines(model, pixel_values[area], text_embeds)
+            total[area] += interpolate(cosines, size=(window, window), mode="bilinear", align_corners=False)
+            coverage[area] += 1
+    return total.div_(coverage)
 
 
 def segment(
@@ -60,13 +65,27 @@ def segment(
     sizes: Sequence[tuple[int, int]],
     window: int | None = None,
     stride: int | None = None,
-    **options: int | float | None,
+    **options: Any,
 ) -> list[Tensor]:
-    """[`label_pixels`] of each image of a batch of padded squares, whose images have these `sizes` in pixels."""
+    """
+    Segments a batch of images: the category with the largest cosine at each pixel.
+
+    Args:
+        model ([`DenseVLMModel`]): the model.
+        pixel_values (`Tensor` of shape `(batch, 3, side, side)`): normalized, padded images.
+        text_embeds (`Tensor` of shape `(categories, dim)`): category embeddings of unit norm.
+        sizes (sequence of `(height, width)`): original sizes of the images in pixels.
+        window (`int`, *optional*): side of sliding windows, see [`dense_cosines`].
+        stride (`int`, *optional*): distance between windows, see [`dense_cosines`].
+        options: keyword arguments of [`label_pixels`].
+
+    Returns:
+        List of `Tensor` of shape `(height, width)`, category indices.
+    """
     if window is not None:
-        # At the resolution of the image: one at a time, or a batch of them would fill the memory.
-        one_each = (dense_cosines(model, one[None], text_embeds, window, stride)[0] for one in pixel_values)
-        return [label_pixels(cosines, size, **options) for cosines, size in zip(one_each, sizes)]
+        # Windows give cosines at image resolution: one image at a time, to limit memory.
+        per_image = (dense_cosines(model, one[None], text_embeds, window, stride)[0] for one in pixel_values)
+        return [label_pixels(cosines, size, **options) for cosines, size in zip(per_image, sizes)]
     cosines = dense_cosines(model, pixel_values, text_embeds)
     return [label_pixels(one, size, **options) for one, size in zip(cosines, sizes)]
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation in shards: by any number of processes, resumed where it was interrupted."""
+"""Sharded evaluation: distributed over any number of processes, resumable."""
 
 import contextlib
 import json
@@ -23,28 +23,28 @@ logger = logging.get_logger(__name__)
 
 
 INFORMATIVE = ("model", "commit")
-"""Provenance that is reported and not compared: neither a model's path nor a commit changes what is measured."""
+"""Provenance that is reported but not compared on resume: it does not influence the results."""
 
 
 class WrongKind(ValueError):
-    """A complete file that holds results of another kind."""
+    """A valid file with results of another kind."""
 
 
 @dataclass(kw_only=True)
 class ShardResult:
     r"""
-    The result of an evaluation over a shard of the images, or over all of them.
+    The result of an evaluation on a shard of the images or on all of them.
 
     Args:
-        images (`int`): how many were evaluated.
-        skipped_images (`list[str]`): "file: reason" of each image that could not be.
-        provenance (`dict`): what was evaluated on what, and how.
+        images (`int`): number of evaluated images.
+        skipped_images (`list[str]`): "file: reason" for each image that could not be evaluated.
+        provenance (`dict`): model, data, settings and versions of the evaluation.
     """
 
     ARRAYS: ClassVar[tuple[str, ...]]
-    """Fields that are arrays."""
+    """Names of the array fields."""
     TITLE: ClassVar[str]
-    """What it is, for messages."""
+    """Name of this kind of result in messages."""
 
     images: int
     skipped_images: list[str]
@@ -53,24 +53,25 @@ class ShardResult:
     def save(self, file: str | Path) -> None:
         """Writes a safetensors file atomically, through a staging file."""
         arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in self.ARRAYS}
-        rest = {f.name: json.dumps(getattr(self, f.name)) for f in fields(self) if f.name not in self.ARRAYS}
-        rest["kind"] = self.TITLE
+        metadata = {f.name: json.dumps(getattr(self, f.name)) for f in fields(self) if f.name not in self.ARRAYS}
+        metadata["kind"] = self.TITLE
         file = Path(file)
         file.parent.mkdir(parents=True, exist_ok=True)
         staging = file.with_name(f".{file.name}")
-        save_file(arrays, staging, rest)
+        save_file(arrays, staging, metadata)
         staging.replace(file)
 
     @classmethod
     def load(cls: type["R"], file: str | Path) -> "R":
-        """Reads what [`ShardResult.save`] wrote; a `ValueError` names a file that holds something else."""
+        """Reads a file written by [`ShardResult.save`]; a `ValueError` names a file with other content."""
         try:
             with safe_open(file, framework="np") as content:
-                rest = content.metadata() or {}
-            if rest.pop("kind", None) != cls.TITLE:
+                metadata = content.metadata() or {}
+            if metadata.pop("kind", None) != cls.TITLE:
                 raise WrongKind(f"{file} holds no {cls.TITLE}, but something else.")
-            check_provenance(rest, file)
-            return cls(**load_file(file), **{name: json.loads(value) for name, value in rest.items()})
+            check_provenance(metadata, file)
+            arrays: dict[str, Any] = load_file(file)
+            return cls(**arrays, **{name: json.loads(value) for name, value in metadata.items()})
         except (FileNotFoundError, WrongKind, OlderVersion):
             raise
         except (SafetensorError, ValueError, TypeError, OSError) as error:
@@ -78,7 +79,7 @@ class ShardResult:
 
     @classmethod
     def join(cls: type["R"], shards: Sequence["R"]) -> "R":
-        """The shards of one evaluation as one result, in their order."""
+        """Concatenates the shards of one evaluation, in order."""
         return cls(
             **cls.combine(shards),
             images=sum(shard.images for shard in shards),
@@ -88,7 +89,7 @@ class ShardResult:
 
     @classmethod
     def combine(cls: type["R"], shards: Sequence["R"]) -> dict[str, Any]:
-        """The remaining fields of the shards, joined."""
+        """Combines the fields of a subclass over shards."""
         raise NotImplementedError
 
 
@@ -104,38 +105,37 @@ def in_shards(
     shard_size: int = 128,
 ) -> R:
     """
-    Evaluates images on all processes: each takes shards of them and writes their results, the first process joins them
-    in `file`. Shards that exist already are kept, so that an interrupted evaluation resumes; and since a shard's
-    result does not depend on who computes it, any number of processes gives the same. Images that were skipped are
-    reported again when the results are read.
+    Evaluates images in shards, distributed over all processes; the main process joins the results in `file`. Existing
+    shards are reused, so an interrupted evaluation resumes. A shard's result does not depend on the process that
+    computes it, so any number of processes gives the same result. Skipped images are reported again when existing
+    results are read.
 
     Args:
-        kind (type): of the results.
-        evaluate (callable): takes the indices of the images, returns a result.
-        images (`int`): how many there are.
-        file (path): what is written at the end; until then the shards are kept in a folder beside it.
-        provenance (`dict`): what is evaluated on what, and how; results with equal provenance are of the same
-            evaluation.
-        shard_size (`int`, *optional*, defaults to 128): images per shard, the most that an interrupted process loses.
+        kind (`type`): subclass of [`ShardResult`] of the results.
+        evaluate (callable): takes the indices of the images of a shard, returns its result.
+        images (`int`): number of images.
+        file (path): file of the joined result; the shards are stored in a folder beside it until it is written.
+        provenance (`dict`): Model, data and settings; results with equal provenance belong to the same evaluation.
+        shard_size (`int`, *optional*, defaults to 128): images per shard, the maximal loss of an interrupted process.
 
     Returns:
-        The joined result, on every process.
+        The joined result, on all processes.
 
     Raises:
-        `ValueError` where the existing files are of another evaluation, or no image could be evaluated.
+        `ValueError` if existing files belong to another evaluation, or if no image could be evaluated.
     """
     provenance = json.loads(json.dumps(provenance))
     state, folder = PartialState(), file.with_name(f"{file.name.removesuffix('.safetensors')}.shards")
     if not _exists(kind, file, provenance):
         starts = range(0, images, shard_size)
         rows = [range(start, min(start + shard_size, images)) for start in starts]
-        # Named by their images: a shard of another size is another shard.
+        # Named by their range of images, so that shards of another size are not reused.
         shards = [folder / f"{shard.start:08d}-{shard.stop:08d}.safetensors" for shard in rows]
-        # Before anything is evaluated: shards of another evaluation are reported at once.
+        # Checked before anything is evaluated: shards of another evaluation fail early.
         pending = [pair for pair in zip(shards, rows) if not _exists(kind, pair[0], provenance, folder)]
-        state.wait_for_everyone()  # and all processes agree on what is pending
-        for shard, rows_of_shard in pending[state.process_index :: state.num_processes]:
-            result = evaluate(rows_of_shard)
+        state.wait_for_everyone()  # so that all processes agree on the pending shards
+        for shard, shard_rows in pending[state.process_index :: state.num_processes]:
+            result = evaluate(shard_rows)
             result.provenance = provenance
             result.save(shard)
         state.wait_for_everyone()
@@ -152,8 +152,8 @@ def in_shards(
     return result
 
 
-def warn_of(skipped: Sequence[str], max_shown: int = 10) -> None:
-    """Names the first skipped images: a wrong folder has thousands."""
+def warn_skipped(skipped: Sequence[str], max_shown: int = 10) -> None:
+    """Warns of skipped images, naming the first `max_shown`."""
     for message in skipped[:max_shown]:
         logger.warning(f"Skipped: {message}")
     if len(skipped) > max_shown:
@@ -161,11 +161,11 @@ def warn_of(skipped: Sequence[str], max_shown: int = 10) -> None:
 
 
 def _report_skipped(result: ShardResult, file: Path) -> None:
-    """Where nothing could be evaluated, there is nothing to keep either."""
+    """Warns of skipped images; removes the result if no image could be evaluated."""
     if result.images == 0:
         file.unlink()
         with contextlib.suppress(OSError):
-            file.parent.rmdir()  # unless others' results are there
+            file.parent.rmdir()  # unless it has other results
     elif result.skipped_images:
         logger.warning(
             f"{len(result.skipped_images)} images were skipped, e.g. {result.skipped_images[0]}. To try them again, "
@@ -174,23 +174,23 @@ def _report_skipped(result: ShardResult, file: Path) -> None:
 
 
 def _exists(kind: type[R], file: Path, provenance: dict[str, Any], folder: Path | None = None) -> bool:
-    """Whether a file (in a folder of shards) of the same evaluation exists; a damaged one is computed again."""
+    """Whether a result of the same evaluation exists; a damaged file is computed again."""
     if not file.exists():
         return False
     try:
-        before = kind.load(file).provenance
+        existing = kind.load(file).provenance
     except (WrongKind, OlderVersion) as error:
         raise ValueError(f"{error} Give another `--output`.") from error
     except ValueError as error:
         logger.warning(f"{error}. It is computed again.")
         return False
-    for name in [name for name in {**provenance, **before} if name not in INFORMATIVE]:
-        if before.get(name) != provenance.get(name):
+    for name in [name for name in {**provenance, **existing} if name not in INFORMATIVE]:
+        if existing.get(name) != provenance.get(name):
             raise ValueError(
-                f"{file} is of an evaluation with another {name}: {before.get(name)!r}, this one has "
+                f"{file} belongs to an evaluation with another {name}: {existing.get(name)!r}, this one has "
                 f"{provenance.get(name)!r}. Delete {folder or 'it'}, or give another `--output`."
             )
     return True
 
 
-__all__ = ["ShardResult", "in_shards", "warn_of"]
+__all__ = ["ShardResult", "in_shards", "warn_skipped"]

@@ -1,13 +1,13 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
 """
-What models see in an image:
+Draws what models predict in an image.
 
     python -m evaluation.show photo.jpg --models U P --texts sky kite --output similarity.png
     python -m evaluation.show photo.jpg --models U P --categories coco_panoptic_133 --grid 4 6 --output grid.png
 
-The first draws how similar each place is to each text (Fig. 5 of the paper), the second what each cell of a grid is
-called, how surely, and which cells training would drop (Fig. 11).
+The first draws the similarity of each location to each text (Fig. 5 of the paper); the second the category and
+probability of each cell of a grid, with the cells that training would drop crossed out (Fig. 11).
 """
 
 import argparse
@@ -37,11 +37,22 @@ from .segmentation import dense_cosines
 def similarities(
     model: DenseVLMModel, image_processor: DenseVLMImageProcessor, image: Image.Image, text_embeds: torch.Tensor
 ) -> np.ndarray:
-    """Cosines of every pixel with every text, `(texts, height, width)`: those of the map, enlarged bilinearly."""
+    """
+    Cosines of each pixel with each text.
+
+    Args:
+        model ([`DenseVLMModel`]): the model.
+        image_processor ([`DenseVLMImageProcessor`]): its image processor.
+        image (`Image`): RGB image.
+        text_embeds (`Tensor` of shape `(texts, dim)`): text embeddings of unit norm.
+
+    Returns:
+        `np.ndarray` of shape `(texts, height, width)`, interpolated bilinearly from the map to the image.
+    """
     cosines = dense_cosines(model, image_processor(image)["pixel_values"], text_embeds)
     side = max(image.size)
-    large = interpolate(cosines, size=(side, side), mode="bilinear", align_corners=False)[0]
-    return large[:, : image.height, : image.width].numpy()
+    resized = interpolate(cosines, size=(side, side), mode="bilinear", align_corners=False)[0]
+    return resized[:, : image.height, : image.width].numpy()
 
 
 @torch.inference_mode()
@@ -53,7 +64,20 @@ def classify_cells(
     grid: tuple[int, int],
     temperature: float = 0.01,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best category of each cell of a grid and its probability (Eq. 1 of the paper), `(cells,)` each."""
+    """
+    Classifies the cells of a grid over an image (Eq. 1 of the paper).
+
+    Args:
+        model ([`DenseVLMModel`]): the model.
+        image_processor ([`DenseVLMImageProcessor`]): its image processor.
+        image (`Image`): RGB image.
+        text_embeds (`Tensor` of shape `(categories, dim)`): category embeddings of unit norm.
+        grid (`(int, int)`): rows and columns.
+        temperature (`float`, *optional*, defaults to 0.01): τ of the softmax over categories.
+
+    Returns:
+        The best category of each cell and its probability, `(cells,)` each, row by row.
+    """
     width, height = content_extent(*image.size)
     boxes = grid_boxes(*grid) * torch.tensor([width, height, width, height])
     pixel_values = image_processor(image)["pixel_values"]
@@ -64,51 +88,58 @@ def classify_cells(
 
 @one_line_errors()
 def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the program with `argv`, by default the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m evaluation.show", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("image", type=Path)
     parser.add_argument("--models", nargs="+", required=True, help="folders or Hub names")
-    parser.add_argument("--output", type=Path, required=True, help="picture to write")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--texts", nargs="+", help="texts to look for")
-    what.add_argument("--categories", help="built-in set or JSON file to choose from")
+    parser.add_argument("--output", type=Path, required=True, help="image file to write")
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--texts", nargs="+", help="texts to compare locations with")
+    target.add_argument("--categories", help="built-in set or JSON file of categories to predict")
     parser.add_argument("--grid", type=whole_number(), nargs=2, default=(4, 4), metavar=("ROWS", "COLUMNS"))
     parser.add_argument("--temperature", type=finite_number(above=0), default=0.01)
-    parser.add_argument("--threshold", type=finite_number(), default=0.3, help="cells not above it are dropped")
+    parser.add_argument(
+        "--threshold", type=finite_number(), default=0.3, help="cells with at most this probability are dropped"
+    )
     parser.add_argument("--templates", default=DEFAULT_TEMPLATES, choices=TEMPLATES, help="prompt templates")
     parser.add_argument("--image_size", type=whole_number(), help="input side in pixels; the processor's by default")
     arguments = parser.parse_args(argv)
     check_picture(arguments.output)
-    draw(arguments)
+    draw_figure(arguments)
     print(f"Written: {arguments.output}")
 
 
-def draw(arguments: argparse.Namespace) -> None:
+def draw_figure(arguments: argparse.Namespace) -> None:
+    """Draws the figure selected by the arguments of the program."""
     image = load_image(arguments.image)
     texts = arguments.texts
     categories = CategorySet(texts) if texts else CategorySet.load(arguments.categories)
-    names, panels = Counter(Path(source).name for source in arguments.models), {}
+    names = Counter(Path(source).name for source in arguments.models)
+    similarity_panels: dict[str, dict[str, np.ndarray]] = {}
+    grid_panels: dict[str, tuple[list[str], np.ndarray]] = {}
     for source in arguments.models:
         model = DenseVLMModel.from_pretrained(source, dtype=torch.float32).eval()
         image_processor, tokenizer = load_processing(source)
+        assert isinstance(image_processor, DenseVLMImageProcessor)  # the default back end
         if arguments.image_size:
             side = whole_cells(arguments.image_size, model.vision_model.stride, source)
             image_processor.size = {"longest_edge": side}
         embeds = CategoryEmbeddings.resolve(categories, model, tokenizer, arguments.templates).embeds
         title = Path(source).name if names[Path(source).name] == 1 else source
         if texts:
-            panels[title] = dict(zip(texts, similarities(model, image_processor, image, embeds)))
+            similarity_panels[title] = dict(zip(texts, similarities(model, image_processor, image, embeds)))
         else:
             labels, probabilities = classify_cells(
                 model, image_processor, image, embeds, tuple(arguments.grid), arguments.temperature
             )
-            panels[title] = ([categories.names[label] for label in labels], probabilities.numpy())
+            grid_panels[title] = ([categories.names[label] for label in labels], probabilities.numpy())
     if texts:
-        similarity_figure(arguments.output, np.asarray(image), panels)
+        similarity_figure(arguments.output, np.asarray(image), similarity_panels)
         return
     boxes = grid_boxes(*arguments.grid).numpy() * np.array([image.width, image.height] * 2)
-    grid_figure(arguments.output, np.asarray(image), boxes, panels, arguments.threshold)
+    grid_figure(arguments.output, np.asarray(image), boxes, grid_panels, arguments.threshold)
 
 
 if __name__ == "__main__":

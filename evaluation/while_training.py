@@ -1,7 +1,7 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Region accuracies of the student while it trains, on a few images every N steps:
+Evaluates region accuracies of the student during training, on a few images every N steps.
 
     import sys
     from evaluation.while_training import RegionEvaluation
@@ -9,10 +9,11 @@ Region accuracies of the student while it trains, on a few images every N steps:
 
     main(sys.argv[1:], prepare=lambda trainer: trainer.add_callback(
         RegionEvaluation(trainer, "panoptic_val2017.json", "val2017", "panoptic_val2017", steps=500)))
-    close_process_group()  # of training.engine.signals; ends the threads of several processes
+    close_process_group()  # from training.engine.signals; needed with several processes
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
@@ -28,17 +29,23 @@ from .scores import RegionScores
 
 class RegionEvaluation(TrainerCallback):
     r"""
-    Evaluates the model that is trained as [`evaluate_regions`] does, and logs the numbers as `eval_...`. All processes
-    take part; nothing but the logged numbers outlives an evaluation.
+    Evaluates the model in training with [`evaluate_regions`] and logs the metrics with the prefix `eval_`. The images
+    are distributed over all processes; only the logged metrics are stored.
 
     Args:
-        trainer ([`Trainer`]): of a [`DenseVLMModel`] with a text tower and its processor.
-        annotations, images, panoptic (`str` or path): as for [`PanopticRegions`].
-        steps (`int`): evaluate every `steps` steps, before the first, and after the last.
-        count (`int`, *optional*, defaults to 256): images, evenly spread over the annotated ones.
-        categories ([`CategorySet`], *optional*): the annotation file's own by default.
+        trainer ([`Trainer`]): trainer of a [`DenseVLMModel`] with a text tower, with its processor.
+        annotations (`str` or path): COCO's `panoptic_*.json`, as for [`PanopticRegions`].
+        images (`str` or path): root folder of the images.
+        panoptic (`str` or path): root folder of the panoptic PNGs.
+        steps (`int`): evaluate before the first step, every `steps` steps, and after the last step.
+        count (`int`, *optional*, defaults to 256): number of images, evenly spread over the annotated ones.
+        categories ([`CategorySet`], *optional*): categories to predict; those of the annotation file by default.
         templates (`str`, *optional*, defaults to the paper's): prompt templates.
-        batch_size, num_workers (`int`, *optional*): of the evaluation.
+        batch_size (`int`, *optional*, defaults to 8): images per forward pass.
+        num_workers (`int`, *optional*, defaults to 0): data loading processes.
+
+    Raises:
+        `ValueError` for invalid numbers, for FSDP and DeepSpeed, and for a student without text tower or tokenizer.
     """
 
     def __init__(
@@ -54,22 +61,25 @@ class RegionEvaluation(TrainerCallback):
         batch_size: int = 8,
         num_workers: int = 0,
     ):
-        numbers = {"steps": (steps, 1), "count": (count, 1), "batch_size": (batch_size, 1)}
-        for name, (value, least) in (numbers | {"num_workers": (num_workers, 0)}).items():
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"`{name}` is a whole number, {least} or more, got {value!r}.")
+        counts = {"steps": (steps, 1), "count": (count, 1), "batch_size": (batch_size, 1)}
+        for name, (value, minimum) in (counts | {"num_workers": (num_workers, 0)}).items():
+            if not isinstance(value, int) or value < minimum:
+                raise ValueError(f"`{name}` is a whole number, {minimum} or more, got {value!r}.")
         self.trainer, self.steps = trainer, steps
         self.options = {"batch_size": batch_size, "num_workers": num_workers}
-        model, processor = trainer.model, trainer.processing_class
+        model: Any = trainer.model
+        processor: Any = trainer.processing_class
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            raise ValueError("Evaluation while training is not for FSDP and DeepSpeed: evaluate the checkpoints.")
+            raise ValueError(
+                "Evaluation while training does not support FSDP and DeepSpeed: evaluate the checkpoints."
+            )
         if model.text_model is None or getattr(processor, "tokenizer", None) is None:
             raise ValueError("Evaluation while training needs a student with its text tower and tokenizer.")
         image_processor = processor.image_processor
         side = map_side(model, image_processor.size["longest_edge"])
         self.regions = PanopticRegions(annotations, images, panoptic, image_processor, side, categories)
         self.regions.categories.require_flags("thing / stuff metrics")
-        # The text tower is frozen: its embeddings stay what they are.
+        # The text tower is frozen, so the embeddings are computed once.
         self.embeddings = CategoryEmbeddings.compute(self.regions.categories, model, processor.tokenizer, templates)
         count = min(count, len(self.regions))
         self.rows = torch.linspace(0, len(self.regions) - 1, count).int().tolist()
@@ -83,11 +93,11 @@ class RegionEvaluation(TrainerCallback):
             self.evaluate()
 
     def evaluate(self) -> dict[str, float]:
-        """Now; returns what is logged."""
-        model = self.trainer.model
+        """Evaluates the current weights; logs and returns the metrics."""
+        model: Any = self.trainer.model
         training = model.training
-        mine = self.rows[self.trainer.args.process_index :: self.trainer.args.world_size]
-        scores = evaluate_regions(model, self.regions, self.embeddings, rows=mine, **self.options)
+        own_rows = self.rows[self.trainer.args.process_index :: self.trainer.args.world_size]
+        scores = evaluate_regions(model, self.regions, self.embeddings, rows=own_rows, **self.options)
         if self.trainer.args.world_size > 1:
             scores = RegionScores.join(gather_object([scores]))
         model.train(training)

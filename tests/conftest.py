@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Small real components that many tests share."""
+"""Shared fixtures: small real components."""
 
 import os
 
@@ -31,12 +31,12 @@ SHARED = ROOT.parent / "shared"
 
 
 def pytest_collection_finish() -> None:
-    # accelerate collects garbage in every run: what was imported need not be looked at each time.
+    # accelerate collects garbage in every run: exclude what was imported.
     gc.freeze()
 
 
 class Golden:
-    """Tensors of one file of the reference's numbers by name, and its metadata."""
+    """Tensors of a golden file of the reference by name, and its metadata."""
 
     def __init__(self, file: Path):
         self.file = safe_open(file, framework="pt")
@@ -60,20 +60,20 @@ class Golden:
         return {key.removeprefix("weights."): self[key] for key in self.keys if key.startswith("weights.")}
 
 
-ELSEWHERE = {
-    "preproc": "it holds cut-outs of COCO's pictures",
-    "loss_densevlm_real_embeddings": "it holds texts embedded by released models",
+NOT_SHIPPED = {
+    "preproc": "it contains crops of COCO images",
+    "loss_densevlm_real_embeddings": "it contains text embeddings of released models",
 }
-"""Numbers of the reference that are not ours to ship, in a folder `shared/golden` beside the checkout."""
+"""Golden files that cannot be redistributed, in a folder `shared/golden` beside the checkout."""
 
 
 @pytest.fixture(scope="session")
 def golden():
     def load(name: str) -> Golden:
-        folder = SHARED / "golden" if name in ELSEWHERE else ROOT / "tests" / "golden" / "tensors"
+        folder = SHARED / "golden" if name in NOT_SHIPPED else ROOT / "tests" / "golden" / "tensors"
         file = folder / f"{name}.safetensors"
-        if name in ELSEWHERE and not file.is_file():
-            pytest.skip(f"needs {file.name} in ../shared/golden: {ELSEWHERE[name]}, not shipped")
+        if name in NOT_SHIPPED and not file.is_file():
+            pytest.skip(f"needs {file.name} in ../shared/golden: {NOT_SHIPPED[name]}, not shipped")
         return Golden(file)
 
     return load
@@ -83,7 +83,7 @@ def golden():
 def coco_sample() -> Path:
     folder = SHARED / "data" / "coco_panoptic_sample"
     if not folder.is_dir():
-        pytest.skip("needs pictures: two of COCO in ../shared/data/coco_panoptic_sample")
+        pytest.skip("needs two images of COCO in ../shared/data/coco_panoptic_sample")
     return folder
 
 
@@ -118,14 +118,14 @@ TOWERS = {
     "siglip": {"model_type": "siglip_vision_model", **_TRANSFORMER, "image_size": 32, "patch_size": 8},
     "siglip2": {"model_type": "siglip2_vision_model", **_TRANSFORMER, "num_patches": 16, "patch_size": 8},
 }
-"""Every vision tower, tiny: native maps of 4 x 4 cells, 3 x 3 of the CNNs."""
+"""Tiny versions of every vision tower: native maps of 4 x 4 locations, 3 x 3 for the CNNs."""
 
 
 NEED_TIMM = ("convnext", "timm_vit")
 
 
 def tower_config(tower: str, tokenizer=None) -> DenseVLMConfig:
-    """Configuration of a model with this tower; with a tokenizer, one with a text tower of its family."""
+    """Configuration of a model with this tower; with a tokenizer, also with a text tower of its family."""
     vision = TOWERS[tower]
     family = tower if tower.startswith("siglip") else "clip"
     text = None
@@ -151,7 +151,9 @@ def tower_config(tower: str, tokenizer=None) -> DenseVLMConfig:
 
 @torch.no_grad()
 def make_tower(tower: str, tokenizer=None, seed: int = 0) -> DenseVLMModel:
-    """A model with this tower in eval mode. Every number is drawn: no zero hides a path, no batch norm is neutral."""
+    """
+    A model with this tower in eval mode. All parameters are random: no zero hides a path, no batch norm is neutral.
+    """
     available(tower)
     torch.manual_seed(seed)
     model = DenseVLMModel(tower_config(tower, tokenizer)).eval()
@@ -177,13 +179,13 @@ def tower_names() -> list[str]:
 
 @pytest.fixture(params=TOWERS)
 def tower(request) -> str:
-    """The name of a vision tower; a test that takes it runs for every tower."""
+    """The name of a vision tower; tests that use it run for every tower."""
     return available(request.param)
 
 
 @pytest.fixture(params=TOWERS)
 def teacher_tower(request) -> str:
-    """The same, for the other side of a pair."""
+    """The same, for the teacher of a pair."""
     return available(request.param)
 
 
@@ -194,18 +196,18 @@ def make_tower_fixture():
 
 @pytest.fixture(scope="session")
 def folder_of(make_tower, tokenizer, tmp_path_factory):
-    """Saved folders of the towers with their text towers, made once; the teacher's are drawn from another seed."""
-    made = {}
+    """Saved folders of the towers with their text towers, created once; teachers use another seed."""
+    saved = {}
 
     def folder(tower, seed):
-        if (tower, seed) not in made:
+        if (tower, seed) not in saved:
             model = make_tower(tower, tokenizer, seed=seed)
-            made[tower, seed] = tmp_path_factory.mktemp(f"{tower}{seed}")
-            model.save_pretrained(made[tower, seed])
+            saved[tower, seed] = tmp_path_factory.mktemp(f"{tower}{seed}")
+            model.save_pretrained(saved[tower, seed])
             mean = [0.5] * 3 if tower.startswith("siglip") else None
             image_processor = DenseVLMImageProcessor(96, image_mean=mean, image_std=mean)
-            DenseVLMProcessor(image_processor, tokenizer).save_pretrained(made[tower, seed])
-        return made[tower, seed]
+            DenseVLMProcessor(image_processor, tokenizer).save_pretrained(saved[tower, seed])
+        return saved[tower, seed]
 
     return folder
 
@@ -216,7 +218,7 @@ def make_clip_fixture():
 
 
 def make_clip(tokenizer, hidden_size=32, layers=3, image_size=96, patch_size=12, projection_dim=24, seed=0):
-    """A randomly initialized CLIP, large enough to be a model and small enough for a test."""
+    """A tiny, randomly initialized CLIP."""
     torch.manual_seed(seed)
     config = CLIPConfig(
         vision_config={
@@ -255,7 +257,7 @@ def clip(tokenizer) -> CLIPModel:
 
 @pytest.fixture(scope="session")
 def clip_folder(clip, tokenizer, tmp_path_factory) -> Path:
-    """A CLIP checkpoint of transformers, as it comes from the Hub."""
+    """A CLIP checkpoint of transformers, as on the Hub."""
     from transformers import CLIPImageProcessor
 
     folder = tmp_path_factory.mktemp("clip")
@@ -291,7 +293,7 @@ def save_folder(model: DenseVLMModel, tokenizer, size: int, folder: Path) -> Pat
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory) -> Path:
-    """Sandbox scenes as files: 24 to train, 6 to validate, 10 to test."""
+    """Sandbox scenes as files: 24 for training, 6 for validation, 10 for testing."""
     folder = tmp_path_factory.mktemp("scenes")
     CATEGORIES.save(folder / "categories.json")
     for split, count in (("train", 24), ("val", 6), ("test", 10)):
@@ -299,11 +301,20 @@ def scenes(tmp_path_factory) -> Path:
     return folder
 
 
-MEANINGLESS = {
+def command_line(values: dict) -> list[str]:
+    """`--key value` for each item, several values for a list; an empty key is a positional argument."""
+    words = []
+    for key, value in values.items():
+        words += [f"--{key}"] if key else []
+        words += value if isinstance(value, list) else [value]
+    return [str(word) for word in words]
+
+
+UNUSED_KEYS = {
     "clipself": ("teacher", "categories", "templates", "temperature", "threshold"),
     "feature_distillation": ("categories", "templates", "temperature", "threshold"),
 }
-"""Keys of [`recipe`] that a method refuses."""
+"""Keys of [`recipe`] that a method rejects."""
 
 
 @pytest.fixture
@@ -318,7 +329,7 @@ def recipe(scenes, student, teacher, tmp_path):
             "categories": scenes / "categories.json",
             "templates": "short",
             "output_dir": tmp_path / "run",
-            # Randomly initialized models are sure of nothing: a low threshold keeps some of their regions.
+            # Randomly initialized models are never confident: a low threshold keeps some of their regions.
             "temperature": 0.01,
             "threshold": 0.15,
             "per_device_train_batch_size": 8,
@@ -331,17 +342,17 @@ def recipe(scenes, student, teacher, tmp_path):
             "disable_tqdm": True,
             "use_cpu": True,
         }
-        for key in MEANINGLESS.get(overrides.get("method"), ()):
+        for key in UNUSED_KEYS.get(overrides.get("method"), ()):
             del values[key]
         values |= overrides
-        return [part for key, value in values.items() for part in (f"--{key}", str(value))]
+        return command_line(values)
 
     return arguments
 
 
 @pytest.fixture(scope="session")
 def run_module():
-    """Runs `python -m module arguments`, on ranks, or by a launcher, and returns the finished process."""
+    """Runs `python -m module arguments`, on ranks or with a launcher, and returns the finished process."""
 
     def run(module: str, arguments, ranks=None, launcher=None, check=True) -> subprocess.CompletedProcess:
         if launcher is None:
@@ -359,7 +370,7 @@ def run_module():
 
 @pytest.fixture(scope="session")
 def picture():
-    """Draws a small colour image."""
+    """Creates a small colour image."""
 
     def make(width: int, height: int, mode: str = "RGB") -> Image.Image:
         pixels = torch.arange(width * height * 3).reshape(height, width, 3) * 7 % 256

@@ -1,8 +1,8 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Programs in processes of their own that need not import everything again: most of a short run is imports of torch and
-transformers. A server imports them once; each program is a fork of it, and ends as any process does.
+Runs programs in separate processes without importing everything again: most of a short run is spent importing torch
+and transformers. A server imports them once; each program is a fork of it that exits like any process.
 """
 
 import contextlib
@@ -36,11 +36,11 @@ IMPORTED = (
     ),
     *("training.check_data", "evaluation.evaluate_regions", "evaluation.evaluate_segmentation"),
 )
-"""What programs import, and torch of its own accord in the course of a run."""
+"""Modules that programs import, and those that torch imports lazily during a run."""
 
 
 class Program:
-    """One that was started: what of [`subprocess.Popen`] tests use."""
+    """A started program, with the part of the interface of [`subprocess.Popen`] that tests use."""
 
     def __init__(self, status: int):
         self.status = os.fdopen(status, "rb", buffering=0)
@@ -68,7 +68,7 @@ class Program:
 
 
 class ForkServer:
-    """Started with the first program, and ended with this process, whose end of the socket is then closed."""
+    """The server, started with the first program; it ends with this process, which closes the socket."""
 
     def __init__(self) -> None:
         self.socket: socket.socket | None = None
@@ -100,27 +100,27 @@ SERVER = ForkServer()
 
 def start(module: str, arguments: Sequence[object], ranks: int | None, output: IO, errors: IO) -> list[Program]:
     """
-    `python -m module arguments`: alone, or on so many ranks that are told what torchrun tells its own, without the
-    seconds that it takes to start any.
+    Starts `python -m module arguments`, as a single process or on `ranks` processes with the environment variables of
+    torchrun.
     """
-    told: list[dict[str, str]] = [{}]
+    environments: list[dict[str, str]] = [{}]
     if ranks is not None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         shared = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        told = [
+        environments = [
             {name: str(value) for name, value in (shared | {"RANK": rank, "LOCAL_RANK": rank}).items()}
             for rank in range(ranks)
         ]
     environment = rank_environment()
-    return [SERVER.start(module, arguments, environment | more, output, errors) for more in told]
+    return [SERVER.start(module, arguments, environment | more, output, errors) for more in environments]
 
 
 def run(
     module: str, arguments: Sequence[object], ranks: int | None = None, seconds: float = 300
 ) -> subprocess.CompletedProcess:
-    """[`start`] and wait for the end. Where a rank fails, the others, which wait for it, are killed."""
+    """[`start`], then wait for completion. If a rank fails, the others, which would wait for it, are killed."""
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         programs = start(module, arguments, ranks, output, errors)
         deadline = time.time() + seconds
@@ -137,7 +137,7 @@ def run(
 
 
 def rank_environment() -> dict[str, str]:
-    """That of a program: one thread, no GPU, and a check of every process when it ends."""
+    """Environment of a program: one thread, no GPU, and a check of every process at exit."""
     threads = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     path = f"{ROOT / 'tests' / 'distributed' / 'at_exit'}{os.pathsep}{ROOT}"
     return os.environ | threads | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
@@ -146,9 +146,9 @@ def rank_environment() -> dict[str, str]:
 def serve(connection: socket.socket) -> None:
     for module in IMPORTED:
         importlib.import_module(module)
-    get_checkpoint_conversion_mapping("clip")  # compiles a thousand patterns, once
-    gc.freeze()  # what is here is looked at by no collection of a fork, which would copy all of it
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how the children below have ended
+    get_checkpoint_conversion_mapping("clip")  # compiles a thousand patterns once
+    gc.freeze()  # keeps garbage collection of the forks from touching, and so copying, these objects
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # reaps the children below automatically
     while True:
         size, files, _, _ = socket.recv_fds(connection, 4, 3)
         if not size:
@@ -166,14 +166,14 @@ def serve(connection: socket.socket) -> None:
 
 
 def watch(request: dict, output: int, errors: int, status: int) -> None:
-    """Runs the program in a fork, and tells its id and, in the end, how it has ended."""
+    """Runs the program in a fork; reports its process id and, finally, its exit code."""
     child = os.fork()
     if child:
         os.write(status, f"{child}\n".encode())
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         os.write(status, f"{code}\n".encode())
         os._exit(0)
-    os.setsid()  # so that a signal can be sent to it and its workers, as schedulers do
+    os.setsid()  # its own process group, so that signals reach its workers as well
     os.close(status)
     os.dup2(output, 1)
     os.dup2(errors, 2)

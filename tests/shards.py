@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Tar shards as SA-1B has them, whole and damaged, for tests."""
+"""Tar shards in the format of SA-1B for tests, intact and damaged."""
 
 import io
 import tarfile
@@ -12,7 +12,7 @@ from PIL import Image
 
 
 def jpeg(seed: int, width: int = 96, height: int = 64) -> bytes:
-    """A picture of soft colours, another for each seed."""
+    """A smooth random image, different for each seed."""
     colours = np.random.default_rng(seed).integers(0, 255, (6, 9, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(colours).resize((width, height), Image.Resampling.BICUBIC).save(buffer, "JPEG")
@@ -38,7 +38,7 @@ def sa1b_members(first: int, count: int) -> dict[str, bytes]:
 
 
 def write_shards(folder: Path, counts: list[int]) -> list[Path]:
-    """Whole shards with so many images each."""
+    """Intact shards with the given numbers of images."""
     folder.mkdir(parents=True, exist_ok=True)
     files, first = [], 1
     for number, count in enumerate(counts):
@@ -48,7 +48,7 @@ def write_shards(folder: Path, counts: list[int]) -> list[Path]:
 
 
 def bomb() -> bytes:
-    """A JPEG that claims 60,000 x 60,000 pixels: its header says so, and little follows."""
+    """A decompression bomb: a short JPEG whose header claims 60,000 x 60,000 pixels."""
     content = bytearray(jpeg(0))
     at = content.index(b"\xff\xc0") + 5  # start of frame: marker, length, precision, then height and width
     content[at : at + 4] = (60_000).to_bytes(2, "big") * 2
@@ -56,7 +56,7 @@ def bomb() -> bytes:
 
 
 def damage_shards(folder: Path, files: list[Path]) -> Iterator[str]:
-    """Every kind of damage, in some of the shards and beside them; yields what messages must name."""
+    """Applies every kind of damage to shards and adds damaged ones; yields what messages must name."""
     members = sa1b_members(900, 6)
     members["sa_901.jpg"] = members["sa_901.jpg"][:300]
     yield "sa_901.jpg: OSError"

@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""The console command: which program a command is, from any folder, in an environment without the repository."""
+"""The console command: its subcommands, from any folder, in an environment without the repository."""
 
 import importlib.util
 import os
@@ -44,7 +44,7 @@ def test_a_command_that_does_not_exist_names_those_that_do(argv, message):
         main(argv)
 
 
-def test_a_command_is_the_program_of_its_module_with_the_options_behind_it(run_module, tmp_path):
+def test_a_command_runs_its_module_with_the_given_options(run_module, tmp_path):
     for words, module, message in (
         (["evaluate", "regions", "--model", "x"], "evaluation.evaluate_regions", "--output"),
         (["report", "--help"], "evaluation.report", "TITLE=FILE"),
@@ -53,13 +53,13 @@ def test_a_command_is_the_program_of_its_module_with_the_options_behind_it(run_m
         (["publish", tmp_path / "gone", tmp_path / "o"], "modeling_densevlm.publish", "gone"),
     ):
         done = run_module("densevlm", words, check=False)
-        told = done.stdout + done.stderr
-        assert message in told and "Traceback" not in told, told
-        assert module in told or done.returncode == 1, told
+        output = done.stdout + done.stderr
+        assert message in output and "Traceback" not in output, output
+        assert module in output or done.returncode == 1, output
 
 
 @pytest.mark.slow
-def test_the_installed_package_runs_from_any_folder_also_one_with_a_training_of_its_own(student, scenes, tmp_path):
+def test_the_installed_package_runs_from_any_folder_also_one_with_another_training(student, scenes, tmp_path):
     """Installed by pip, without the repository, with all data files of the packages."""
     site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     for package in ("training", "evaluation"):

@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""The house: arrows point one way, and README tells the truth about what is there."""
+"""The structure of the repository: imports in one direction, and consistency with README and CONTRIBUTING."""
 
 import ast
 import importlib
@@ -38,7 +38,7 @@ def imports_of(file: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("package", FORBIDDEN)
-def test_arrows_point_one_way(package):
+def test_packages_import_in_one_direction(package):
     for file in (ROOT / package).rglob("*.py"):
         assert not imports_of(file) & FORBIDDEN[package], file
 
@@ -49,8 +49,8 @@ def test_the_core_needs_neither_torchvision_nor_timm():
             assert not set(get_imports(file)) & {"torchvision", "timm"}, file  # those inside `try` are not counted
 
 
-def test_no_library_of_training_imports_a_program_and_none_imports_in_a_circle():
-    """A program is what `python -m` runs; of a package the modules import each other in one direction."""
+def test_no_library_of_training_imports_a_program_and_there_are_no_import_cycles():
+    """Programs are the modules with a `__main__` section; the modules of the package form an acyclic graph."""
     files = [*(ROOT / "training").glob("*.py"), *(ROOT / "training").glob("[ei]*/*.py")]
     name_of = {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in files}
     programs = {name for name, file in name_of.items() if 'if __name__ == "__main__":' in file.read_text()}
@@ -58,7 +58,7 @@ def test_no_library_of_training_imports_a_program_and_none_imports_in_a_circle()
     graph = {name: relative_imports_of(name, file) & name_of.keys() for name, file in name_of.items()}
     for name, imported in graph.items():
         assert not imported & programs, name
-    list(TopologicalSorter(graph).static_order())  # raises where there is a circle
+    list(TopologicalSorter(graph).static_order())  # raises on a cycle
 
 
 def relative_imports_of(name: str, file: Path) -> set[str]:
@@ -67,7 +67,7 @@ def relative_imports_of(name: str, file: Path) -> set[str]:
 
 
 def code_lines(content: str) -> set[int]:
-    """The lines of a file that are neither blank nor comment nor docstring."""
+    """Line numbers of a file without blank lines, comments and docstrings."""
     tree = ast.parse(content)
     bodies = [node.body for node in ast.walk(tree) if isinstance(getattr(node, "body", None), list)]
     texts = [s for body in bodies for s in body if isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant)]
@@ -78,7 +78,7 @@ def code_lines(content: str) -> set[int]:
 
 
 def lines_of_functions(file: Path, first_lines: set[int]) -> int:
-    """Lines of code of the functions that begin there, decorators included."""
+    """Number of code lines of the functions that start at `first_lines`, including decorators."""
     content, found = file.read_text(), set()
     for node in ast.walk(ast.parse(content)):
         if isinstance(node, ast.FunctionDef):
@@ -88,8 +88,8 @@ def lines_of_functions(file: Path, first_lines: set[int]) -> int:
     return len(found & code_lines(content))
 
 
-def test_an_images_way_to_the_loss_is_as_short_as_contributing_says(recipe):
-    """All functions of ours that run between the bytes of two images and the loss of a CLIP's ViT are counted."""
+def test_the_path_of_an_image_to_the_loss_matches_contributing(recipe):
+    """Counts all our functions that run between the bytes of two images and the loss, with CLIP's ViT."""
     trainer, called = build_trainer(parse_arguments(recipe(max_steps=1))), defaultdict(set)
 
     def count(frame, event, _):
@@ -106,7 +106,7 @@ def test_an_images_way_to_the_loss_is_as_short_as_contributing_says(recipe):
         sys.setprofile(None)
     lines = {str(file.relative_to(ROOT)): lines_of_functions(file, first) for file, first in called.items()}
     assert sum(lines.values()) <= 700, lines
-    # What runs less than ten lines of a file notes a number or a signal, or reads a setting.
+    # Files with less than ten executed lines only log, handle signals or read settings.
     files = {file for file, count in lines.items() if count >= 10}
     table = (ROOT / "CONTRIBUTING.md").read_text().partition("way to the loss")[2].partition("\n\n**")[0]
     assert files == set(re.findall(r"^\| `([\w/]+\.py)`", table, re.MULTILINE)), lines
@@ -114,10 +114,10 @@ def test_an_images_way_to_the_loss_is_as_short_as_contributing_says(recipe):
 
 
 @pytest.mark.parametrize("package", ["training", "evaluation"])
-def test_training_and_evaluation_know_no_tower(package):
+def test_training_and_evaluation_are_independent_of_towers(package):
     known = [*VISION_TOWERS, "siglip", "eva02", "resnet", "convnext", "timm", ".encoder.layers"]
     for file in (ROOT / package).rglob("*.py"):
-        if file.parent.name == "sandbox":  # it pre-trains a CLIP of its own
+        if file.parent.name == "sandbox":  # it pre-trains its own CLIP
             continue
         content = file.read_text().lower()
         assert not [name for name in known if name in content], file
@@ -128,7 +128,7 @@ def test_every_benchmark_can_be_imported(file):
     importlib.import_module(f"benchmarks.{file.stem}")
 
 
-def test_every_link_of_the_readme_leads_somewhere():
+def test_every_link_of_the_readme_exists():
     links = [link for link in re.findall(r"\]\(([^)\s]+)\)", README) if not link.startswith("http")]
     assert len(links) > 10
     for link in links:

@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Every student with every teacher: one training step and one evaluation through the two programs, at tiny width."""
+"""Every pair of student and teacher towers: one training step and one evaluation, with tiny models."""
 
 import json
 
@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from evaluation.evaluate_regions import main as evaluate
 from modeling_densevlm import DenseVLMConfig, DenseVLMImageProcessor, DenseVLMModel, DenseVLMProcessor
+from tests.conftest import command_line
 from training.train import main as train
 
 
@@ -25,7 +26,7 @@ def evaluation_arguments(model, scenes, output):
         "num_workers": 0,
         "device": "cpu",
     }
-    return [part for key, value in values.items() for part in (f"--{key}", str(value))]
+    return command_line(values)
 
 
 def test_a_pair_trains_a_step_and_is_evaluated(tower, teacher_tower, folder_of, recipe, scenes, tmp_path):
@@ -52,8 +53,8 @@ def test_every_tower_trains_by_clipself_from_its_own_crops(tower, folder_of, rec
     assert all(0 < entry["loss"] < 2 for entry in trainer.state.log_history if "loss" in entry)
 
 
-def test_teacher_and_student_live_in_spaces_of_different_width(tokenizer, recipe, tmp_path):
-    # EVA-CLIP L/14 teaches a ViT-B/16: 24 narrow blocks, patches of 14, a space 1.5 times as wide, heads of its own.
+def test_teacher_and_student_have_embedding_spaces_of_different_width(tokenizer, recipe, tmp_path):
+    # Like EVA-CLIP L/14 and ViT-B/16: 24 narrow blocks, patch size 14, an embedding space 1.5 times as wide.
     def save(name, projection_dim, side, vision):
         torch.manual_seed(1)
         text = {"vocab_size": len(tokenizer), "hidden_size": projection_dim, "intermediate_size": 2 * projection_dim}

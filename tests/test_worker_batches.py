@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Worker processes that cannot hand over their batches: no program waits for them for ever."""
+"""Worker processes that cannot share their batches: no program hangs."""
 
 import resource
 
@@ -16,7 +16,7 @@ from training import cache_teacher, train
 
 @pytest.fixture
 def small_shared_memory():
-    """No more than a few KiB for each tensor that a worker shares: as where /dev/shm is too small."""
+    """Limits each tensor shared by a worker to a few KiB, as if /dev/shm were too small."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limits[1]))
     yield
@@ -31,7 +31,7 @@ class Tensors(torch.utils.data.Dataset):
         return {"pixels": torch.full((100, 100), float(index)), "boxes": [torch.zeros(index, 4)]}
 
 
-def test_batches_arrive_as_they_are(tmp_path):
+def test_batches_arrive_unchanged(tmp_path):
     loader = torch.utils.data.DataLoader(Tensors(), batch_size=2, num_workers=1, collate_fn=to_shared_memory)
     first, second = loader
     assert [int(sample["pixels"][0, 0]) for sample in first + second] == [0, 1, 2, 3]
@@ -39,7 +39,7 @@ def test_batches_arrive_as_they_are(tmp_path):
 
 
 @pytest.mark.usefixtures("small_shared_memory")
-def test_one_that_cannot_be_handed_over_ends_the_loop_with_the_remedies():
+def test_a_batch_that_cannot_be_shared_ends_the_loop_with_the_remedies():
     loader = torch.utils.data.DataLoader(Tensors(), batch_size=2, num_workers=1, collate_fn=to_shared_memory)
     with pytest.raises(SharedMemoryFull, match=r"^/dev/shm is too small .*`--ipc=host`"):
         list(loader)
@@ -47,7 +47,7 @@ def test_one_that_cannot_be_handed_over_ends_the_loop_with_the_remedies():
 
 @pytest.mark.usefixtures("small_shared_memory")
 @pytest.mark.parametrize("program", [train.main, cache_teacher.main], ids=["train", "retrieve"])
-def test_programs_of_training_end_with_that_line(recipe, tmp_path, program):
+def test_programs_of_training_end_with_that_message(recipe, tmp_path, program):
     options = {"teacher_cache": tmp_path / "retrieval"} if program is cache_teacher.main else {}
     with pytest.raises(SystemExit, match="/dev/shm is too small"):
         program(recipe(dataloader_num_workers=1, **options))
@@ -57,7 +57,7 @@ def test_programs_of_training_end_with_that_line(recipe, tmp_path, program):
 @pytest.mark.parametrize(
     "program", [evaluate_regions.main, evaluate_segmentation.main], ids=["regions", "segmentation"]
 )
-def test_programs_of_evaluation_end_with_that_line(student, scenes, tmp_path, program):
+def test_programs_of_evaluation_end_with_that_message(student, scenes, tmp_path, program):
     arguments = evaluation_arguments(student, scenes, tmp_path / "metrics.json")
     arguments[arguments.index("--num_workers") + 1] = "1"
     if program is evaluate_segmentation.main:

@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""COCO-panoptic annotations as regions: boxes, masks on the dense map, labels."""
+"""COCO panoptic annotations as regions: boxes, masks at map resolution, labels."""
 
 import json
 import posixpath
@@ -31,24 +31,25 @@ SMALLEST_AREA, LARGEST_AREA = 8**2, 1024**2
 
 
 LARGEST_ID = 256**3 - 1
-"""Of a segment: a PNG holds ids in its red, green and blue."""
+"""Largest segment id: a PNG stores ids in three channels of 8 bits."""
 
 
 class PanopticRegions(torch.utils.data.Dataset):
     r"""
-    One sample per annotated image: its pixels and its segments.
+    Dataset of images with panoptic segments, one sample per annotated image.
 
     Args:
         annotations (`str` or path): COCO's `panoptic_*.json`.
-        images (`str` or path): root of the images' `file_name`s.
-        panoptic (`str` or path): root of the PNGs that hold the segments' ids.
-        image_processor ([`DenseVLMImageProcessor`]): makes the padded square the model sees.
-        map_side (`int`): side of the model's dense map for that square, in cells.
-        categories ([`CategorySet`], *optional*): the categories to predict; the annotation file's own by default.
-            Segments find theirs by id where the set has ids, else by name.
+        images (`str` or path): root folder of the images.
+        panoptic (`str` or path): root folder of the PNGs with the segment ids.
+        image_processor ([`DenseVLMImageProcessor`]): processes an image into the padded square of the model.
+        map_side (`int`): side of the model's dense map for that square, in locations.
+        categories ([`CategorySet`], *optional*):
+            The categories to predict; those of the annotation file by default. Segments are matched by id if the set
+            has ids, else by name.
 
     Raises:
-        `ValueError` or `FileNotFoundError` naming the file, and the image and the field that are wrong.
+        `ValueError` or `FileNotFoundError` that names the file, image and field.
     """
 
     def __init__(
@@ -64,10 +65,10 @@ class PanopticRegions(torch.utils.data.Dataset):
         self.images, self.panoptic = Path(images), Path(panoptic)
         for field, folder in (("images", self.images), ("panoptic", self.panoptic)):
             if not folder.is_dir():
-                raise FileNotFoundError(f"`{field}`: {folder} is no folder.")
+                raise FileNotFoundError(f"`{field}`: {folder} is not a folder.")
         self.image_processor = image_processor
         self.map_side = map_side
-        self.categories = categories or _own_categories(annotations, content)
+        self.categories = categories or _categories_of_file(annotations, content)
         self.label_of = _labels(annotations, content, self.categories)
         flags = self.categories.is_thing
         if flags is None:
@@ -91,8 +92,8 @@ class PanopticRegions(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """
         `pixel_values` `(3, side, side)`, `boxes` `(n, 4)`, `masks` bool `(n, map_side, map_side)`, `labels` `(n,)`,
-        `segment_ids` `(n,)`, `at_home` `(n,)` (see [`RegionScores`]), `image_id` (the place among the ids in their
-        order, where they are no whole numbers), `skipped_regions`; or `{"skipped": "file: reason"}`.
+        `segment_ids` `(n,)`, `at_home` `(n,)` (see [`RegionScores`]), `image_id` (the position in the sorted ids if
+        these are not integers), `skipped_regions`; or `{"skipped": "file: reason"}`.
         """
         record = self.records[index]
         if record["image_file"] is None:
@@ -106,7 +107,7 @@ class PanopticRegions(torch.utils.data.Dataset):
         if ids.shape != (image.height, image.width):
             return {"skipped": f"{file}: {image.size} pixels, but its panoptic PNG has {ids.shape[::-1]}"}
         segments, present = record["segments_info"], set(np.unique(ids).tolist())
-        # Id 0 is what belongs to no segment.
+        # Pixels with id 0 belong to no segment.
         unknown = sorted(present - {segment["id"] for segment in segments} - {0})
         if unknown:
             return {"skipped": f"{file}: its panoptic PNG has the ids {unknown[:5]}, of no segment of the annotations"}
@@ -116,8 +117,8 @@ class PanopticRegions(torch.utils.data.Dataset):
         at_home = torch.tensor([-1 if flag is None else int(flag) for flag in flags], dtype=torch.long)
         boxes = pixel_boxes([s["bbox"] for s in segments], self.is_stuff[labels])
         areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-        seen = torch.tensor([segment["id"] in present for segment in segments], dtype=torch.bool)
-        kept = (areas >= SMALLEST_AREA) & (areas <= LARGEST_AREA) & seen
+        visible = torch.tensor([segment["id"] in present for segment in segments], dtype=torch.bool)
+        kept = (areas >= SMALLEST_AREA) & (areas <= LARGEST_AREA) & visible
         return {
             "image_id": record["image_id"] if isinstance(record["image_id"], int) else index,
             "pixel_values": self.image_processor(image)["pixel_values"][0],
@@ -132,22 +133,41 @@ class PanopticRegions(torch.utils.data.Dataset):
 
 def pixel_boxes(bboxes: list[list[float]], is_stuff: Tensor) -> Tensor:
     """
-    COCO's xywh to xyxy in pixels, `(n, 4)` float64. As in the reference, boxes of stuff end where their last pixel
-    begins, one pixel before those of things; kept for comparable figures. (The paper's "Boxes" are those of things.)
+    Converts boxes from COCO's xywh to xyxy.
+
+    As in the reference, boxes of stuff end one pixel earlier than those of things, at the start of their last pixel,
+    for comparable metrics. (The paper's "Boxes" are of things.)
+
+    Args:
+        bboxes (list of `[x, y, width, height]`): boxes in pixels.
+        is_stuff (`Tensor` of bool, `(n,)`): whether each segment is stuff.
+
+    Returns:
+        `Tensor` of shape `(n, 4)`, float64: xyxy in pixels.
     """
     boxes = torch.tensor(bboxes, dtype=torch.float64).reshape(-1, 4)
     return torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:] - is_stuff[:, None].double()], dim=1)
 
 
 def segment_masks(segment_ids: Tensor, ids: np.ndarray, map_side: int) -> Tensor:
-    """Bool `(n, map_side, map_side)`: each segment at the map's resolution, see [`masks_to_map`]."""
+    """
+    Resizes segments to the dense map, see [`masks_to_map`].
+
+    Args:
+        segment_ids (`Tensor` of shape `(n,)`): ids of the segments.
+        ids (`np.ndarray` of shape `(height, width)`): segment id of each pixel.
+        map_side (`int`): side of the map of the padded square, in locations.
+
+    Returns:
+        `Tensor` of bool, `(n, map_side, map_side)`.
+    """
     masks = torch.from_numpy(ids)[None] == segment_ids[:, None, None]
-    content = tuple(scaled(side, map_side / max(ids.shape)) for side in ids.shape)
-    return masks_to_map(masks, content, (map_side, map_side))
+    (height, width), scale = ids.shape, map_side / max(ids.shape)
+    return masks_to_map(masks, (scaled(height, scale), scaled(width, scale)), (map_side, map_side))
 
 
 def collate_regions(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stacks the images, keeps the rest as lists."""
+    """Collates samples: stacks the images; all other fields remain lists."""
     good = [sample for sample in samples if "skipped" not in sample]
     batch: dict[str, Any] = {key: [sample[key] for sample in good] for key in good[0]} if good else {}
     if good:
@@ -157,31 +177,31 @@ def collate_regions(samples: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def read_ids(file: Path) -> np.ndarray:
-    """The segments' ids of a PNG, `(height, width)`; a `ValueError` where it has no red, green and blue of 8 bits."""
+    """Reads the segment ids of a PNG, `(height, width)`; raises a `ValueError` unless it has channels of 8 bits."""
     with Image.open(file) as png:
         raw_mode(png)
-        # What was made smaller without loss may be grey or have a palette; its colours are the same.
+        # Losslessly compressed PNGs may be grey or have a palette; their colours are the same.
         if png.mode not in ("RGB", "RGBA", "P", "PA", "L", "LA", "1"):
-            raise ValueError(f"{file} is of the mode {png.mode}: ids are written in red, green and blue of 8 bits")
+            raise ValueError(f"{file} has the mode {png.mode}: ids are stored in red, green and blue of 8 bits")
         return rgb_to_id(np.array(png.convert("RGB")))
 
 
 def read_annotations(annotations: Path) -> dict[str, Any]:
     """
-    COCO's panoptic JSON. All that is read of it later is validated here, so that no worker meets a malformed row:
-    whole numbers written as 1.0 become `int`.
+    Reads and validates COCO's panoptic JSON, so that malformed rows fail here rather than in a worker. Integers stored
+    as floats (1.0) become `int`.
 
     Raises:
-        `ValueError` that names the file, the row and the field that is missing, of a wrong kind or met twice;
-        `FileNotFoundError` where there is no file.
+        `ValueError` that names the file, the row and the field that is missing, has a wrong type or is duplicated;
+        `FileNotFoundError` if there is no such file.
     """
     where = f"`annotations`: {annotations}"
     if not annotations.is_file():
         raise FileNotFoundError(f"`annotations`: there is no file {annotations}.")
     try:
-        content = json.loads(annotations.read_bytes())  # of any UTF, with a byte order mark or without
+        content = json.loads(annotations.read_bytes())  # any UTF encoding, with or without byte order mark
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{where} is no JSON: {error}. Was it cut off?") from None
+        raise ValueError(f"{where} is not valid JSON: {error}. Is it truncated?") from None
     for field in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(field), list):
             raise ValueError(f"{where} has no list `{field}`: is it COCO's panoptic format?")
@@ -235,7 +255,7 @@ def _check_segments(record: dict[str, Any], where: str) -> None:
         row["id"] = _id(row, "id", here)
         here = f"{where}, segment {row['id']}" if "category_id" in row and "bbox" in row else here
         if not 0 <= row["id"] <= LARGEST_ID:
-            raise ValueError(f"{here}: `id` is 0 to {LARGEST_ID}, what the colours of a PNG can say.")
+            raise ValueError(f"{here}: `id` is 0 to {LARGEST_ID}, the range of the colours of a PNG.")
         row["category_id"] = _id(row, "category_id", here)
         if "bbox" not in row:
             raise ValueError(f"{here} without `bbox`.")
@@ -256,11 +276,11 @@ def _refuse_twice(rows: list[dict[str, Any]], field: str, where: str, remedy: st
     if len(set(values)) == len(values):
         return
     value, count = Counter(values).most_common(1)[0]
-    raise ValueError(f"{where}: the {f'{of} ' if of else ''}`{field}` {value!r} stands {count} times: {remedy}.")
+    raise ValueError(f"{where}: the {f'{of} ' if of else ''}`{field}` {value!r} occurs {count} times: {remedy}.")
 
 
 def _id(row: dict[str, Any], field: str, where: str, text: bool = False) -> int | str:
-    """A whole number of 64 bits, or a text where ids may be texts."""
+    """An integer of 64 bits, or a string where ids may be strings."""
     if field not in row:
         raise ValueError(f"{where} without `{field}`.")
     value = row[field]
@@ -291,19 +311,19 @@ def _is_number(value: Any) -> bool:
 
 
 def _shown(value: Any, max_shown: int = 60) -> str:
-    """A value as JSON has it, cut where it is long."""
+    """A value as JSON, truncated if long."""
     text = json.dumps(value)
     return text if len(text) <= max_shown else f"{text[:max_shown]}…"
 
 
-def _own_categories(annotations: str | Path, content: dict[str, Any]) -> CategorySet:
+def _categories_of_file(annotations: str | Path, content: dict[str, Any]) -> CategorySet:
     rows = content["categories"]
     flags = [bool(row["isthing"]) for row in rows] if rows and "isthing" in rows[0] else None  # all, or none
     return CategorySet(Path(annotations).stem, [row["name"] for row in rows], flags, [row["id"] for row in rows])
 
 
 def _labels(annotations: str | Path, content: dict[str, Any], categories: CategorySet) -> dict[int, int]:
-    """The index in the set of each category id that the segments use."""
+    """Maps the category ids of the segments to indices in the category set."""
     rows = {row["id"]: row for row in content["categories"]}
     labels = {}
     used: dict[int, int | str] = {}
@@ -316,7 +336,7 @@ def _labels(annotations: str | Path, content: dict[str, Any], categories: Catego
         if categories.ids is not None:
             found = [index for index, other in enumerate(categories.ids) if other == number]
         else:
-            found = _named(categories, name, row.get("isthing"))
+            found = _find_name(categories, name, row.get("isthing"))
         if not found:
             raise ValueError(
                 f"{annotations}: segments are of category {number} ({name or 'not listed'}), which the set "
@@ -325,21 +345,21 @@ def _labels(annotations: str | Path, content: dict[str, Any], categories: Catego
             )
         if len(found) > 1:
             raise ValueError(
-                f"{annotations}: category {number} ({name}) stands in several groups of the set {categories.name}, "
-                "and the file's categories have no `isthing` to tell which is meant."
+                f"{annotations}: category {number} ({name}) is in several groups of the set {categories.name}, "
+                "and the file's categories have no `isthing` to tell them apart."
             )
         labels[number] = found[0]
-        ours = categories.names[found[0]]
-        if name not in (None, ours):
+        set_name = categories.names[found[0]]
+        if name not in (None, set_name):
             raise ValueError(
-                f"{annotations} calls category {number} {name!r}, the set {categories.name} {ours!r}: these are not "
-                "the same categories. Give a set with the file's ids, or one without ids, to match by name."
+                f"{annotations} calls category {number} {name!r}, the set {categories.name} {set_name!r}: these are "
+                "not the same categories. Give a set with the file's ids, or one without ids, to match by name."
             )
     return labels
 
 
-def _named(categories: CategorySet, name: str | None, is_thing: int | None) -> list[int]:
-    """The indices of a name in the set: one, unless it stands in several groups and nothing tells which is meant."""
+def _find_name(categories: CategorySet, name: str | None, is_thing: int | None) -> list[int]:
+    """Indices of a name in the category set; several if it is in both groups and `is_thing` does not decide."""
     found = [index for index, other in enumerate(categories.names) if other == name]
     if len(found) > 1 and is_thing is not None and categories.is_thing is not None:
         found = [index for index in found if is_thing_group(categories.is_thing[index]) == is_thing]

@@ -1,34 +1,39 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""How often stuff is taken for a thing, how often the reverse, and which pairs of categories carry it."""
+"""Shares of stuff predicted as a thing and of things predicted as stuff, and the most frequent pairs of categories."""
+
+from typing import Any
 
 import numpy as np
 
 
 NO_CATEGORY = -1
-"""A prediction that is none: in no share."""
+"""Id for no prediction, which is excluded from all shares."""
 
 
 def foreground_bias(
     predictions: np.ndarray, references: np.ndarray, category_is_thing: np.ndarray, pairs: int = 10
-) -> dict[str, float | list[dict[str, float | int]]]:
+) -> dict[str, Any]:
     """
+    Computes foreground and background bias.
+
     Args:
-        predictions, references (`(regions,)`): category ids; a prediction of -1 is none.
-        category_is_thing (`(categories,)` of bool): whether each id is a thing.
-        pairs (`int`, *optional*, defaults to 10): how many pairs to list.
+        predictions (`np.ndarray` of shape `(regions,)`): predicted category ids; -1 for no prediction.
+        references (`np.ndarray` of shape `(regions,)`): true category ids.
+        category_is_thing (`np.ndarray` of bool, `(categories,)`): whether each category is a thing.
+        pairs (`int`, *optional*, defaults to 10): maximal number of pairs to list.
 
     Returns:
-        `foreground_bias`: share of stuff regions with a prediction that are called a thing; `background_bias`: of
-        things that are called stuff; `foreground_bias_mean`, `background_bias_mean`: the same as means over the
-        classes that occur. `foreground_pairs`, `background_pairs`: the commonest mistakes across the groups, most
-        common first, each with `reference`, `prediction`, `count`, and the `share` of the group's mistakes across.
-        Numbers of a group without regions are left out.
+        `foreground_bias`: share of stuff regions with a prediction that are predicted as a thing. `background_bias`:
+        share of things predicted as stuff. `foreground_bias_mean`, `background_bias_mean`: the same as means over the
+        classes present. `foreground_pairs`, `background_pairs`: the most frequent confusions across the groups, in
+        descending order, each with `reference`, `prediction`, `count` and `share` of all such confusions. Metrics of a
+        group without regions are omitted.
     """
-    called = predictions != NO_CATEGORY
-    predictions, references = predictions[called], references[called]
+    predicted = predictions != NO_CATEGORY
+    predictions, references = predictions[predicted], references[predicted]
     crossed = category_is_thing[predictions] != category_is_thing[references]
-    results = {}
+    results: dict[str, Any] = {}
     for name, group in (("foreground", False), ("background", True)):
         rows = category_is_thing[references] == group
         if not rows.any():
@@ -40,13 +45,13 @@ def foreground_bias(
     return results
 
 
-def _pairs(predictions: np.ndarray, references: np.ndarray, most: int) -> list[dict[str, float | int]]:
-    found, counts = np.unique(np.stack([references, predictions], axis=1), axis=0, return_counts=True)
-    order = np.argsort(-counts, kind="stable")[:most]
+def _pairs(predictions: np.ndarray, references: np.ndarray, max_pairs: int) -> list[dict[str, float | int]]:
+    confusions, counts = np.unique(np.stack([references, predictions], axis=1), axis=0, return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:max_pairs]
     return [
         {
-            "reference": int(found[i, 0]),
-            "prediction": int(found[i, 1]),
+            "reference": int(confusions[i, 0]),
+            "prediction": int(confusions[i, 1]),
             "count": int(counts[i]),
             "share": float(counts[i] / len(references)),
         }

@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""How often stuff is taken for a thing, and by which pairs of categories."""
+"""Metric for `evaluate`: shares of stuff predicted as a thing and of things predicted as stuff."""
 
 import datasets
 import evaluate
@@ -11,23 +11,23 @@ from .inputs import flags, whole_numbers
 
 
 _DESCRIPTION = """
-Foreground bias of region classification: the share of regions of stuff (sky, road, grass) that are called a thing
-(kite, bus, sheep), the share of things that are called stuff, and the pairs of categories that carry them.
+Foreground bias of region classification: the share of stuff regions (sky, road, grass) that are predicted as a thing
+(kite, bus, sheep), the share of things that are predicted as stuff, and the most frequent pairs of categories.
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
-    predictions (list of int): the best category id of each region; -1 for none.
-    references (list of int): its true category id.
-    category_is_thing (list of bool): whether each category id is a thing; to `compute` only.
-    pairs (int, optional, defaults to 10): how many pairs to list; to `compute` only.
+    predictions (list of int): predicted category id of each region; -1 for no prediction.
+    references (list of int): true category id of each region.
+    category_is_thing (list of bool): whether each category is a thing; argument of `compute` only.
+    pairs (int, optional, defaults to 10): maximal number of pairs to list; argument of `compute` only.
 Returns:
-    foreground_bias (float, 0..1): share of stuff regions that are called a thing.
-    background_bias (float, 0..1): share of thing regions that are called stuff.
-    foreground_bias_mean, background_bias_mean (float, 0..1): the same as means over the classes that occur.
-    foreground_pairs, background_pairs (list of dict): the commonest mistakes across the groups, each with
-        `reference`, `prediction`, `count` and `share` (of the group's mistakes across).
-    A group that does not occur is left out, and a warning says so.
+    foreground_bias (float, 0..1): share of stuff regions that are predicted as a thing.
+    background_bias (float, 0..1): share of thing regions that are predicted as stuff.
+    foreground_bias_mean, background_bias_mean (float, 0..1): the same as means over the classes present.
+    foreground_pairs, background_pairs (list of dict): the most frequent confusions across the groups, each with
+        `reference`, `prediction`, `count` and `share` (of all such confusions).
+    Metrics of an absent group are omitted, with a warning.
 Examples:
     >>> metric = evaluate.load("evaluation/foreground_bias")
     >>> metric.compute(predictions=[0, 0, 2, 2], references=[2, 2, 2, 0], category_is_thing=[True, True, False])
@@ -61,12 +61,12 @@ class ForegroundBias(evaluate.Metric):
         )
 
     def add(self, *, prediction=None, reference=None, **kwargs):
-        """One region; a `ValueError` names what is no id."""
+        """Adds a region; raises a `ValueError` if a value is not an id."""
         region = {"predictions": prediction, "references": reference, **kwargs}
         self.add_batch(**{name: [value] for name, value in region.items()})
 
     def add_batch(self, *, predictions=None, references=None, **kwargs):
-        """Some regions; a `ValueError` names what are no ids: nothing is rounded."""
+        """Adds a batch of regions; raises a `ValueError` if values are not ids, without rounding."""
         super().add_batch(
             predictions=whole_numbers("predictions", predictions).tolist(),
             references=whole_numbers("references", references).tolist(),
@@ -75,18 +75,19 @@ class ForegroundBias(evaluate.Metric):
 
     def _compute(self, predictions, references, category_is_thing=None, pairs=10):
         if category_is_thing is None:
-            raise ValueError("`category_is_thing`: `compute` needs to know of each category id whether it is a thing.")
+            raise ValueError("`category_is_thing`: `compute` needs a flag per category, whether it is a thing.")
         if whole_numbers("pairs", [pairs])[0] < 0:
-            raise ValueError(f"`pairs`: how many to list, 0 or more, got {pairs}.")
+            raise ValueError(f"`pairs`: the number of pairs to list, 0 or more, got {pairs}.")
         predictions, references = np.asarray(predictions), np.asarray(references)
-        kinds = flags("category_is_thing", category_is_thing)
-        for name, ids, least in (("predictions", predictions, NO_CATEGORY), ("references", references, 0)):
-            if len(ids) and not least <= ids.min() <= ids.max() < len(kinds):
+        thing_flags = flags("category_is_thing", category_is_thing)
+        highest = len(thing_flags) - 1
+        for name, ids, lowest in (("predictions", predictions, NO_CATEGORY), ("references", references, 0)):
+            if len(ids) and not lowest <= ids.min() <= ids.max() <= highest:
                 raise ValueError(
-                    f"`{name}`: ids are {least} to {len(kinds) - 1}, as `category_is_thing` has {len(kinds)} flags; "
+                    f"`{name}`: ids are {lowest} to {highest}, as `category_is_thing` has {highest + 1} flags; "
                     f"got {ids.min()} to {ids.max()}."
                 )
-        results = foreground_bias(predictions, references, kinds, pairs)
+        results = foreground_bias(predictions, references, thing_flags, pairs)
         for group, name in (("stuff", "foreground"), ("a thing", "background")):
             if f"{name}_bias" not in results:
                 evaluate.logging.get_logger(__name__).warning(

@@ -1,5 +1,7 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
+"""Test cases of the metric, in the format of Spaces."""
+
 test_cases = [
     {
         "predictions": [0, 0, 2, 2],

@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""The page of the Space: regions as JSON go in, the numbers come out."""
+"""The app of the Space: computes the metric from arguments given as JSON."""
 
 import json
 from pathlib import Path
@@ -19,17 +19,18 @@ EXAMPLE = """{
 
 
 def compute(text: str) -> dict:
-    """What `metric.compute` says of its arguments, given as a JSON object; a `ValueError` says what is wrong."""
+    """Calls `metric.compute` with the arguments in a JSON object; raises a `ValueError` if it is malformed."""
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"This is no JSON: {error}") from error
+        raise ValueError(f"This is not valid JSON: {error}") from error
     if not isinstance(values, dict) or not {"predictions", "references"} <= set(values):
         raise ValueError("A JSON object with `predictions` and `references` is needed.")
     return evaluate.load(str(Path(__file__).with_name(f"{NAME}.py"))).compute(**values)
 
 
 def main() -> None:
+    """Starts the web interface of the Space."""
     import gradio
 
     def shown(text: str) -> dict:

@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Accuracy of region classification, things and stuff apart."""
+"""Metric for `evaluate`: accuracy of region classification, separately for things and stuff."""
 
 import datasets
 import evaluate
@@ -11,21 +11,21 @@ from .inputs import flags, whole_numbers
 
 
 _DESCRIPTION = """
-Top-1 and top-5 accuracy of region classification, as means over classes, for things and stuff apart; and how often
-stuff is taken for a thing (foreground bias) and a thing for stuff (background bias).
+Top-1 and top-5 accuracy of region classification as means over classes, separately for things and stuff; and the
+shares of stuff predicted as a thing (foreground bias) and of things predicted as stuff (background bias).
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
-    predictions (list of lists of 5 int): the five best category ids of each region, best first; -1 for none: a miss.
-    references (list of int): the true category id of each region.
+    predictions (list of lists of 5 int): five best category ids of each region, best first; -1 for no prediction.
+    references (list of int): true category id of each region.
     is_thing (list of bool): whether the region's reference is a thing.
-    category_is_thing (list of bool, optional): whether each category id is a thing; to `compute` only.
+    category_is_thing (list of bool, optional): whether each category is a thing; argument of `compute` only.
 Returns:
-    thing_top1, thing_top5, stuff_top1, stuff_top5 (float, 0..1): means over the classes that occur.
-    foreground_bias (float): share of stuff regions whose first prediction is a thing; with `category_is_thing`.
-    background_bias (float): share of thing regions whose first prediction is stuff; with `category_is_thing`.
-    A group that does not occur is left out, and a warning says so.
+    thing_top1, thing_top5, stuff_top1, stuff_top5 (float, 0..1): means over the classes present.
+    foreground_bias (float): share of stuff regions whose top prediction is a thing; with `category_is_thing`.
+    background_bias (float): share of thing regions whose top prediction is stuff; with `category_is_thing`.
+    Metrics of an absent group are omitted, with a warning.
 Examples:
     >>> metric = evaluate.load("evaluation/region_accuracy")
     >>> metric.compute(
@@ -46,15 +46,19 @@ _CITATION = """
 """
 
 
-def check_ids(predictions: np.ndarray, references: np.ndarray, is_thing: np.ndarray, kinds: np.ndarray | None) -> None:
-    """Raises a `ValueError` that names the field whose ids are of no category, or contradict the flags."""
-    most = np.iinfo(np.int64).max if kinds is None else len(kinds) - 1
-    for name, ids, least in (("predictions", predictions, NO_CATEGORY), ("references", references, 0)):
-        if ids.size and not least <= ids.min() <= ids.max() <= most:
-            told = f" to {most}, as `category_is_thing` has {len(kinds)} flags" if kinds is not None else " or more"
-            raise ValueError(f"`{name}`: ids are {least}{told}; got {ids.min()} to {ids.max()}.")
-    if kinds is not None and (kinds[references] != is_thing).any():
-        row = int(np.flatnonzero(kinds[references] != is_thing)[0])
+def check_ids(
+    predictions: np.ndarray, references: np.ndarray, is_thing: np.ndarray, thing_flags: np.ndarray | None
+) -> None:
+    """Raises a `ValueError` that names the field if ids are out of range or contradict the flags."""
+    highest = np.iinfo(np.int64).max if thing_flags is None else len(thing_flags) - 1
+    for name, ids, lowest in (("predictions", predictions, NO_CATEGORY), ("references", references, 0)):
+        if ids.size and not lowest <= ids.min() <= ids.max() <= highest:
+            limit = (
+                " or more" if thing_flags is None else f" to {highest}, as `category_is_thing` has {highest + 1} flags"
+            )
+            raise ValueError(f"`{name}`: ids are {lowest}{limit}; got {ids.min()} to {ids.max()}.")
+    if thing_flags is not None and (thing_flags[references] != is_thing).any():
+        row = int(np.flatnonzero(thing_flags[references] != is_thing)[0])
         raise ValueError(
             f"`is_thing`: region {row} is {is_thing[row]}, but `category_is_thing` of its reference {references[row]} "
             "is not."
@@ -79,12 +83,12 @@ class RegionAccuracy(evaluate.Metric):
         )
 
     def add(self, *, prediction=None, reference=None, **kwargs):
-        """One region; a `ValueError` names what are no ids and no flag."""
+        """Adds a region; raises a `ValueError` if a value is not an id or a flag."""
         region = {"predictions": prediction, "references": reference, **kwargs}
         self.add_batch(**{name: [value] for name, value in region.items()})
 
     def add_batch(self, *, predictions=None, references=None, is_thing=None, **kwargs):
-        """Some regions; a `ValueError` names what are no ids and no flags: nothing is rounded."""
+        """Adds a batch of regions; raises a `ValueError` if values are not ids or flags, without rounding."""
         super().add_batch(
             predictions=whole_numbers("predictions", predictions, "a row of ids").tolist(),
             references=whole_numbers("references", references).tolist(),
@@ -97,9 +101,9 @@ class RegionAccuracy(evaluate.Metric):
             raise ValueError("`predictions`: every region needs the same number of ids.")
         predictions, references = np.asarray(predictions), np.asarray(references)
         is_thing = np.asarray(is_thing, dtype=bool)
-        kinds = None if category_is_thing is None else flags("category_is_thing", category_is_thing)
-        check_ids(predictions, references, is_thing, kinds)
-        results = region_accuracy(predictions, references, is_thing, kinds)
+        thing_flags = None if category_is_thing is None else flags("category_is_thing", category_is_thing)
+        check_ids(predictions, references, is_thing, thing_flags)
+        results = region_accuracy(predictions, references, is_thing, thing_flags)
         for group in ("thing", "stuff"):
             if f"{group}_top1" not in results:
                 evaluate.logging.get_logger(__name__).warning(

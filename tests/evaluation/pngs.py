@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""PNGs of depths that Pillow reads and does not write."""
+"""PNGs of bit depths that Pillow reads but does not write."""
 
 import struct
 import zlib
@@ -10,16 +10,16 @@ import numpy as np
 
 
 COLOUR_TYPES = {1: 0, 3: 2, 2: 4, 4: 6}
-"""PNG's number for grey, colour, grey with alpha and colour with alpha, by their channels."""
+"""Colour types of PNG by number of channels: 1 grey, 2 grey and alpha, 3 colour, 4 colour and alpha."""
 
 
 def write_png(file: Path, bits: int, pixels: np.ndarray) -> None:
-    """Whole numbers `(height, width)` or `(height, width, channels)` as they are, in 1, 2, 4, 8 or 16 bits each."""
+    """Writes integers, `(height, width)` or `(height, width, channels)`, unchanged in 1, 2, 4, 8 or 16 bits."""
     height, width, channels = (*pixels.shape, 1)[:3]
     rows = pixels.reshape(height, -1)
     if bits < 16:
-        spread = np.unpackbits(rows.astype(np.uint8)[..., None], axis=2)[..., 8 - bits :].reshape(height, -1)
-        lines = [np.packbits(row).tobytes() for row in spread]
+        unpacked = np.unpackbits(rows.astype(np.uint8)[..., None], axis=2)[..., 8 - bits :].reshape(height, -1)
+        lines = [np.packbits(row).tobytes() for row in unpacked]
     else:
         lines = [row.astype(">u2").tobytes() for row in rows]
 

@@ -8,12 +8,12 @@ from evaluation.scores import RegionScores
 
 
 def scores_of(masks, labels, boxes=None, image_ids=None, **options) -> RegionScores:
-    """Regions with these cosines, each of an image of its own by default; their boxes have those of the masks."""
-    masks, numbers = np.array(masks, dtype=np.float32), np.arange(len(labels))
-    image_ids = numbers if image_ids is None else image_ids
+    """Regions with given cosines, by default one per image and with the cosines of the masks for boxes."""
+    masks, indices = np.array(masks, dtype=np.float32), np.arange(len(labels))
+    image_ids = indices if image_ids is None else image_ids
     values = {
         "image_ids": image_ids,
-        "segment_ids": numbers,
+        "segment_ids": indices,
         "labels": np.array(labels),
         "boxes": masks if boxes is None else np.array(boxes, dtype=np.float32),
         "masks": masks,

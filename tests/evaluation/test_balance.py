@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""The balance of things and stuff: by hand, against a sweep of δ, and under a constant that changes only it."""
+"""The balance of things and stuff: by hand, against a sweep over δ, and under a constant offset."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from evaluation.balance import (
     accuracies_at,
     balance_curve,
     balance_intervals,
-    balance_numbers,
+    balance_metrics,
     best_offset,
     bootstrap,
     compare_balance,
@@ -27,8 +27,8 @@ FLAGS = np.array(CATEGORIES.is_thing)
 
 
 @pytest.fixture
-def drawn():
-    """400 regions in 80 images, right more often than not, with a bias for things, some without a feature."""
+def random_scores():
+    """400 regions in 80 images, mostly correct, biased towards things, some without a feature."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 6, 400)
     masks = rng.normal(0, 0.1, (400, 6)) + 0.12 * np.eye(6)[labels] + 0.08 * FLAGS
@@ -36,88 +36,88 @@ def drawn():
     return scores_of(masks, labels, image_ids=np.repeat(np.arange(80), 5))
 
 
-def margins_of(margin, is_thing, right, labels=None):
+def margins_of(margin, is_thing, correct, labels=None):
     is_thing = np.array(is_thing, dtype=bool)
     labels = np.where(is_thing, 0, 3) if labels is None else np.array(labels)
     return Margins(
-        np.arange(len(margin)), labels, is_thing, np.array(margin, dtype=float), np.array(right, dtype=bool)
+        np.arange(len(margin)), labels, is_thing, np.array(margin, dtype=float), np.array(correct, dtype=bool)
     )
 
 
-def test_a_regions_margin_is_its_best_thing_less_its_best_stuff_and_right_means_within_its_group():
+def test_the_margin_is_best_thing_minus_best_stuff_and_correct_means_within_the_group():
     masks = [
-        [0.5, 0.2, 0.1, 0.9, 0.0, 0.0],  # a kite that looks like sky: right among the things
-        [0.5, 0.2, 0.1, 0.3, 0.4, 0.0],  # sky, among stuff a road
+        [0.5, 0.2, 0.1, 0.9, 0.0, 0.0],  # a kite predicted as sky, correct among things
+        [0.5, 0.2, 0.1, 0.3, 0.4, 0.0],  # sky, predicted as road among stuff
     ]
-    margins = Margins.of(scores_of(masks, [0, 3]), FLAGS)
+    margins = Margins.from_scores(scores_of(masks, [0, 3]), FLAGS)
     np.testing.assert_allclose(margins.margin, [-0.4, 0.1], atol=1e-6)
-    assert margins.right.tolist() == [True, False] and margins.is_thing.tolist() == [True, False]
+    assert margins.correct.tolist() == [True, False] and margins.is_thing.tolist() == [True, False]
 
 
 def test_the_curve_by_hand():
-    """Two things at margins 1 and 3, stuff at 0 and 2; all right within their group."""
+    """Two things at margins 1 and 3, stuff at 0 and 2; all correct within their group."""
     curve = balance_curve(margins_of([1, 3, 0, 2], [1, 1, 0, 0], [1, 1, 1, 1]))
     assert curve.offsets.tolist() == [-1, 0.5, 1.5, 2.5, 4]
     assert curve.thing.tolist() == [1, 1, 0.5, 0.5, 0]
     assert curve.stuff.tolist() == [0, 0.5, 0.5, 1, 1]
 
 
-def test_the_numbers_by_hand():
-    """Three of the four pairs are in order; a thing that is wrong among things halves the area and not the AUROC."""
-    numbers = balance_numbers(margins_of([1, 3, 0, 2], [1, 1, 0, 0], [1, 1, 1, 1]))
+def test_the_metrics_by_hand():
+    """Three of the four pairs are in order; a thing wrong within its group halves the area, not the AUROC."""
+    metrics = balance_metrics(margins_of([1, 3, 0, 2], [1, 1, 0, 0], [1, 1, 1, 1]))
     expected = {"area": 0.75, "best_thing": 1, "best_stuff": 1, "relative_area": 0.75, "auroc": 0.75}
-    assert expected.items() <= numbers.items()
-    assert numbers["harmonic_mean"] == 0  # as it is, all are called things
-    numbers = balance_numbers(margins_of([1, 3, 0, 2], [1, 1, 0, 0], [1, 0, 1, 1]))
+    assert expected.items() <= metrics.items()
+    assert metrics["harmonic_mean"] == 0  # uncalibrated, all are predicted as things
+    metrics = balance_metrics(margins_of([1, 3, 0, 2], [1, 1, 0, 0], [1, 0, 1, 1]))
     expected = {"area": 0.25, "best_thing": 0.5, "best_stuff": 1, "relative_area": 0.5, "auroc": 0.75}
-    assert expected.items() <= numbers.items()
+    assert expected.items() <= metrics.items()
 
 
 def test_equal_margins_count_half():
-    numbers = balance_numbers(margins_of([1, 1], [1, 0], [1, 1]))
-    assert numbers["area"] == numbers["auroc"] == 0.5
+    metrics = balance_metrics(margins_of([1, 1], [1, 0], [1, 1]))
+    assert metrics["area"] == metrics["auroc"] == 0.5
 
 
-def test_classes_weigh_the_same_however_many_regions_they_have():
+def test_classes_have_equal_weight_regardless_of_their_number_of_regions():
     margins = margins_of([1, 1, 1, 5], [1, 1, 1, 1], [1, 1, 1, 0], labels=[0, 0, 0, 1])
     assert balance_curve(margins).thing[0] == 0.5
 
 
-def test_the_curve_is_what_a_sweep_of_offsets_gives(drawn):
-    margins = Margins.of(drawn, FLAGS)
+def test_the_curve_equals_a_sweep_over_offsets(random_scores):
+    margins = Margins.from_scores(random_scores, FLAGS)
     curve = balance_curve(margins)
     assert (np.diff(curve.thing) <= 1e-12).all() and (np.diff(curve.stuff) >= -1e-12).all()
     for point in range(0, len(curve.offsets), 37):
-        metrics = region_metrics(drawn, CATEGORIES, thing_offset=curve.offsets[point])
+        metrics = region_metrics(random_scores, CATEGORIES, thing_offset=curve.offsets[point])
         assert curve.thing[point] == pytest.approx(metrics["masks_thing_top1"])
         assert curve.stuff[point] == pytest.approx(metrics["masks_stuff_top1"])
         assert accuracies_at(margins, curve.offsets[point]) == pytest.approx((curve.thing[point], curve.stuff[point]))
 
 
-def test_the_area_is_that_under_the_curve_and_the_ends_are_its_ends(drawn):
-    margins = Margins.of(drawn, FLAGS)
-    curve, numbers = balance_curve(margins), balance_numbers(margins)
-    assert numbers["area"] == pytest.approx(-np.trapezoid(curve.stuff, curve.thing))
-    assert (numbers["best_thing"], numbers["best_stuff"]) == pytest.approx((curve.thing[0], curve.stuff[-1]))
+def test_area_and_ends_match_the_curve(random_scores):
+    margins = Margins.from_scores(random_scores, FLAGS)
+    curve, metrics = balance_curve(margins), balance_metrics(margins)
+    assert metrics["area"] == pytest.approx(-np.trapezoid(curve.stuff, curve.thing))
+    assert (metrics["best_thing"], metrics["best_stuff"]) == pytest.approx((curve.thing[0], curve.stuff[-1]))
 
 
-def test_the_auroc_is_the_share_of_pairs_in_order(drawn):
-    margins = Margins.of(drawn, FLAGS)
+def test_the_auroc_is_the_share_of_pairs_in_order(random_scores):
+    margins = Margins.from_scores(random_scores, FLAGS)
     things = margins.margin[margins.is_thing & ~np.isnan(margins.margin)]
     stuff = margins.margin[~margins.is_thing & ~np.isnan(margins.margin)]
-    assert balance_numbers(margins)["auroc"] == pytest.approx((things[:, None] > stuff).mean())
+    assert balance_metrics(margins)["auroc"] == pytest.approx((things[:, None] > stuff).mean())
 
 
-def test_a_constant_on_all_things_changes_the_accuracies_and_nothing_that_is_measured_of_the_balance(drawn):
-    shifted = scores_of(drawn.masks - 0.15 * FLAGS, drawn.labels, image_ids=drawn.image_ids)
-    before, after = region_metrics(drawn, CATEGORIES), region_metrics(shifted, CATEGORIES)
+def test_a_constant_on_all_things_changes_the_accuracies_but_not_the_balance_metrics(random_scores):
+    shifted = scores_of(random_scores.masks - 0.15 * FLAGS, random_scores.labels, image_ids=random_scores.image_ids)
+    before, after = region_metrics(random_scores, CATEGORIES), region_metrics(shifted, CATEGORIES)
     assert after["masks_stuff_top1"] > before["masks_stuff_top1"] + 0.1
     for name in ("balance_area", "balance_relative_area", "balance_auroc", "held_out_harmonic_mean"):
         assert after[name] == pytest.approx(before[name], abs=1e-4)
 
 
-def test_the_best_offset_has_the_best_harmonic_mean(drawn):
-    margins = Margins.of(drawn, FLAGS)
+def test_the_best_offset_has_the_best_harmonic_mean(random_scores):
+    margins = Margins.from_scores(random_scores, FLAGS)
 
     def harmonic_mean(offset):
         thing, stuff = accuracies_at(margins, offset)
@@ -127,20 +127,23 @@ def test_the_best_offset_has_the_best_harmonic_mean(drawn):
     assert best >= max(harmonic_mean(offset) for offset in np.linspace(-0.5, 0.5, 201)) - 1e-12
 
 
-def test_where_a_model_stands_is_seen_at_no_offset_and_not_at_the_nearest_point():
-    """Both are right as they are, though the middle of their margins is above 0."""
+def test_the_uncalibrated_point_is_at_zero_offset_and_not_at_the_nearest_point():
+    """Both are correct uncalibrated, though the mean of their margins is above 0."""
     assert balance_curve(margins_of([1, -0.1], [1, 0], [1, 1])).uncalibrated == (1, 1)
 
 
 def differences_of(first, second):
-    """What [`compare`] says without the intervals."""
+    """[`compare_balance`] without the intervals."""
     return {name: value for name, (value, _, _) in compare_balance([first], [second], samples=1).items()}
 
 
-def test_a_gain_by_a_constant_is_all_balance(drawn):
+def test_a_gain_from_a_constant_is_calibration(random_scores):
     split = differences_of(
-        Margins.of(drawn, FLAGS),
-        Margins.of(scores_of(drawn.masks - 0.05 * FLAGS, drawn.labels, image_ids=drawn.image_ids), FLAGS),
+        Margins.from_scores(random_scores, FLAGS),
+        Margins.from_scores(
+            scores_of(random_scores.masks - 0.05 * FLAGS, random_scores.labels, image_ids=random_scores.image_ids),
+            FLAGS,
+        ),
     )
     assert split["gain"] > 0.05
     assert split["discrimination_gain"] == pytest.approx(0, abs=1e-4) and split["calibration_gain"] == pytest.approx(
@@ -148,15 +151,19 @@ def test_a_gain_by_a_constant_is_all_balance(drawn):
     )
 
 
-def test_a_gain_by_knowledge_stays_where_both_are_balanced(drawn):
-    knows_more = scores_of(drawn.masks + 0.1 * np.eye(6)[drawn.labels], drawn.labels, image_ids=drawn.image_ids)
-    split = differences_of(Margins.of(drawn, FLAGS), Margins.of(knows_more, FLAGS))
+def test_a_gain_from_discrimination_remains_after_calibration(random_scores):
+    better = scores_of(
+        random_scores.masks + 0.1 * np.eye(6)[random_scores.labels],
+        random_scores.labels,
+        image_ids=random_scores.image_ids,
+    )
+    split = differences_of(Margins.from_scores(random_scores, FLAGS), Margins.from_scores(better, FLAGS))
     assert split["discrimination_gain"] > 0.15 and abs(split["calibration_gain"]) < 0.3 * split["gain"]
     assert split["gain"] == pytest.approx(split["calibration_gain"] + split["discrimination_gain"])
 
 
-def test_being_a_little_better_on_things_does_not_make_a_gain_by_balance_knowledge():
-    """The second calls no stuff a thing, and is right about a thing that the first never is: a hundredth of things."""
+def test_a_small_gain_on_things_does_not_turn_calibration_into_discrimination():
+    """The second predicts no stuff as a thing, and is correct on one thing in a hundred where the first is not."""
     labels = [0] * 100 + [3] * 100
     things, stuff = [1.0] * 100, [0.5] * 100
     before = margins_of(things + stuff, [1] * 100 + [0] * 100, [0] + [1] * 199, labels)
@@ -165,8 +172,8 @@ def test_being_a_little_better_on_things_does_not_make_a_gain_by_balance_knowled
     assert split["gain"] == pytest.approx(1) and split["discrimination_gain"] == pytest.approx(0.005, abs=0.001)
 
 
-def test_halves_are_of_whole_images_and_each_is_scored_with_the_offset_of_the_other(drawn):
-    margins = Margins.of(drawn, FLAGS)
+def test_halves_consist_of_whole_images_and_use_the_offset_of_the_other_half(random_scores):
+    margins = Margins.from_scores(random_scores, FLAGS)
     first = held_out_halves(margins.image_ids)
     assert first.sum() == 200 and all(len(set(first[margins.image_ids == image])) == 1 for image in range(80))
     result = held_out_balance(margins)
@@ -177,7 +184,7 @@ def test_halves_are_of_whole_images_and_each_is_scored_with_the_offset_of_the_ot
     assert result["offset"] == pytest.approx(sum(offsets) / 2)
 
 
-def test_an_interval_of_a_mean_is_the_one_known_for_it():
+def test_the_interval_of_a_mean_matches_the_analytical_one():
     values = np.random.default_rng(1).normal(size=400)
     bounds = bootstrap(lambda counts, rng: {"mean": (values * counts).mean()}, np.arange(400), samples=2000)
     lower, upper = bounds["mean"]
@@ -185,81 +192,99 @@ def test_an_interval_of_a_mean_is_the_one_known_for_it():
     assert (lower, upper) == pytest.approx((values.mean() - error, values.mean() + error), abs=0.15 * error)
 
 
-def test_intervals_hold_the_numbers_and_a_model_does_not_differ_from_itself(drawn):
-    margins = Margins.of(drawn, FLAGS)
-    numbers = balance_numbers(margins)
+def test_intervals_contain_the_metrics_and_a_model_does_not_differ_from_itself(random_scores):
+    margins = Margins.from_scores(random_scores, FLAGS)
+    metrics = balance_metrics(margins)
     for name, (lower, upper) in balance_intervals([margins], samples=200).items():
-        assert lower < numbers[name] < upper
+        assert lower < metrics[name] < upper
     assert set(compare_balance([margins], [margins], samples=20).values()) == {(0.0, 0.0, 0.0)}
 
 
-def test_of_two_models_on_the_same_images_the_difference_is_surer_than_each(drawn):
-    better = scores_of(drawn.masks + 0.05 * np.eye(6)[drawn.labels], drawn.labels, image_ids=drawn.image_ids)
-    margins = [Margins.of(scores, FLAGS) for scores in (drawn, better)]
+def test_a_paired_difference_has_a_narrower_interval_than_each_model(random_scores):
+    better = scores_of(
+        random_scores.masks + 0.05 * np.eye(6)[random_scores.labels],
+        random_scores.labels,
+        image_ids=random_scores.image_ids,
+    )
+    margins = [Margins.from_scores(scores, FLAGS) for scores in (random_scores, better)]
     over = compare_balance(margins[:1], margins[1:], samples=300)
     value, lower, upper = over["area"]
-    assert value == balance_numbers(margins[1])["area"] - balance_numbers(margins[0])["area"]
+    assert value == balance_metrics(margins[1])["area"] - balance_metrics(margins[0])["area"]
     for value, low, high in over.values():
         assert low < value < high
     assert lower > 0
     assert upper - lower < np.subtract(*balance_intervals(margins[1:], samples=300)["area"][::-1])
 
 
-def test_seeds_that_differ_widen_the_interval(drawn):
-    better = scores_of(drawn.masks + 0.05 * np.eye(6)[drawn.labels], drawn.labels, image_ids=drawn.image_ids)
-    one, other = (Margins.of(scores, FLAGS) for scores in (drawn, better))
-    areas = [balance_numbers(margins)["area"] for margins in (one, other)]
-    # Two seeds drawn twice are the same one in half of the draws: the interval reaches both.
+def test_seeds_that_differ_widen_the_interval(random_scores):
+    better = scores_of(
+        random_scores.masks + 0.05 * np.eye(6)[random_scores.labels],
+        random_scores.labels,
+        image_ids=random_scores.image_ids,
+    )
+    one, other = (Margins.from_scores(scores, FLAGS) for scores in (random_scores, better))
+    areas = [balance_metrics(margins)["area"] for margins in (one, other)]
+    # Two seeds resampled are the same one in half of the samples: the interval reaches both.
     lower, upper = balance_intervals([one, other], samples=300)["area"]
     assert lower < areas[0] < areas[1] < upper
     width = upper - lower
     assert width > np.subtract(*balance_intervals([one, one], samples=300)["area"][::-1])
 
 
-def test_seeds_of_the_same_number_are_compared_with_each_other(drawn):
-    better = scores_of(drawn.masks + 0.05 * np.eye(6)[drawn.labels], drawn.labels, image_ids=drawn.image_ids)
-    runs = [Margins.of(scores, FLAGS) for scores in (drawn, better)]
-    # Each against itself: nothing is left of what the seeds differ by. Unpaired it is.
+def test_equal_numbers_of_seeds_are_paired(random_scores):
+    better = scores_of(
+        random_scores.masks + 0.05 * np.eye(6)[random_scores.labels],
+        random_scores.labels,
+        image_ids=random_scores.image_ids,
+    )
+    runs = [Margins.from_scores(scores, FLAGS) for scores in (random_scores, better)]
+    # Paired with itself the difference is zero; unpaired, the seeds differ.
     assert set(compare_balance(runs, runs, samples=20).values()) == {(0.0, 0.0, 0.0)}
     _, lower, upper = compare_balance(runs, [*runs, runs[0]], samples=50)["area"]
     assert lower < 0 < upper
 
 
-def test_of_other_numbers_of_seeds_the_means_are_compared(drawn):
-    better = scores_of(drawn.masks + 0.05 * np.eye(6)[drawn.labels], drawn.labels, image_ids=drawn.image_ids)
-    one, other = (Margins.of(scores, FLAGS) for scores in (drawn, better))
+def test_means_are_compared_for_different_numbers_of_seeds(random_scores):
+    better = scores_of(
+        random_scores.masks + 0.05 * np.eye(6)[random_scores.labels],
+        random_scores.labels,
+        image_ids=random_scores.image_ids,
+    )
+    one, other = (Margins.from_scores(scores, FLAGS) for scores in (random_scores, better))
     over = compare_balance([one, other], [one], samples=2)
     for name, number in (
         ("area", "area"),
         ("gain", "harmonic_mean"),
         ("discrimination_gain", "held_out_harmonic_mean"),
     ):
-        first, second = (balance_numbers(margins)[number] for margins in (one, other))
+        first, second = (balance_metrics(margins)[number] for margins in (one, other))
         assert over[name][0] == pytest.approx(first - (first + second) / 2)
 
 
-def test_models_on_other_regions_are_not_compared(drawn):
-    margins = Margins.of(drawn, FLAGS)
+def test_models_on_different_regions_are_rejected(random_scores):
+    margins = Margins.from_scores(random_scores, FLAGS)
     with pytest.raises(ValueError, match="not evaluated on the same regions"):
         compare_balance([margins], [margins.take(np.arange(100))])
 
 
-def test_draws_without_a_region_of_a_group_count_for_nothing():
-    """One image of six has the only thing: in a third of the draws there is none, and no number."""
+def test_samples_without_a_region_of_a_group_are_ignored():
+    """One image of six has the only thing: a third of the samples have none, and no metric."""
     margins = margins_of([1, -1, -1, -1, -1, -1], [1, 0, 0, 0, 0, 0], [1] * 6)
-    assert balance_numbers(margins)["area"] == 1
-    nothing = balance_numbers(margins, np.array([0.0, 1, 1, 1, 1, 1]))
-    assert set(nothing) == set(balance_numbers(margins)) and all(np.isnan(value) for value in nothing.values())
+    assert balance_metrics(margins)["area"] == 1
+    empty = balance_metrics(margins, np.array([0.0, 1, 1, 1, 1, 1]))
+    assert set(empty) == set(balance_metrics(margins)) and all(np.isnan(value) for value in empty.values())
     assert balance_intervals([margins], samples=100)["area"] == (1, 1)
 
 
-def test_every_run_is_of_the_same_regions(drawn):
-    margins = Margins.of(drawn, FLAGS)
-    other = Margins.of(scores_of(drawn.masks, np.roll(drawn.labels, 1), image_ids=drawn.image_ids), FLAGS)
+def test_all_runs_need_the_same_regions(random_scores):
+    margins = Margins.from_scores(random_scores, FLAGS)
+    other = Margins.from_scores(
+        scores_of(random_scores.masks, np.roll(random_scores.labels, 1), image_ids=random_scores.image_ids), FLAGS
+    )
     with pytest.raises(ValueError, match="not evaluated on the same regions"):
         compare_balance([margins, margins], [margins, other])
 
 
-def test_without_categories_of_both_groups_there_is_no_balance(drawn):
+def test_without_categories_of_both_groups_there_is_no_balance(random_scores):
     with pytest.raises(ValueError, match="needs categories of both"):
-        Margins.of(drawn, np.ones(6, dtype=bool))
+        Margins.from_scores(random_scores, np.ones(6, dtype=bool))

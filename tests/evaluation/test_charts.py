@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Charts say what the numbers say."""
+"""Charts show the values they are given."""
 
 import re
 
@@ -18,7 +18,7 @@ IS_THING = [False, True, False, True]
 
 
 @pytest.fixture(autouse=True)
-def texts_that_can_be_read(monkeypatch):
+def texts_as_text_elements(monkeypatch):
     monkeypatch.setitem(matplotlib.rcParams, "svg.fonttype", "none")
 
 
@@ -26,24 +26,24 @@ def texts_of(file):
     return re.findall(r">([^<>\n]+)</text>", file.read_text())
 
 
-def test_a_confusion_has_things_first_and_leaves_out_what_never_occurs(tmp_path):
+def test_a_confusion_matrix_has_things_first_and_omits_unused_categories(tmp_path):
     counts = np.array([[5, 3, 0, 0], [1, 7, 0, 0], [0, 0, 0, 0], [2, 0, 0, 2]])
     confusion_chart(tmp_path / "c.svg", counts, NAMES, IS_THING, "U")
     texts = texts_of(tmp_path / "c.svg")
     assert texts[:3] == ["kite", "bus", "sky"] and texts[3:7] != NAMES
-    assert "road" not in texts and {"things", "stuff", "called", "is", "U"} <= set(texts)
+    assert "road" not in texts and {"things", "stuff", "predicted", "true", "U"} <= set(texts)
 
 
 def test_differences_show_the_largest_gains_and_losses_in_order(tmp_path):
     names = [f"c{number}" for number in range(50)]
     differences = np.linspace(-0.5, 0.5, 50)
     differences[10], differences[25] = np.nan, 0.0
-    difference_chart(tmp_path / "d.svg", names, differences, [True, False] * 25, "D less U", max_shown=3)
+    difference_chart(tmp_path / "d.svg", names, differences, [True, False] * 25, "D minus U", max_shown=3)
     shown = [text for text in texts_of(tmp_path / "d.svg") if text in names]
     assert shown == ["c0", "c1", "c2", "c47", "c48", "c49"]
 
 
-def test_balance_curves_are_named_and_marked_where_the_model_stands(tmp_path):
+def test_balance_curves_are_named_and_marked_at_the_uncalibrated_model(tmp_path):
     curve = BalanceCurve(
         np.array([-1, -0.1, 0.2, 1]), np.array([0.6, 0.5, 0.3, 0]), np.array([0, 0.2, 0.4, 0.5]), (0.3, 0.4)
     )
@@ -51,7 +51,7 @@ def test_balance_curves_are_named_and_marked_where_the_model_stands(tmp_path):
     assert {"U", "DenseVLM", "Masks-T, top-1 in %", "Masks-S, top-1 in %"} <= set(texts_of(tmp_path / "b.svg"))
 
 
-def test_accuracies_have_a_panel_a_metric_and_a_line_a_model(tmp_path):
+def test_accuracies_have_a_panel_per_metric_and_a_line_per_model(tmp_path):
     rows = [
         {
             "model": model,
@@ -66,4 +66,4 @@ def test_accuracies_have_a_panel_a_metric_and_a_line_a_model(tmp_path):
     accuracy_chart(tmp_path / "a.svg", rows)
     texts = texts_of(tmp_path / "a.svg")
     assert {"Boxes", "Masks-T", "Masks-S", "ViT-B/16", "ViT-L/16"} <= set(texts)
-    assert texts.count("side of the image in pixels") == 3
+    assert texts.count("image side in pixels") == 3

@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Every program of the evaluation: options that mean nothing, outputs that cannot be written, broken inputs."""
+"""Every program of the evaluation: invalid options, outputs that cannot be written, broken inputs."""
 
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from PIL import Image
 from evaluation import ade20k, evaluate_regions, evaluate_segmentation, report, sandbox, show
 from evaluation.while_training import RegionEvaluation
 from modeling_densevlm.command_line import check_output
+from tests.conftest import command_line
 
 
 REGIONS = ["--model", "nowhere", "--annotations", "a", "--images", "b", "--panoptic", "c"]
@@ -23,7 +24,7 @@ PROGRAMS = {
     "sandbox": (sandbox.main, ["--runs", "nowhere"], None),
     "ade20k": (ade20k.main, ["--images", "a", "--semantic", "b", "--instances", "c"], None),
 }
-"""Each with options of nothing that is there, and what it writes: a file, or a folder."""
+"""Each with options that name missing files, and the output: a file, or a folder."""
 
 EVERY = ["0", "-5", "1.5", "nan", "many"]
 SIZES = {"image_size": EVERY, "batch_size": EVERY, "shard_size": EVERY, "num_workers": EVERY[1:]}
@@ -45,7 +46,7 @@ WRONG = {
 @pytest.mark.parametrize(
     ("program", "option"), [(name, option) for name, options in WRONG.items() for option in options]
 )
-def test_numbers_that_mean_nothing_are_refused_by_their_option(program, option, tmp_path, capsys):
+def test_invalid_numbers_are_rejected_by_option(program, option, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     main, options, name = PROGRAMS[program]
     for value in WRONG[program][option]:
@@ -56,8 +57,8 @@ def test_numbers_that_mean_nothing_are_refused_by_their_option(program, option, 
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_an_output_that_cannot_be_written_is_told_of_before_anything_else(program, tmp_path, capsys):
-    """Nothing that the other options name is there: what is said of the output is said first."""
+def test_an_output_that_cannot_be_written_is_reported_first(program, tmp_path, capsys):
+    """The files of the other options are missing as well, but the output is reported first."""
     pytest.importorskip("matplotlib")
     main, options, name = PROGRAMS[program]
     (tmp_path / "file").write_text("x")
@@ -67,38 +68,38 @@ def test_an_output_that_cannot_be_written_is_told_of_before_anything_else(progra
     for output in (taken, tmp_path / "file" / (name or "m"), tmp_path / ("x" * 300) / (name or "m")):
         with pytest.raises(SystemExit) as ended:
             main([*options, "--output", str(output)])
-        told = f"{ended.value}\n{capsys.readouterr().err}"
-        assert "--output: " in told and str(output)[:200] in told, told
+        message = f"{ended.value}\n{capsys.readouterr().err}"
+        assert "--output: " in message and str(output)[:200] in message, message
 
 
 @pytest.mark.parametrize("folder", [False, True])
-def test_folders_on_the_way_need_not_be_there_and_none_is_made(tmp_path, folder):
+def test_missing_parent_folders_are_accepted_and_not_created(tmp_path, folder):
     check_output(tmp_path / "a" / "b" / "c", folder=folder)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_is_there_stays_as_it_is(tmp_path):
+def test_an_existing_file_is_not_changed(tmp_path):
     (tmp_path / "m.json").write_text("{}")
     check_output(tmp_path / "m.json")
     assert (tmp_path / "m.json").read_text() == "{}"
 
 
-def test_a_folder_in_which_nothing_can_be_written_is_told():
-    """Root may write everywhere, but not there."""
+def test_a_read_only_folder_is_reported():
+    """Even root cannot write to /proc."""
     with pytest.raises(ValueError, match=r"--output: nothing can be written at /proc/m\.json: "):
         check_output(Path("/proc/m.json"))
 
 
-def test_a_link_to_a_folder_that_is_gone_is_told(tmp_path):
+def test_a_broken_link_to_a_folder_is_reported(tmp_path):
     (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="nothing can be written"):
         check_output(tmp_path / "gone" / "m.json")
 
 
-def test_a_picture_is_of_a_kind_that_can_be_drawn():
+def test_a_figure_needs_a_supported_format():
     pytest.importorskip("matplotlib")
     for name in ("picture", "picture.xyz"):
-        with pytest.raises(SystemExit, match=f"--output: {name} is to end in the kind of picture, one of .*png"):
+        with pytest.raises(SystemExit, match=f"--output: {name} must end in an image format, one of .*png"):
             show.main(["x.jpg", "--models", "nowhere", "--texts", "sky", "--output", name])
 
 
@@ -111,7 +112,7 @@ def test_evaluation_while_training_takes_whole_numbers(option):
 
 @pytest.fixture
 def inputs(scenes, student, tmp_path):
-    """Options of each program that work, and what may take their places."""
+    """Valid options of each program, and wrong paths to replace them with."""
     test, maps = scenes / "test", tmp_path / "maps"
     maps.mkdir()
     Image.fromarray(np.full((96, 96), 255, dtype=np.uint8)).save(maps / "000000.png")
@@ -134,7 +135,7 @@ def inputs(scenes, student, tmp_path):
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_inputs_that_are_gone_broken_or_of_another_kind_end_with_one_line(program, inputs, scenes, tmp_path):
+def test_missing_broken_and_mistyped_inputs_end_with_one_line(program, inputs, scenes, tmp_path):
     """Missing files, folders in place of files and the reverse, broken JSON: for every option that names a path."""
     pytest.importorskip("matplotlib")
     good, wrong = inputs
@@ -142,20 +143,19 @@ def test_inputs_that_are_gone_broken_or_of_another_kind_end_with_one_line(progra
     for option in good[program]:
         for kind, path in wrong.items():
             values = good[program] | {option: path}
-            words = [str(word) for key, value in values.items() for word in ([f"--{key}"] if key else []) + [value]]
             with pytest.raises(SystemExit) as ended:
-                main([*words, "--output", str(tmp_path / "out" / (name or "out"))])
-            told = str(ended.value)
-            assert told and "\n" not in told and not told.startswith("["), (option, kind, told)
-            assert str(path.parent) in told or str(scenes) in told, (option, kind, told)  # a file is named
+                main([*command_line(values), "--output", str(tmp_path / "out" / (name or "out"))])
+            message = str(ended.value)
+            assert message and "\n" not in message and not message.startswith("["), (option, kind, message)
+            assert str(path.parent) in message or str(scenes) in message, (option, kind, message)  # a file is named
 
 
-def test_sizes_beyond_the_memory_end_with_one_line(inputs, tmp_path):
+def test_sizes_that_exceed_the_memory_end_with_one_line(inputs, tmp_path):
     pytest.importorskip("matplotlib")
     good, _ = inputs
     for program in ("regions", "pixels", "show"):
         main, _, name = PROGRAMS[program]
-        words = [str(w) for key, value in good[program].items() for w in ([f"--{key}"] if key else []) + [value]]
+        words = command_line(good[program])
         for size in (10**6, 10**15):
             with pytest.raises(SystemExit, match=r"^Not enough memory \(.*\): give a smaller `--image_size`"):
                 main([*words, "--image_size", str(size), "--output", str(tmp_path / "out" / name)])

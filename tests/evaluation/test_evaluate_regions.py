@@ -20,8 +20,9 @@ from evaluation.evaluate_regions import (
     top_categories,
 )
 from evaluation.scores import RegionScores
-from evaluation.shards import warn_of
+from evaluation.shards import warn_skipped
 from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMModel, DenseVLMProcessor
+from tests.conftest import command_line
 from tests.evaluation.regions import scores_of
 
 
@@ -51,29 +52,29 @@ def test_scores_are_the_cosines_of_pooled_boxes_and_masks(evaluated):
     assert scores.images == 10 and scores.skipped_images == []
 
 
-def test_the_batch_size_and_the_workers_change_nothing(evaluated):
+def test_scores_do_not_depend_on_batch_size_and_workers(evaluated):
     one = evaluate_regions(*evaluated, batch_size=1, num_workers=0)
     many = evaluate_regions(*evaluated, batch_size=7, num_workers=2)
     np.testing.assert_allclose(one.masks, many.masks, atol=1e-5)
     assert (one.segment_ids == many.segment_ids).all()
 
 
-def test_there_is_one_forward_pass_an_image(evaluated):
+def test_there_is_one_forward_pass_per_image(evaluated):
     model, regions, embeddings = evaluated
-    seen = []
-    model.vision_model.embeddings.register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
+    batches = []
+    model.vision_model.embeddings.register_forward_hook(lambda _, args, __: batches.append(len(args[0])))
     evaluate_regions(model, regions, embeddings, batch_size=4, num_workers=0)
-    assert sum(seen) == 10
+    assert sum(batches) == 10
 
 
-def test_embeddings_of_another_set_are_refused(evaluated, tokenizer):
+def test_embeddings_of_another_set_are_rejected(evaluated, tokenizer):
     model, regions, _ = evaluated
     other = CategoryEmbeddings.compute(CategorySet("two", ["kite", "sky"], [True, False]), model, tokenizer)
     with pytest.raises(ValueError, match="embeddings of another set"):
         evaluate_regions(model, regions, other)
 
 
-def test_when_no_image_can_be_read_it_says_so(evaluated, tmp_path):
+def test_an_evaluation_without_any_readable_image_fails(evaluated, tmp_path):
     model, regions, embeddings = evaluated
     regions.images = tmp_path
     with pytest.raises(ValueError, match="None of the 10 images could be evaluated, e.g. "):
@@ -85,12 +86,12 @@ CATEGORIES = CategorySet("four", ["kite", "bus", "sky", "road"], [True, True, Fa
 
 def test_metrics_by_hand():
     masks = [
-        [0.9, 0.1, 0.0, 0.0],  # kite, right
-        [0.1, 0.2, 0.9, 0.0],  # kite, called sky
-        [0.1, 0.9, 0.0, 0.0],  # bus, right
-        [0.9, 0.0, 0.1, 0.0],  # sky, called kite
-        [0.0, 0.0, 0.9, 0.1],  # sky, right
-        [0.0, 0.0, 0.9, 0.1],  # road, called sky
+        [0.9, 0.1, 0.0, 0.0],  # kite, correct
+        [0.1, 0.2, 0.9, 0.0],  # kite, predicted as sky
+        [0.1, 0.9, 0.0, 0.0],  # bus, correct
+        [0.9, 0.0, 0.1, 0.0],  # sky, predicted as kite
+        [0.0, 0.0, 0.9, 0.1],  # sky, correct
+        [0.0, 0.0, 0.9, 0.1],  # road, predicted as sky
     ]
     metrics = region_metrics(
         scores_of(masks, [0, 0, 1, 2, 2, 3], skipped_regions=3, skipped_images=["x: broken"]), CATEGORIES
@@ -104,17 +105,17 @@ def test_metrics_by_hand():
     assert (metrics["images"], metrics["skipped_regions"], metrics["skipped_images"]) == (6, 3, 1)
 
 
-def test_things_at_home_and_away_are_told_apart_where_the_annotations_tell():
+def test_accuracies_at_home_and_away_are_reported_if_annotated():
     masks = [[0.9, 0, 0, 0], [0.9, 0.1, 0, 0], [0.9, 0.1, 0.95, 0], [0, 0, 0.9, 0]]
     at_home = np.array([1, 0, 0, 0])
     metrics = region_metrics(scores_of(masks, [0, 1, 0, 2], at_home=at_home), CATEGORIES)
     assert (metrics["masks_thing_home_top1"], metrics["masks_thing_away_top1"]) == (1.0, 0.0)
     shifted = region_metrics(scores_of(masks, [0, 1, 0, 2], at_home=at_home), CATEGORIES, thing_offset=-0.1)
-    assert shifted["masks_thing_away_top1"] == 0.5  # the kite away from home is no sky any more
+    assert shifted["masks_thing_away_top1"] == 0.5  # the kite away from home is no longer predicted as sky
     assert "masks_thing_home_top1" not in region_metrics(scores_of(masks, [0, 1, 0, 2]), CATEGORIES)
 
 
-def test_a_region_without_a_feature_is_a_miss_in_no_error_share_and_counted():
+def test_a_region_without_a_feature_is_counted_as_a_miss_and_excluded_from_the_bias():
     nothing = [np.nan] * 4
     metrics = region_metrics(scores_of([nothing, nothing, [0, 0, 0.9, 0.0]], [0, 2, 2]), CATEGORIES, thing_offset=0.1)
     assert (metrics["masks_thing_top1"], metrics["masks_thing_top5"], metrics["masks_stuff_top1"]) == (0, 0, 0.5)
@@ -133,7 +134,7 @@ def test_a_mask_too_small_for_the_map_gives_no_feature(evaluated):
 
 
 class _Samples(torch.utils.data.Dataset):
-    """Given samples in the place of those of an annotation file."""
+    """A dataset of given samples."""
 
     def __init__(self, regions, samples):
         self.categories, self.samples = regions.categories, samples
@@ -145,26 +146,26 @@ class _Samples(torch.utils.data.Dataset):
         return self.samples[index]
 
 
-def test_boxes_are_those_of_things_and_stuff_stands_beside_them():
-    right, wrong = [[1.0, 0, 0, 0], [0, 0, 1.0, 0]], [[0, 1.0, 0, 0], [0, 0, 0, 1.0]]
-    metrics = region_metrics(scores_of(wrong, [0, 2], boxes=[right[0], wrong[1]]), CATEGORIES)
+def test_boxes_are_of_things_and_those_of_stuff_are_separate():
+    correct, wrong = [[1.0, 0, 0, 0], [0, 0, 1.0, 0]], [[0, 1.0, 0, 0], [0, 0, 0, 1.0]]
+    metrics = region_metrics(scores_of(wrong, [0, 2], boxes=[correct[0], wrong[1]]), CATEGORIES)
     assert (metrics["boxes_top1"], metrics["stuff_boxes_top1"], metrics["masks_thing_top1"]) == (1, 0, 0)
 
 
-def test_an_offset_on_things_moves_the_balance():
+def test_an_offset_on_things_shifts_the_balance():
     masks = [[0.5, 0.0, 0.4, 0.0], [0.5, 0.0, 0.4, 0.0]]
     assert region_metrics(scores_of(masks, [0, 2]), CATEGORIES)["foreground_bias"] == 1
     shifted = region_metrics(scores_of(masks, [0, 2]), CATEGORIES, thing_offset=0.2)
     assert (shifted["foreground_bias"], shifted["background_bias"]) == (0, 1)
 
 
-def test_a_group_without_regions_is_left_out():
+def test_metrics_of_an_absent_group_are_omitted():
     metrics = region_metrics(scores_of([[0.9, 0.1, 0.0, 0.0]], [0]), CATEGORIES)
     assert "masks_stuff_top1" not in metrics and "foreground_bias" not in metrics
     assert metrics["masks_thing_top1"] == 1
 
 
-def test_a_set_without_flags_is_refused():
+def test_a_set_without_flags_is_rejected():
     with pytest.raises(ValueError, match="thing / stuff metrics needs `is_thing`"):
         region_metrics(scores_of([[0.9, 0.1]], [0]), CategorySet("two", ["kite", "sky"]))
 
@@ -180,7 +181,7 @@ def assert_same(first, second):
         assert getattr(first, name) == getattr(second, name)
 
 
-def test_parts_joined_are_the_whole_and_nothing_else_is_left(evaluated, tmp_path):
+def test_shards_are_joined_and_removed(evaluated, tmp_path):
     file = tmp_path / "scores.safetensors"
     scores = evaluate_in_shards(*evaluated, file, {"model": "u"}, shard_size=4, num_workers=0)
     whole = evaluate_regions(*evaluated, batch_size=4, num_workers=0)
@@ -189,7 +190,7 @@ def test_parts_joined_are_the_whole_and_nothing_else_is_left(evaluated, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["scores.safetensors"]
 
 
-def test_an_evaluation_that_was_stopped_goes_on_with_what_is_left(evaluated, tmp_path, monkeypatch):
+def test_an_interrupted_evaluation_resumes_with_the_pending_shards(evaluated, tmp_path, monkeypatch):
     model, regions, _ = evaluated
     whole = evaluate_in_shards(*evaluated, tmp_path / "whole.safetensors", {}, shard_size=3, num_workers=0)
     images_of, stopped = type(regions).__getitem__, {"at": 7}
@@ -202,16 +203,16 @@ def test_an_evaluation_that_was_stopped_goes_on_with_what_is_left(evaluated, tmp
     monkeypatch.setattr(type(regions), "__getitem__", power_cut)
     with pytest.raises(KeyboardInterrupt):
         evaluate_in_shards(*evaluated, tmp_path / "cut.safetensors", {}, shard_size=3, num_workers=0)
-    (part, *_) = sorted((tmp_path / "cut.shards").iterdir())
-    part.write_bytes(part.read_bytes()[:100])  # a file that was damaged on the way is made anew
-    stopped["at"], seen = None, []
-    model.vision_model.embeddings.register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
+    (shard, *_) = sorted((tmp_path / "cut.shards").iterdir())
+    shard.write_bytes(shard.read_bytes()[:100])  # a damaged shard is computed again
+    stopped["at"], batches = None, []
+    model.vision_model.embeddings.register_forward_hook(lambda _, args, __: batches.append(len(args[0])))
     assert_same(evaluate_in_shards(*evaluated, tmp_path / "cut.safetensors", {}, shard_size=3, num_workers=0), whole)
-    assert sum(seen) == 3 + 4  # the damaged part, and those that were not done
+    assert sum(batches) == 3 + 4  # the damaged shard and the pending ones
 
 
-def test_parts_of_another_size_are_not_taken_for_those_that_are_left(evaluated, tmp_path, monkeypatch):
-    """Stopped after a part of four images, gone on with in parts of two: each image still counts once."""
+def test_shards_of_another_size_are_not_reused(evaluated, tmp_path, monkeypatch):
+    """Interrupted after a shard of four images and resumed with shards of two: each image still counts once."""
     _, regions, _ = evaluated
     file, images_of = tmp_path / "scores.safetensors", type(regions).__getitem__
 
@@ -231,7 +232,7 @@ def test_parts_of_another_size_are_not_taken_for_those_that_are_left(evaluated, 
 
 @pytest.mark.parametrize(("first", "second"), [("float32", "bfloat16"), ("float32", None), (None, "float32")])
 def test_scores_of_another_evaluation_are_not_mixed_in(evaluated, tmp_path, first, second):
-    """A fact that only one of the two has is a difference, too."""
+    """A field that only one of the two has is a difference as well."""
     file = tmp_path / "scores.safetensors"
     evaluate_in_shards(*evaluated, file, {"dtype": first} if first else {}, num_workers=0)
     message = f"evaluation with another dtype: {first!r}, this one has {second!r}. Delete"
@@ -239,14 +240,14 @@ def test_scores_of_another_evaluation_are_not_mixed_in(evaluated, tmp_path, firs
         evaluate_in_shards(*evaluated, file, {"dtype": second} if second else {}, num_workers=0)
 
 
-def test_where_the_model_lies_and_the_commit_make_no_other_evaluation(evaluated, tmp_path):
+def test_the_path_of_the_model_and_the_commit_are_not_compared(evaluated, tmp_path):
     file = tmp_path / "scores.safetensors"
     evaluate_in_shards(*evaluated, file, {"model": "runs/u", "commit": "a"}, num_workers=0)
     scores = evaluate_in_shards(*evaluated, file, {"model": "./runs/u", "commit": "b"}, num_workers=0)
     assert scores.provenance == {"model": "runs/u", "commit": "a"}
 
 
-def test_results_of_another_kind_are_not_written_over(evaluated, tmp_path):
+def test_results_of_another_kind_are_not_overwritten(evaluated, tmp_path):
     file = tmp_path / "scores.safetensors"
     Confusion(counts=np.zeros((2, 2)), images=1, skipped_images=[]).save(file)
     with pytest.raises(ValueError, match="no scores of regions, but something else. Give another `--output`"):
@@ -254,22 +255,22 @@ def test_results_of_another_kind_are_not_written_over(evaluated, tmp_path):
     assert Confusion.load(file).images == 1
 
 
-def test_where_nothing_could_be_evaluated_nothing_is_kept(evaluated, tmp_path):
+def test_a_failed_evaluation_leaves_no_result(evaluated, tmp_path):
     _, regions, _ = evaluated
     file, folder = tmp_path / "out" / "scores.safetensors", regions.images
     regions.images = tmp_path
     with pytest.raises(ValueError, match="None of the 10 images could be evaluated, e.g. "):
         evaluate_in_shards(*evaluated, file, {}, num_workers=0)
-    regions.images = folder  # put right: it is evaluated
+    regions.images = folder  # with the images it succeeds
     assert evaluate_in_shards(*evaluated, file, {}, num_workers=0).images == 10
 
 
 def test_of_many_skipped_images_the_first_are_named_and_the_rest_counted(caplog):
-    warn_of([f"{number}.jpg: broken" for number in range(25)])
+    warn_skipped([f"{number}.jpg: broken" for number in range(25)])
     assert caplog.text.count("broken") == 10 and "Skipped: 15 more" in caplog.text
 
 
-def test_images_that_were_skipped_are_told_again_with_what_to_do(evaluated, tmp_path, caplog):
+def test_skipped_images_are_reported_again_with_the_remedy(evaluated, tmp_path, caplog):
     _, regions, _ = evaluated
     regions.records[3]["image_file"] = "gone.jpg"
     file = tmp_path / "scores.safetensors"
@@ -281,21 +282,20 @@ def test_images_that_were_skipped_are_told_again_with_what_to_do(evaluated, tmp_
 
 @pytest.fixture
 def command(student, scenes, tmp_path):
-    """Arguments of the program on the test split of the scenes; keyword arguments are added."""
+    """Arguments of the program on the test split of the scenes; keyword arguments override the options."""
     split = scenes / "test"
 
     def arguments(output="out/m.json", **options):
         values = {"model": student} if "models" not in options else {}
         values |= {"annotations": split / "panoptic.json", "images": split / "images", "panoptic": split / "panoptic"}
         values |= {"templates": "short", "output": tmp_path / output, "num_workers": 0, "device": "cpu"} | options
-        parts = [[f"--{key}", *(value if isinstance(value, list) else [value])] for key, value in values.items()]
-        return [str(word) for part in parts for word in part]
+        return command_line(values)
 
     return arguments
 
 
-def test_two_and_four_processes_give_what_one_gives_with_every_image_once(command, tmp_path, run_module):
-    """Ten images in parts of three: neither divides."""
+def test_two_and_four_processes_evaluate_every_image_once_as_one_process_does(command, tmp_path, run_module):
+    """Ten images in shards of three, which divide unevenly."""
     found = {}
     for ranks in (1, 2, 4):
         run_module("evaluation.evaluate_regions", command(f"{ranks}.json", shard_size=3), ranks=ranks)
@@ -307,9 +307,9 @@ def test_two_and_four_processes_give_what_one_gives_with_every_image_once(comman
         assert found[ranks][1] == found[1][1]
 
 
-def test_models_and_sizes_are_compared_in_one_go(command, student, teacher, tmp_path, capsys):
+def test_models_and_sizes_are_compared_in_one_run(command, student, teacher, tmp_path, capsys):
     rows = main(command(models=[student, teacher], image_size=[60, 98]))
-    # Cells of 12 and of 14 pixels: the nearest multiples.
+    # Strides of 12 and 14 pixels: the nearest multiples.
     assert [(row["model"], row["image_size"]) for row in rows] == [
         (str(student), 60), (str(student), 96), (str(teacher), 56), (str(teacher), 98)
     ]  # fmt: skip
@@ -321,29 +321,29 @@ def test_models_and_sizes_are_compared_in_one_go(command, student, teacher, tmp_
     assert "tabular" in (tmp_path / "out" / "m.tex").read_text()
 
 
-def test_a_side_that_is_no_multiple_of_the_cells_becomes_the_nearest_one_that_is(command, student, caplog):
+def test_an_image_size_is_rounded_to_a_multiple_of_the_stride(command, student, caplog):
     cell = DenseVLMModel.from_pretrained(student).vision_model.stride
     assert main(command(image_size=4 * cell + 1))[0]["image_size"] == 4 * cell
-    assert f"sees cells of {cell} pixels: {4 * cell + 1} pixels become {4 * cell} for it" in caplog.text
+    assert f"has a stride of {cell} pixels: {4 * cell + 1} pixels become {4 * cell}." in caplog.text
 
 
-def test_a_model_that_is_not_there_is_told_of_before_the_first_is_evaluated(command, student, tmp_path):
+def test_a_missing_model_is_reported_before_the_first_is_evaluated(command, student, tmp_path):
     with pytest.raises(SystemExit, match="nowhere"):
         main(command(models=[student, "nowhere"]))
     assert not (tmp_path / "out").exists()
 
 
-def test_an_offset_is_told_with_the_numbers(command):
+def test_the_offset_is_reported_with_the_metrics(command):
     assert main(command(thing_offset=0.1))[0]["thing_offset"] == 0.1
 
 
-def test_what_is_measured_already_is_not_measured_again(command, monkeypatch):
+def test_existing_results_are_not_computed_again(command, monkeypatch):
     first = main(command())
 
-    def measured_again(*_, **__):
+    def computed_again(*_, **__):
         raise AssertionError
 
-    monkeypatch.setattr(program, "evaluate_regions", measured_again)
+    monkeypatch.setattr(program, "evaluate_regions", computed_again)
     assert main(command()) == first
 
 
@@ -366,21 +366,21 @@ def test_other_texts_and_other_images_of_the_same_names_are_another_evaluation(c
         main(command(categories=file, images=images))
 
 
-def test_an_output_that_would_be_the_folder_of_its_own_results_is_refused_before_anything_is_done(command, capsys):
+def test_an_output_other_than_json_is_rejected_before_anything_is_done(command, capsys):
     with pytest.raises(SystemExit):
         main(command(output="out/eval"))
-    assert "is a .json" in capsys.readouterr().err
+    assert "must end in .json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"images": "nowhere"}, "nowhere is no folder"),
+        ({"images": "nowhere"}, "nowhere is not a folder"),
         ({"annotations": "nowhere.json"}, "there is no file"),
         ({"model": "nowhere"}, "There is no folder nowhere"),
     ],
 )
-def test_what_is_missing_ends_the_program_with_a_message(command, change, message):
+def test_missing_inputs_end_the_program_with_a_message(command, change, message):
     with pytest.raises(SystemExit, match=message):
         main(command(**change))
 

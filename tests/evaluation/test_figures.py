@@ -7,13 +7,13 @@ from PIL import Image
 from evaluation.figures import category_colours, grid_figure, location_figure, similarity_figure
 
 
-def test_every_category_has_a_colour_of_its_own():
+def test_colours_of_categories_are_distinct():
     pytest.importorskip("matplotlib")
     colours = category_colours([True] * 16 + [False] * 8)
     assert len({tuple(c) for c in colours.round(3).tolist()}) == 24
 
 
-def test_the_figure_has_a_row_a_scene_and_a_column_a_panel(tmp_path):
+def test_the_figure_has_a_row_per_scene_and_a_column_per_panel(tmp_path):
     pytest.importorskip("matplotlib")
     images = [np.full((12, 12, 3), value, np.uint8) for value in (40, 200)]
     labels = np.arange(144).reshape(1, 12, 12).repeat(2, 0) // 72
@@ -22,7 +22,7 @@ def test_the_figure_has_a_row_a_scene_and_a_column_a_panel(tmp_path):
     assert 1.3 < width / height < 1.6
 
 
-def test_similarities_of_texts_stand_beside_the_image_with_their_range(tmp_path, monkeypatch):
+def test_similarities_are_drawn_with_their_range(tmp_path, monkeypatch):
     monkeypatch.setitem(pytest.importorskip("matplotlib").rcParams, "svg.fonttype", "none")
     image = np.full((20, 30, 3), 90, np.uint8)
     ramp = np.linspace(0.1, 0.4, 24).reshape(4, 6)
@@ -34,7 +34,7 @@ def test_similarities_of_texts_stand_beside_the_image_with_their_range(tmp_path,
         assert part in text
 
 
-def test_cells_of_a_grid_say_what_they_are_called_and_which_are_dropped(tmp_path, monkeypatch):
+def test_grid_cells_show_predictions_and_dropped_cells(tmp_path, monkeypatch):
     monkeypatch.setitem(pytest.importorskip("matplotlib").rcParams, "svg.fonttype", "none")
     image = np.full((20, 40, 3), 90, np.uint8)
     boxes = np.array([[0, 0, 20, 20], [20, 0, 40, 20]])

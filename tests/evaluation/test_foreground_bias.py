@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""The `foreground_bias` metric as `evaluate` loads it."""
+"""The `foreground_bias` metric, loaded by `evaluate`."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def metric():
     return evaluate.load(str(FOLDER))
 
 
-def test_shares_and_the_pairs_that_carry_them(metric):
+def test_shares_and_most_frequent_pairs(metric):
     results = metric.compute(predictions=PREDICTIONS, references=REFERENCES, category_is_thing=CATEGORY_IS_THING)
     assert results["foreground_bias"] == 3 / 4 and results["background_bias"] == 1 / 3
     assert results["foreground_bias_mean"] == 3 / 4 and results["background_bias_mean"] == 1 / 4
@@ -32,7 +32,7 @@ def test_shares_and_the_pairs_that_carry_them(metric):
     assert results["background_pairs"] == [{"reference": 0, "prediction": 2, "count": 1, "share": 1.0}]
 
 
-def test_only_so_many_pairs_are_listed(metric):
+def test_the_number_of_pairs_is_limited(metric):
     results = metric.compute(
         predictions=PREDICTIONS, references=REFERENCES, category_is_thing=CATEGORY_IS_THING, pairs=1
     )
@@ -45,12 +45,12 @@ def test_batches_add_up(metric):
     assert metric.compute(category_is_thing=CATEGORY_IS_THING)["foreground_bias"] == 3 / 4
 
 
-def test_a_group_that_does_not_occur_is_left_out(metric):
+def test_metrics_of_an_absent_group_are_omitted(metric):
     results = metric.compute(predictions=[0], references=[1], category_is_thing=CATEGORY_IS_THING)
     assert set(results) == {"background_bias", "background_bias_mean", "background_pairs"}
 
 
-def test_without_a_prediction_no_share_is_known_and_that_is_said(metric, caplog):
+def test_without_predictions_the_bias_is_omitted_with_a_warning(metric, caplog):
     assert metric.compute(predictions=[-1], references=[2], category_is_thing=CATEGORY_IS_THING) == {}
     assert "No region that is stuff has a prediction" in caplog.text
 
@@ -67,6 +67,6 @@ def test_flags_of_the_categories_are_needed(metric):
         ({"references": [-1]}, "`references`: ids are 0 to 3"),
     ],
 )
-def test_ids_without_a_flag_are_refused(metric, change, message):
+def test_ids_without_a_flag_are_rejected(metric, change, message):
     with pytest.raises(ValueError, match=message):
         metric.compute(**({"predictions": [0], "references": [0]} | change), category_is_thing=CATEGORY_IS_THING)

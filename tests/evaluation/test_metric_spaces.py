@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Both metrics as Spaces: what a Space needs is there and works, in several processes, too."""
+"""Both metrics as Spaces: the required files exist and work, also in several processes."""
 
 import importlib.util
 import json
@@ -38,7 +38,7 @@ def test_the_folder_is_laid_out_as_a_space(folder):
         assert line in head
 
 
-def test_its_cases_hold(folder):
+def test_its_test_cases_pass(folder):
     metric = evaluate.load(str(folder))
     cases = module_of(folder / "tests.py").test_cases
     for case in cases:
@@ -48,10 +48,10 @@ def test_its_cases_hold(folder):
     assert cases
 
 
-def test_its_page_computes_the_example_and_says_what_is_wrong_with_other_input(folder):
+def test_the_app_computes_the_example_and_reports_wrong_input(folder):
     page = module_of(folder / "app.py")
     assert page.compute(page.EXAMPLE)["foreground_bias"] > 0
-    with pytest.raises(ValueError, match="This is no JSON"):
+    with pytest.raises(ValueError, match="This is not valid JSON"):
         page.compute("{")
     with pytest.raises(ValueError, match="`predictions` and `references`"):
         page.compute("[]")
@@ -86,7 +86,7 @@ def test_several_processes_add_up(folder, tmp_path):
 
 
 COLUMNS = {"predictions": [0, 2, 1, -1], "references": [0, 2, 2, 1]}
-KINDS = [True, True, False]
+CATEGORY_IS_THING = [True, True, False]
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def metric(folder):
 
 
 def columns_of(metric, **changed):
-    """Four regions as each metric takes them; `changed` columns are of one id a region."""
+    """Four regions in the format of each metric; `changed` columns have one id per region."""
     columns = COLUMNS | changed
     if metric.name == "region_accuracy":
         ids = columns["predictions"]
@@ -105,7 +105,7 @@ def columns_of(metric, **changed):
 
 
 SCORES = np.random.default_rng(0).random(4)
-NO_IDS = [
+NOT_IDS = [
     ("predictions", SCORES),
     ("predictions", SCORES.astype(np.float16)),
     ("predictions", torch.from_numpy(SCORES).bfloat16()),
@@ -123,12 +123,12 @@ NO_IDS = [
 ]
 
 
-def test_what_are_no_ids_is_refused_by_its_argument_and_nothing_is_rounded(metric):
-    """As scores are in the place of ids in pytorch-lightning#4840; what was refused leaves nothing behind."""
-    for name, values in NO_IDS:
-        columns, message = columns_of(metric, **{name: values}), f"`{name}`: .*(whole numbers, got|of each region)"
+def test_values_that_are_not_ids_are_rejected_by_argument_without_rounding(metric):
+    """For example scores instead of ids, as in pytorch-lightning#4840; rejected input leaves no state behind."""
+    for name, values in NOT_IDS:
+        columns, message = columns_of(metric, **{name: values}), f"`{name}`: .*(whole numbers, got|for each region)"
         with pytest.raises(ValueError, match=message):
-            metric.compute(**columns, category_is_thing=KINDS)
+            metric.compute(**columns, category_is_thing=CATEGORY_IS_THING)
         with pytest.raises(ValueError, match=message):
             metric.add_batch(**columns)
         region = {key: column[2] for key, column in columns.items()}
@@ -140,7 +140,9 @@ def test_what_are_no_ids_is_refused_by_its_argument_and_nothing_is_rounded(metri
     for row in range(4):
         region = {key: column[row] for key, column in columns.items()}
         metric.add(prediction=region.pop("predictions"), reference=region.pop("references"), **region)
-    assert metric.compute(category_is_thing=KINDS) == metric.compute(**columns, category_is_thing=KINDS)
+    assert metric.compute(category_is_thing=CATEGORY_IS_THING) == metric.compute(
+        **columns, category_is_thing=CATEGORY_IS_THING
+    )
 
 
 def test_flags_are_0_1_true_or_false(metric):
@@ -154,51 +156,53 @@ def test_flags_are_0_1_true_or_false(metric):
             flags("f", values)
 
 
-KINDS_OF_NUMBERS = [np.uint8, np.int16, np.uint64, np.float32, torch.int32, torch.float16, torch.bfloat16]
+DTYPES = [np.uint8, np.int16, np.uint64, np.float32, torch.int32, torch.float16, torch.bfloat16]
 
 
-def of_kind(values, kind):
+def as_dtype(values, kind):
     return torch.tensor(values, dtype=kind) if isinstance(kind, torch.dtype) else np.array(values, kind)
 
 
-@pytest.mark.parametrize("kind", KINDS_OF_NUMBERS)
-def test_whole_numbers_of_every_kind_are_ids(kind):
-    ids, row = of_kind([0, 2, 1, 1], kind), of_kind([[0, 2], [1, 3]], kind)
+@pytest.mark.parametrize("kind", DTYPES)
+def test_integers_of_every_dtype_are_ids(kind):
+    ids, row = as_dtype([0, 2, 1, 1], kind), as_dtype([[0, 2], [1, 3]], kind)
     for values in (ids, list(ids)):
         assert whole_numbers("ids", values).tolist() == [0, 2, 1, 1]
     for values in (row, list(row)):
         assert whole_numbers("ids", values, "a row").tolist() == [[0, 2], [1, 3]]
-    assert flags("f", of_kind([1, 0, 1], kind)).tolist() == [True, False, True]
+    assert flags("f", as_dtype([1, 0, 1], kind)).tolist() == [True, False, True]
 
 
-def test_numbers_do_not_depend_on_the_kind_of_numbers(metric):
+def test_metrics_do_not_depend_on_the_dtype(metric):
     plain = columns_of(metric, predictions=[0, 2, 1, 1])
-    expected = metric.compute(**plain, category_is_thing=KINDS)
-    columns = {name: of_kind(values, torch.bfloat16) for name, values in plain.items()}
-    assert metric.compute(**columns, category_is_thing=of_kind(KINDS, np.float32)) == expected
+    expected = metric.compute(**plain, category_is_thing=CATEGORY_IS_THING)
+    columns = {name: as_dtype(values, torch.bfloat16) for name, values in plain.items()}
+    assert metric.compute(**columns, category_is_thing=as_dtype(CATEGORY_IS_THING, np.float32)) == expected
 
 
-def test_floats_that_a_region_has_twice_are_scores():
+def test_repeated_floats_in_a_region_are_scores():
     metric = evaluate.load(str(EVALUATION / "region_accuracy"))
     certain = np.eye(5)[[0, 2]]
-    with pytest.raises(ValueError, match="`predictions`: .*taken for scores"):
+    with pytest.raises(ValueError, match="`predictions`: .*look like scores"):
         metric.compute(predictions=certain, references=[0, 2], is_thing=[True, False])
 
 
-def test_how_many_pairs_is_a_whole_number():
+def test_the_number_of_pairs_is_an_integer():
     metric = evaluate.load(str(EVALUATION / "foreground_bias"))
     for pairs in (-1, 2.5):
         with pytest.raises(ValueError, match="`pairs`"):
-            metric.compute(**COLUMNS, category_is_thing=KINDS, pairs=pairs)
+            metric.compute(**COLUMNS, category_is_thing=CATEGORY_IS_THING, pairs=pairs)
 
 
-def test_rows_of_other_lengths_are_refused():
+def test_rows_of_different_lengths_are_rejected():
     metric = evaluate.load(str(EVALUATION / "region_accuracy"))
     with pytest.raises(ValueError, match="`predictions`: every region needs the same number"):
         metric.compute(predictions=[[0, 1], [0]], references=[0, 1], is_thing=[True, True])
 
 
-def test_both_spaces_look_at_their_input_in_the_same_way():
-    """Each folder works alone, so each has the file."""
-    first, second = ((EVALUATION / name / "inputs.py").read_text() for name in ("region_accuracy", "foreground_bias"))
-    assert first == second
+def test_both_spaces_share_the_code_of_their_inputs_and_apps():
+    """Each folder is a standalone Space, so each has a copy."""
+    first, second = (EVALUATION / name for name in ("region_accuracy", "foreground_bias"))
+    assert (first / "inputs.py").read_text() == (second / "inputs.py").read_text()
+    apps = [(folder / "app.py").read_text().partition("\ndef compute")[2] for folder in (first, second)]
+    assert apps[0] == apps[1]

@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""The `region_accuracy` metric as `evaluate` loads it."""
+"""The `region_accuracy` metric, loaded by `evaluate`."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def test_means_over_classes_of_things_and_stuff(metric):
     assert results == {"thing_top1": 0.5, "thing_top5": 1.0, "stuff_top1": 0.5, "stuff_top5": 1.0}
 
 
-def test_the_two_error_shares_come_with_the_flags_of_the_categories(metric):
+def test_the_biases_need_the_flags_of_the_categories(metric):
     results = metric.compute(
         predictions=PREDICTIONS, references=REFERENCES, is_thing=IS_THING, category_is_thing=CATEGORY_IS_THING
     )
@@ -39,7 +39,7 @@ def test_batches_add_up(metric):
     assert metric.compute()["thing_top1"] == 0.5
 
 
-def test_an_absent_group_is_left_out(metric):
+def test_metrics_of_an_absent_group_are_omitted(metric):
     results = metric.compute(predictions=PREDICTIONS[:2], references=REFERENCES[:2], is_thing=IS_THING[:2])
     assert set(results) == {"thing_top1", "thing_top5"}
 
@@ -53,12 +53,12 @@ def test_an_absent_group_is_left_out(metric):
         ({"is_thing": [False]}, "`is_thing`: region 0 is False, but `category_is_thing` of its reference 0 is not"),
     ],
 )
-def test_ids_without_a_category_and_flags_that_contradict_are_refused(metric, change, message):
+def test_ids_without_a_category_and_flags_that_contradict_are_rejected(metric, change, message):
     values = {"predictions": [[0]], "references": [0], "is_thing": [True]} | change
     with pytest.raises(ValueError, match=message):
         metric.compute(**values, category_is_thing=CATEGORY_IS_THING)
 
 
-def test_ids_are_looked_at_without_flags_too(metric):
+def test_ids_are_validated_without_flags(metric):
     with pytest.raises(ValueError, match="`references`: ids are 0 or more; got -1 to -1"):
         metric.compute(predictions=[[-1]], references=[-1], is_thing=[True])

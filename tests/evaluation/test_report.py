@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""The page: complete in itself, with what was measured, for any number of models and seeds."""
+"""The report: self-contained and complete, for any number of models and seeds."""
 
 import html
 import json
@@ -27,7 +27,7 @@ CHROMIUM = next(
 
 @pytest.fixture(scope="module")
 def evaluated(request, tmp_path_factory):
-    """Scores of two models on the test scenes, and where these are."""
+    """Scores of two models on the test scenes, and the folder of the scenes."""
     scenes, student, teacher = (request.getfixturevalue(name) for name in ("scenes", "student", "teacher"))
     split, folder = scenes / "test", tmp_path_factory.mktemp("scores")
     words = ["--models", student, teacher, "--annotations", split / "panoptic.json", "--images", split / "images"]
@@ -35,7 +35,7 @@ def evaluated(request, tmp_path_factory):
     evaluate([str(word) for word in [*words, "--output", folder / "m.json"]])
     first, second = sorted((folder / "m").iterdir())
     other_seed = RegionScores.load(second)
-    other_seed.masks[:, 0] += 1  # calls everything the first category
+    other_seed.masks[:, 0] += 1  # predicts the first category everywhere
     other_seed.save(folder / "other.safetensors")
     return split, [first, second, folder / "other.safetensors"]
 
@@ -50,7 +50,7 @@ def page(evaluated, tmp_path):
 
 
 class Page(HTMLParser):
-    """Collects what is there, and fails where a tag is closed that is not open."""
+    """Collects the content of a page, and fails if a tag is closed that is not open."""
 
     VOID = {"meta", "link", "img", "br"}
 
@@ -75,7 +75,7 @@ class Page(HTMLParser):
         self.words.append(data)
 
 
-def test_the_page_needs_nothing_but_itself(page):
+def test_the_page_is_self_contained(page):
     text = page.read_text()
     parsed = Page(text)
     assert all(address.startswith("data:") for address in parsed.addresses)
@@ -90,21 +90,23 @@ def test_the_page_holds_tables_charts_images_and_settings_of_every_model(page):
         "U",
         "Dense <VLM>",
         "Masks-S",
-        "How much of it is calibration",
+        "Calibration and discrimination",
         "gain of H",
         "No image was skipped",
     ):
         assert part in words
     assert "fingerprint" in words and "transformers" in words
     assert sum("Masks-S over Masks-T" in alt for alt in parsed.images) == 1
-    assert sum("shares of the masks" in alt for alt in parsed.images) == 2
+    assert sum("predictions for the masks" in alt for alt in parsed.images) == 2
     assert sum("largest gains and losses" in alt for alt in parsed.images) == 1
     assert len(re.findall('class="sample"', page.read_text())) == 4
 
 
 def test_seeds_of_a_model_are_one_row_with_their_mean_and_range(page, evaluated):
     text = page.read_text()
-    (row,) = re.findall(rf"<tr><td>{html.escape('Dense <VLM>')}</td>(.*?)</tr>", text[: text.index("How much of it")])
+    (row,) = re.findall(
+        rf"<tr><td>{html.escape('Dense <VLM>')}</td>(.*?)</tr>", text[: text.index("Calibration and discrimination")]
+    )
     metrics = [
         region_metrics(run := RegionScores.load(file), shared_categories([ReportModel("", [run])]))
         for file in evaluated[1]
@@ -113,19 +115,19 @@ def test_seeds_of_a_model_are_one_row_with_their_mean_and_range(page, evaluated)
     assert f"{(first + other) / 2:.1f}<br><small>{first:.1f}–{other:.1f}</small>" in row and first < other
 
 
-def test_the_numbers_in_place_of_the_scores_are_refused_with_the_place_of_these(evaluated, tmp_path):
-    numbers = evaluated[1][0].parents[1] / "m.json"
-    with pytest.raises(SystemExit, match="the scores are the .safetensors in the folder of its name"):
-        main([f"U={numbers}", "--output", str(tmp_path / "r.html")])
+def test_metrics_in_place_of_scores_are_rejected_with_the_folder_of_the_scores(evaluated, tmp_path):
+    metrics = evaluated[1][0].parents[1] / "m.json"
+    with pytest.raises(SystemExit, match="the scores are the .safetensors files in the folder of that name"):
+        main([f"U={metrics}", "--output", str(tmp_path / "r.html")])
 
 
-def test_a_file_given_twice_is_no_second_seed(evaluated, tmp_path):
-    with pytest.raises(SystemExit, match="stands twice"):
+def test_a_file_given_twice_is_not_a_second_seed(evaluated, tmp_path):
+    with pytest.raises(SystemExit, match="is given twice"):
         main([f"U={evaluated[1][0]}"] * 2 + ["--output", str(tmp_path / "r.html")])
 
 
-def test_groups_by_number_are_things_and_stuff_all_over_the_page(evaluated, tmp_path):
-    """0 is a thing, 1 and 2 are stuff: what a conversion to bools would turn round."""
+def test_integer_groups_are_things_and_stuff_everywhere_on_the_page(evaluated, tmp_path):
+    """0 is a thing, 1 and 2 are stuff: a conversion to bool would swap the groups."""
     texts = []
     for numbers in (False, True):
         scores = RegionScores.load(evaluated[1][0])
@@ -138,21 +140,21 @@ def test_groups_by_number_are_things_and_stuff_all_over_the_page(evaluated, tmp_
     assert texts[0] == texts[1]
 
 
-def test_annotations_of_another_split_are_refused(evaluated, tmp_path):
+def test_annotations_of_another_split_are_rejected(evaluated, tmp_path):
     split, (first, *_) = evaluated
     content = json.loads((split / "panoptic.json").read_text())
     content["annotations"] = content["annotations"][:3]
     (tmp_path / "other.json").write_text(json.dumps(content))
     pictures = ["--annotations", str(tmp_path / "other.json"), "--images", str(split / "images")]
-    with pytest.raises(SystemExit, match=r"other.json is not what was evaluated: it has no \d+, of image \d+"):
+    with pytest.raises(SystemExit, match=r"other.json does not match the evaluation: it has no \d+, of image \d+"):
         main([str(first), "--output", str(tmp_path / "r.html"), *pictures])
 
 
-def test_pictures_that_are_missing_are_reported_before_anything_is_computed(evaluated, tmp_path, monkeypatch):
+def test_missing_images_are_reported_before_anything_is_computed(evaluated, tmp_path, monkeypatch):
     def computed(*_):
         raise AssertionError
 
-    monkeypatch.setattr("evaluation.report.report_numbers", computed)
+    monkeypatch.setattr("evaluation.report.report_data", computed)
     split, (first, *_) = evaluated
     content = json.loads((split / "panoptic.json").read_text())
     content["annotations"].append(content["annotations"][0])
@@ -160,8 +162,8 @@ def test_pictures_that_are_missing_are_reported_before_anything_is_computed(eval
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "000000.jpg").write_bytes(b"no image")
     for annotations, images, message in (
-        (tmp_path / "twice.json", split / "images", "twice.json, `annotations`: the `image_id` 0 stands 2 times"),
-        (split / "panoptic.json", tmp_path / "gone", "`images`: .*gone is no folder"),
+        (tmp_path / "twice.json", split / "images", "twice.json, `annotations`: the `image_id` 0 occurs 2 times"),
+        (split / "panoptic.json", tmp_path / "gone", "`images`: .*gone is not a folder"),
         (split / "panoptic.json", tmp_path / "images", "000000.jpg"),
     ):
         pictures = ["--annotations", str(annotations), "--images", str(images)]
@@ -169,7 +171,7 @@ def test_pictures_that_are_missing_are_reported_before_anything_is_computed(eval
             main([str(first), "--output", str(tmp_path / "r.html"), *pictures])
 
 
-def test_sizes_of_a_model_are_rows_of_their_own_and_joined_in_a_chart(evaluated, tmp_path):
+def test_image_sizes_of_a_model_are_separate_rows_and_one_line_in_a_chart(evaluated, tmp_path):
     scores = RegionScores.load(evaluated[1][0])
     for size in (64, 96):
         scores.provenance["image_size"] = size
@@ -179,17 +181,17 @@ def test_sizes_of_a_model_are_rows_of_their_own_and_joined_in_a_chart(evaluated,
     assert [entry.title for entry in entries] == ["U, 96 pixels", "U, 64 pixels", "P"]
     write_report(entries, tmp_path / "sizes.html")
     images = Page((tmp_path / "sizes.html").read_text()).images
-    assert images.count("Accuracies over the size of the images") == 1
+    assert images.count("Accuracies over image size") == 1
 
 
-def test_one_model_is_a_page_too(evaluated, tmp_path):
+def test_a_single_model_has_a_report_without_gains(evaluated, tmp_path):
     _, (first, *_) = evaluated
     write_report(read_models([str(first)]), tmp_path / "one.html")
     text = (tmp_path / "one.html").read_text()
-    assert "gain of H" not in text and "What is called what" in text
+    assert "gain of H" not in text and "Confusion matrices" in text
 
 
-def test_models_on_other_regions_are_not_put_on_one_page(evaluated, tmp_path):
+def test_models_on_different_regions_are_rejected(evaluated, tmp_path):
     first = RegionScores.load(evaluated[1][0])
     other = RegionScores.load(evaluated[1][1])
     other.labels = np.roll(other.labels, 1)
@@ -201,7 +203,7 @@ def test_models_on_other_regions_are_not_put_on_one_page(evaluated, tmp_path):
     ("words", "message"),
     [(["U=gone.safetensors"], "gone.safetensors"), (["U={page}"], "holds no scores of regions")],
 )
-def test_what_cannot_be_read_is_named(page, tmp_path, words, message):
+def test_unreadable_files_are_named(page, tmp_path, words, message):
     with pytest.raises(SystemExit, match=message):
         main([word.format(page=page) for word in words] + ["--output", str(tmp_path / "r.html")])
 
@@ -209,7 +211,7 @@ def test_what_cannot_be_read_is_named(page, tmp_path, words, message):
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_browser_shows_it_without_an_error_and_no_wider_than_the_screen(page, tmp_path, width):
-    """In a frame, since a window has its least width; the page is paged through, and all of it is opened."""
+    """In a frame, as windows have a minimal width; all samples are paged through and all sections opened."""
     probe, frame = page.with_name("probe.html"), page.with_name("frame.html")
     probe.write_text(
         page.read_text().replace(

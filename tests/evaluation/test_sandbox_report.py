@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""The report of the sandbox: its offset, its rows, its files."""
+"""The report of the sandbox: offsets, rows and files."""
 
 import json
 import shutil
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.sandbox import SANDBOX_COLUMNS, describe_runs, entries_of, main
+from evaluation.sandbox import SANDBOX_COLUMNS, describe_runs, main, sandbox_models
 
 
 MODELS = Path(__file__).parents[2] / "model_cards"
@@ -16,7 +16,7 @@ MODELS = Path(__file__).parents[2] / "model_cards"
 
 @pytest.fixture
 def folders(scenes, tmp_path):
-    """Models where the program looks for them: CLIPSelf(U) stands for the baseline, P for DenseVLM."""
+    """Folders of trained models, with CLIPSelf(U) in place of the baseline and P in place of DenseVLM."""
     pytest.importorskip("matplotlib")
     shutil.copytree(scenes, tmp_path / "sandbox" / "data")
     for name, source in (("all", "clipself-u"), ("densevlm", "p")):
@@ -25,7 +25,7 @@ def folders(scenes, tmp_path):
     return tmp_path
 
 
-def test_the_program_writes_numbers_tables_pictures_and_a_page(folders):
+def test_the_program_writes_metrics_tables_figures_and_a_report(folders):
     runs = folders / "sandbox"
     main(["--runs", str(runs), "--models", str(MODELS), "--seeds", "0", "1"])
     metrics = json.loads((runs / "metrics.json").read_text())
@@ -63,10 +63,10 @@ def test_several_pretrainings_take_one_alignment_seed_each(folders, capsys):
     assert "one alignment seed each" in capsys.readouterr().err
 
 
-def test_other_pretrainings_bring_their_own_models(tmp_path):
+def test_other_pretrainings_have_their_own_models(tmp_path):
     shipped, runs = tmp_path / "model_cards", [tmp_path / "sandbox", tmp_path / "pretraining-1"]
     (runs[1] / "models").mkdir(parents=True)
-    folders = {entry.key: entry.folders for entry in entries_of(runs, shipped, [0, 3])}
+    folders = {entry.key: entry.folders for entry in sandbox_models(runs, shipped, [0, 3])}
     assert folders["teacher"] == [shipped / "densevlm-sandbox-p", runs[1] / "models" / "densevlm-sandbox-p"]
     assert folders["after"] == [run / f"densevlm-seed{seed}" for run in runs for seed in (0, 3)]
     assert describe_runs(2, [0]) == "Means over 2 pre-training seeds; one alignment seed of each (0)."

@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Semantic segmentation without training: labels of pixels, what the PNGs mean, and the means of IoU."""
+"""Training-free semantic segmentation: pixel labels, layouts of the PNGs, and metrics."""
 
 import json
 import re
@@ -18,14 +18,15 @@ from evaluation.datasets.semantic_maps import LAYOUTS, SemanticMaps, ValueLayout
 from evaluation.evaluate_segmentation import main
 from evaluation.segmentation import dense_cosines, label_pixels, segment
 from modeling_densevlm import CategorySet, DenseVLMImageProcessor, DenseVLMModel
+from tests.conftest import command_line
 from tests.evaluation.pngs import write_png
 
 
 ADE20K = Path(__file__).parents[3] / "shared" / "data" / "ade20k_sample"
 
 
-def test_metrics_by_hand_and_what_categories_that_never_occur_change():
-    """Of four categories the third never occurs and is called once, the fourth is neither there nor called."""
+def test_metrics_by_hand_with_absent_categories():
+    """Of four categories the third is absent and predicted once, the fourth is neither present nor predicted."""
     counts = np.array([[3, 1, 0, 0], [1, 4, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
     metrics = segmentation_metrics(counts)
     assert metrics["miou"] == pytest.approx((3 / 5 + 4 / 7) / 2)
@@ -37,21 +38,21 @@ def test_metrics_by_hand_and_what_categories_that_never_occur_change():
         segmentation_metrics(np.zeros((2, 2), dtype=np.int64))
 
 
-def test_pixels_are_counted_by_label_and_prediction_but_not_those_to_be_ignored():
+def test_pixels_are_counted_by_label_and_prediction_without_ignored_ones():
     labels, predictions = np.array([[0, 1], [1, -1]]), np.array([[0, 0], [1, 1]])
     assert count_pairs(labels, predictions, 3).tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 0]]
 
 
-def test_every_pixel_gets_the_best_category_of_the_enlarged_map():
+def test_every_pixel_gets_the_best_category_of_the_interpolated_map():
     cosines = torch.randn(40, 4, 4, generator=torch.Generator().manual_seed(0))
     labels = label_pixels(cosines, (20, 32))
     large = torch.nn.functional.interpolate(cosines[None], size=(32, 32), mode="bilinear", align_corners=False)
     assert torch.equal(labels, large[0].argmax(0)[:20])
 
 
-def test_the_background_is_what_no_other_category_is_sure_of():
+def test_the_background_is_where_no_other_category_is_confident():
     cosines = torch.zeros(3, 1, 2)
-    cosines[0] = 9.0  # its own name counts for nothing
+    cosines[0] = 9.0  # its own cosine is not used
     cosines[1, 0, 0], cosines[2, 0, 0] = 0.05, 0.0  # 0.993 against 0.007
     cosines[1, 0, 1], cosines[2, 0, 1] = 0.001, 0.0  # 0.525 against 0.475
     square = cosines.repeat_interleave(2, dim=1)
@@ -67,7 +68,7 @@ def dense(student):
 
 
 @torch.no_grad()
-def test_windows_see_what_is_in_them_and_count_alike_where_they_overlap(dense):
+def test_windows_are_independent_and_averaged_where_they_overlap(dense):
     model, pixel_values, text_embeds = dense
 
     def of(y, x):
@@ -83,7 +84,7 @@ def test_windows_see_what_is_in_them_and_count_alike_where_they_overlap(dense):
 
 
 @torch.no_grad()
-def test_one_window_over_all_is_no_window(dense):
+def test_a_window_of_the_whole_image_equals_no_window(dense):
     model, pixel_values, text_embeds = dense
     sizes = [(96, 96), (50, 96)]
     plain = segment(model, pixel_values, text_embeds, sizes)
@@ -92,8 +93,8 @@ def test_one_window_over_all_is_no_window(dense):
 
 
 @pytest.mark.parametrize(("window", "stride"), [(97, None), (64, 65), (0, None)])
-def test_impossible_windows_are_refused(dense, window, stride):
-    with pytest.raises(ValueError, match="`stride` .* is at most `window`"):
+def test_invalid_windows_are_rejected(dense, window, stride):
+    with pytest.raises(ValueError, match="`stride` .* must be at most `window`"):
         dense_cosines(*dense, window=window, stride=stride)
 
 
@@ -117,7 +118,7 @@ def pngs_of(folders, **options):
     return SemanticMaps(folders / "images", folders / "labels", CATEGORIES, DenseVLMImageProcessor(32), **options)
 
 
-def test_values_become_the_places_of_their_categories(folders):
+def test_values_become_category_indices(folders):
     dataset = pngs_of(folders)
     assert len(dataset) == 2
     labels = dataset[0]["labels"]
@@ -134,7 +135,7 @@ def test_layouts_move_the_values(folders):
 
 def test_a_value_of_no_category_is_named_with_the_file_and_the_remedy(folders):
     refused = pngs_of(folders, layout="ade20k")[0]["refused"]
-    assert re.search(r"a\.png: values \[3, 7\] are of no category of two .* `--layout` meant", refused)
+    assert re.search(r"a\.png: values \[3, 7\] are of no category of two .* another `--layout`", refused)
 
 
 def no_image(folders):
@@ -166,8 +167,8 @@ def test_an_image_that_cannot_be_evaluated_is_skipped_and_named(folders, spoil):
     assert "a.png" in message and len(batch["labels"]) == 1
 
 
-def test_folders_without_what_is_looked_for_are_named(folders, tmp_path):
-    with pytest.raises(FileNotFoundError, match="`annotations`: .* is no folder"):
+def test_missing_folders_and_files_are_named(folders, tmp_path):
+    with pytest.raises(FileNotFoundError, match="`annotations`: .* is not a folder"):
         SemanticMaps(folders / "images", folders / "gone", CATEGORIES, DenseVLMImageProcessor(32))
     with pytest.raises(ValueError, match="holds no PNG"):
         SemanticMaps(folders / "images", folders / "images", CATEGORIES, DenseVLMImageProcessor(32))
@@ -177,7 +178,7 @@ MANY = CategorySet("many", [f"category {number}" for number in range(300)])
 
 
 def values_of(folders, values, categories=MANY, **options):
-    """The labels of an image whose PNG has these values, a column each."""
+    """The labels of an image whose PNG has these values, one column each."""
     file = folders / "labels" / "a.png"
     Image.fromarray(np.repeat(np.array(values)[None], 30, 0).repeat(40 // len(values), 1)).save(file)
     dataset = SemanticMaps(folders / "images", folders / "labels", categories, DenseVLMImageProcessor(32), **options)
@@ -185,7 +186,7 @@ def values_of(folders, values, categories=MANY, **options):
     return sample.get("refused") or sample["labels"][0, :: 40 // len(values)].tolist()
 
 
-def test_more_than_255_categories_count_and_65535_means_nothing(folders, caplog):
+def test_more_than_255_categories_are_evaluated_and_65535_is_ignored(folders, caplog):
     """255 is a category of such sets (the full ADE20K has 847): mmsegmentation#2493."""
     assert values_of(folders, np.array([0, 254, 255, 256, 65535], np.uint16)) == [0, 254, 255, 256, -1]
     assert "The value 255 is the category 'category 255' of many, and counts as that" in caplog.text
@@ -204,17 +205,17 @@ def test_the_ignored_values_can_be_given(folders, caplog):
     values = np.array([0, 9, 255, 256], np.uint16)
     ten = CategorySet("ten", MANY.names[:10])
     assert values_of(folders, values, ignored=[9, 255]) == [0, -1, -1, 256]
-    assert "category 9' of many, and means nothing here" in caplog.text
+    assert "category 9' of many, and is ignored by this layout" in caplog.text
     assert "values [255, 256] are of no category" in values_of(folders, values, ten, ignored=[])
 
 
-def test_a_category_that_no_png_could_hold_is_refused(folders):
+def test_a_category_that_no_png_can_represent_is_rejected(folders):
     for options, ids in (({}, [3, 70000]), ({"layout": "coco_stuff"}, [0, 7])):
         with pytest.raises(ValueError, match=f"'{'sky' if ids[1] > 7 else 'kite'}' of two would be the value"):
             values_of(folders, np.array([3], np.uint8), CategorySet("two", ["kite", "sky"], ids=ids), **options)
 
 
-def test_values_are_those_of_the_file_whatever_its_depth_and_kind(folders):
+def test_values_are_read_for_every_bit_depth_and_mode(folders):
     values = np.zeros((30, 40), np.uint8)
     values[:, 20:] = 1
     file, ten = folders / "labels" / "a.png", CategorySet("ten", MANY.names[:10])
@@ -235,7 +236,7 @@ def test_values_are_those_of_the_file_whatever_its_depth_and_kind(folders):
     Image.merge("LA", [Image.fromarray(values), Image.new("L", (40, 30), 255)]).save(file)
     assert (labels() == values).all()
     write_png(file, 16, np.stack([values, np.full_like(values, 255)], axis=2))  # Pillow would read 0 everywhere
-    assert "16 bits a channel (LA;16B)" in pngs_of(folders)[0]["skipped"]
+    assert "16 bits per channel (LA;16B)" in pngs_of(folders)[0]["skipped"]
     file.unlink()
     for depth in (np.uint8, np.uint16, np.int32):
         Image.fromarray(values.astype(depth)).save(file.with_suffix(".tif"))
@@ -245,10 +246,10 @@ def test_values_are_those_of_the_file_whatever_its_depth_and_kind(folders):
         assert f"values [{odd}] are of no category" in pngs_of(folders)[0]["refused"]
         assert (pngs_of(folders, ignored=[odd])[0]["labels"] == -1).all()
     Image.fromarray(values.astype(np.float32)).save(file.with_suffix(".tif"))
-    assert "a.tif" in pngs_of(folders)[0]["skipped"] and "of the mode F" in pngs_of(folders)[0]["skipped"]
+    assert "a.tif" in pngs_of(folders)[0]["skipped"] and "mode F" in pngs_of(folders)[0]["skipped"]
 
 
-def test_two_annotations_of_one_name_are_refused(folders):
+def test_two_annotations_of_one_name_are_rejected(folders):
     shutil.copy(folders / "labels" / "a.png", folders / "labels" / "a.PNG")
     with pytest.raises(ValueError, match=r"`annotations`: .*a\.(PNG|png) and .*a\.(png|PNG) have the same name"):
         pngs_of(folders)
@@ -267,7 +268,7 @@ def test_images_are_found_by_every_suffix_with_dots_in_their_names_and_behind_li
     assert len(dataset) == 2 + len(kinds) and all("labels" in dataset[index] for index in range(len(dataset)))
 
 
-def test_what_systems_leave_in_folders_is_no_data_and_is_counted(folders, caplog):
+def test_system_files_are_skipped_and_counted(folders, caplog):
     for folder, suffix in (("images", "jpg"), ("labels", "png")):
         (folders / folder / f"._a.{suffix}").write_bytes(b"\0\5")
         (folders / folder / f"folder.{suffix}").mkdir()
@@ -278,11 +279,13 @@ def test_what_systems_leave_in_folders_is_no_data_and_is_counted(folders, caplog
     dataset = pngs_of(folders)
     assert len(dataset) == len(dataset.image_of) == 2
     for folder, suffix in (("images", "jpg"), ("labels", "png")):
-        told = f"{folders / folder}: passed over 4 hidden or of a system (e.g. ._a.{suffix}), 1 .txt (e.g. notes.txt)."
-        assert told in caplog.text
+        message = (
+            f"{folders / folder}: passed over 4 hidden or of a system (e.g. ._a.{suffix}), 1 .txt (e.g. notes.txt)."
+        )
+        assert message in caplog.text
 
 
-def test_links_that_lead_back_end_and_those_that_lead_nowhere_are_told(folders, caplog):
+def test_cyclic_links_end_and_broken_links_are_reported(folders, caplog):
     (folders / "labels" / "sub" / "back").symlink_to(folders / "labels")
     (folders / "labels" / "gone.png").symlink_to(folders / "nowhere.png")
     dataset = pngs_of(folders)
@@ -293,7 +296,7 @@ def test_links_that_lead_back_end_and_those_that_lead_nowhere_are_told(folders, 
 
 @pytest.fixture
 def command(student, scenes, tmp_path):
-    """The scenes' test split as images and PNGs of indices; keyword arguments are added."""
+    """The scenes' test split as images and PNGs of indices; keyword arguments override the options."""
     split = scenes / "test"
     content = json.loads((split / "panoptic.json").read_text())
     (tmp_path / "labels").mkdir()
@@ -309,13 +312,12 @@ def command(student, scenes, tmp_path):
         values |= {"images": split / "images", "annotations": tmp_path / "labels"}
         values |= {"categories": scenes / "categories.json", "templates": "short", "output": tmp_path / output}
         values |= {"num_workers": 0, "device": "cpu"} | options
-        parts = [[f"--{key}", *(value if isinstance(value, list) else [value])] for key, value in values.items()]
-        return [str(word) for part in parts for word in part]
+        return command_line(values)
 
     return arguments
 
 
-def test_two_processes_give_what_one_gives_with_every_pixel_once(command, tmp_path, run_module):
+def test_two_processes_count_every_pixel_once_as_one_process_does(command, tmp_path, run_module):
     found = []
     for ranks in (1, 2):
         run_module("evaluation.evaluate_segmentation", command(f"{ranks}.json", shard_size=3), ranks=ranks)
@@ -343,29 +345,29 @@ def test_values_of_no_category_end_the_program_with_a_message_and_no_traceback(c
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stride": 24}, "give --window, too"),
+        ({"stride": 24}, "--stride needs --window"),
         ({"window": 200}, "at most the image's 96 pixels"),
         ({"window": 48, "stride": 0}, "--stride at most the window"),
     ],
 )
-def test_windows_that_cannot_be_are_refused(command, options, message):
+def test_invalid_window_options_are_rejected(command, options, message):
     with pytest.raises(SystemExit, match=message):
         main(command(**options))
 
 
-def test_images_without_a_png_are_left_out_and_that_is_said(command, tmp_path, caplog):
+def test_images_without_a_png_are_skipped_with_a_warning(command, tmp_path, caplog):
     (tmp_path / "labels" / "000003.png").unlink()
     assert main(command())[0]["images"] == 9
     assert "1 images have no PNG and are left out, e.g. 000003." in caplog.text
 
 
-def test_numbers_with_a_background_are_not_taken_for_those_without(command):
+def test_results_with_and_without_background_are_not_mixed(command):
     main(command(background="sky", background_threshold=1.1))
     with pytest.raises(SystemExit, match="evaluation with another background"):
         main(command())
 
 
-def test_two_images_of_one_name_are_refused_and_the_annotations_are_no_images(scenes, tmp_path):
+def test_two_images_of_one_name_are_rejected_and_annotations_are_not_images(scenes, tmp_path):
     categories = CategorySet.load(scenes / "categories.json")
     for name in ("a.png", "b.png"):
         Image.new("L", (8, 8)).save(tmp_path / name)
@@ -381,7 +383,7 @@ def test_the_background_of_the_command_line_is_a_category(command):
     with pytest.raises(SystemExit, match="has no category 'background'"):
         main(command(background="background"))
     row = main(command(background="sky", background_threshold=1.1))[0]
-    assert row["categories_present"] > 1 and row["pixel_accuracy"] < 0.5  # all of it is called sky
+    assert row["categories_present"] > 1 and row["pixel_accuracy"] < 0.5  # everything is predicted as sky
 
 
 def test_ignored_values_of_the_command_line_make_another_evaluation(command, tmp_path):
@@ -401,7 +403,7 @@ def test_ignored_values_of_the_command_line_make_another_evaluation(command, tmp
     assert main(command("given.json", ignored=[254]))[0]["miou"] == row["miou"]
 
 
-def test_when_no_image_can_be_evaluated_it_says_so(command, tmp_path):
+def test_an_evaluation_without_any_readable_image_fails(command, tmp_path):
     shutil.copytree(tmp_path / "labels", tmp_path / "images")
     for file in (tmp_path / "images").iterdir():
         file.write_bytes(b"no image")
@@ -410,7 +412,7 @@ def test_when_no_image_can_be_evaluated_it_says_so(command, tmp_path):
 
 
 @pytest.mark.skipif(not ADE20K.is_dir(), reason="the three images of ADE20K are not here")
-def test_three_images_of_ade20k_have_the_stuff_and_things_that_are_seen_on_them():
+def test_three_images_of_ade20k_have_the_stuff_and_things_that_they_show():
     categories = CategorySet.load("ade20k_panoptic_150")
     dataset = SemanticMaps(
         ADE20K / "images", ADE20K / "annotations", categories, DenseVLMImageProcessor(64), LAYOUTS["ade20k"]

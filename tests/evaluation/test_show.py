@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of what models see in an image."""
+"""Figures of model predictions on an image."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def shown(student, picture, tmp_path):
     return model, processor.image_processor, Image.open(tmp_path / "image.png").convert("RGB"), text_embeds
 
 
-def test_similarities_cover_the_image_and_are_those_of_the_map_in_its_cells(shown):
+def test_similarities_cover_the_image_and_match_the_map(shown):
     model, image_processor, image, text_embeds = shown
     found = similarities(*shown)
     assert found.shape == (3, 60, 96)
@@ -34,7 +34,7 @@ def test_similarities_cover_the_image_and_are_those_of_the_map_in_its_cells(show
     np.testing.assert_allclose(found[:, *middle].mean((1, 2)), expected.numpy(), atol=0.05)
 
 
-def test_cells_are_those_of_the_content(shown):
+def test_the_grid_covers_the_content(shown):
     model, image_processor, image, text_embeds = shown
     labels, probabilities = classify_cells(*shown, (1, 1))
     box = torch.tensor([[0.0, 0.0, 1.0, 60 / 96]])
@@ -49,7 +49,7 @@ def test_cells_are_those_of_the_content(shown):
 @pytest.mark.parametrize(
     "words", [["--texts", "sky", "kite"], ["--categories", "categories.json", "--grid", "2", "3"]]
 )
-def test_the_command_draws_both(shown, student, teacher, scenes, tmp_path, words):
+def test_the_command_draws_both_kinds_of_figures(shown, student, teacher, scenes, tmp_path, words):
     pytest.importorskip("matplotlib")
     words = [str(scenes / word) if word.endswith(".json") else word for word in words]
     main(
@@ -66,14 +66,14 @@ def test_the_command_draws_both(shown, student, teacher, scenes, tmp_path, words
     assert max(Image.open(tmp_path / "o.png").size) > 400
 
 
-def test_a_side_of_no_whole_cells_becomes_the_nearest_one_that_is(shown, student, tmp_path, caplog):
+def test_an_image_size_is_rounded_to_a_multiple_of_the_stride(shown, student, tmp_path, caplog):
     pytest.importorskip("matplotlib")
     words = ["--models", str(student), "--texts", "sky", "--image_size", "50", "--output", str(tmp_path / "o.png")]
     main([str(tmp_path / "image.png"), *words])
     assert "50 pixels become 48" in caplog.text and (tmp_path / "o.png").is_file()
 
 
-def test_what_is_missing_is_named(student, tmp_path):
+def test_a_missing_image_is_named(student, tmp_path):
     pytest.importorskip("matplotlib", reason="figures need matplotlib (extra `figures`)")
     with pytest.raises(SystemExit, match="gone.jpg"):
         main(

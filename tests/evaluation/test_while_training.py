@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Region accuracies of the student while it trains."""
+"""Region evaluation during training."""
 
 import json
 
@@ -15,7 +15,7 @@ from training.train import main
 
 @pytest.fixture
 def watched(recipe, scenes):
-    """A run of four steps that is evaluated every two; returns trainer and callback."""
+    """A run of four steps, evaluated every two steps; returns trainer and callback."""
 
     def run(**options):
         split, found = scenes / "test", []
@@ -36,7 +36,7 @@ def evaluations_of(log):
     return [entry for entry in log if "eval_masks_thing_top1" in entry]
 
 
-def test_it_is_evaluated_before_the_first_step_every_so_many_and_after_the_last(watched):
+def test_evaluation_before_the_first_step_every_n_steps_and_after_the_last(watched):
     trainer, callback = watched()
     entries = evaluations_of(trainer.state.log_history)
     assert [entry["step"] for entry in entries] == [0, 2, 4]
@@ -46,7 +46,7 @@ def test_it_is_evaluated_before_the_first_step_every_so_many_and_after_the_last(
     assert {f"eval_{k}": v for k, v in expected.items()}.items() <= entries[-1].items()
 
 
-def test_what_is_logged_can_be_drawn_over_the_images_seen(watched, tmp_path):
+def test_logged_metrics_can_be_drawn_over_the_training_images(watched, tmp_path):
     pytest.importorskip("matplotlib")
     log = watched()[0].state.log_history
     logged = [row for row in log if "eval_boxes_top1" in row]
@@ -56,7 +56,7 @@ def test_what_is_logged_can_be_drawn_over_the_images_seen(watched, tmp_path):
     assert (tmp_path / "accuracy.svg").stat().st_size > 10_000
 
 
-def test_it_changes_nothing_of_the_run(watched, recipe, tmp_path):
+def test_evaluation_does_not_change_the_run(watched, recipe, tmp_path):
     watched_run, _ = watched(output_dir=tmp_path / "watched")
     plain = main(recipe(max_steps=4, learning_rate=0.01, output_dir=tmp_path / "plain"))
     first, second = (trainer.model.state_dict() for trainer in (watched_run, plain))

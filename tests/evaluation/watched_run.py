@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""A run that is evaluated while it trains: `python -m tests.evaluation.watched_run SCENES --key value ...`"""
+"""A run with evaluation during training: `python -m tests.evaluation.watched_run SCENES --key value ...`"""
 
 import sys
 

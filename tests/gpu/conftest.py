@@ -1,8 +1,8 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
 """
-What runs on a GPU, against the same on the CPU. Without CUDA these tests are skipped; GPU_TESTS_ON=cpu runs them on
-the CPU against itself, which shows that they can be run. `make gpu` does either (docs/gpu.md).
+Compares computations on a GPU with the CPU. Without CUDA these tests are skipped; GPU_TESTS_ON=cpu compares the CPU
+with itself, which checks the tests. `make gpu` supports both (docs/gpu.md).
 """
 
 import json
@@ -22,7 +22,7 @@ def device() -> str:
 
 @pytest.fixture(autouse=True)
 def exact_float32(device):
-    """Products and convolutions in full float32: with TF32 a GPU keeps ten bits of what it multiplies."""
+    """Matrix products and convolutions in full float32: TF32 has a mantissa of ten bits."""
     convolutions = torch.backends.cudnn.allow_tf32
     products = torch.get_float32_matmul_precision()
     torch.backends.cudnn.allow_tf32 = False
@@ -34,7 +34,7 @@ def exact_float32(device):
 
 @pytest.fixture
 def on_device(recipe, device):
-    """[`recipe`] on the device; `on="cpu"` for what it is compared with."""
+    """[`recipe`] on the device; `on="cpu"` for the reference run."""
 
     def arguments(on: str = device, **overrides) -> list[str]:
         return recipe(use_cpu=on == "cpu", **overrides)
@@ -43,7 +43,7 @@ def on_device(recipe, device):
 
 
 def pytest_runtest_logreport(report):
-    """Keeps each result as soon as it is there, with the numbers that the test has recorded."""
+    """Writes each result immediately, with the properties recorded by the test."""
     file = os.environ.get("GPU_RESULTS")
     if not file or not (report.when == "call" or report.outcome in ("failed", "skipped")):
         return

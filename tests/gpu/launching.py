@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Starts the training program on one rank that is told what torchrun tells its own."""
+"""Starts the training program on a single rank, with the environment variables of torchrun."""
 
 import os
 import socket
@@ -14,7 +14,7 @@ MODULE = "tests.gpu.train_with_one_rank"
 
 
 def start(arguments: list[str]) -> subprocess.Popen:
-    """A process of its own from the beginning: a fork could not use CUDA."""
+    """Starts a new process rather than a fork, which could not use CUDA."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -31,7 +31,7 @@ def start(arguments: list[str]) -> subprocess.Popen:
 
 
 def launch(arguments: list[str]) -> str:
-    """Runs it to its end and returns what it printed."""
+    """Runs the program and returns its output."""
     process = start(arguments)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output[-4000:]

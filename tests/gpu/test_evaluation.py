@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""An evaluation on the GPU is that of the CPU."""
+"""An evaluation on the GPU matches the CPU."""
 
 import numpy as np
 import pytest
@@ -27,9 +27,6 @@ def test_regions_are_scored_as_on_the_cpu(tower, folder_of, scenes, device, reco
     )
     assert (found.segment_ids == expected.segment_ids).all() and len(found.labels) > 10
     for kind in ("boxes", "masks"):
-        one, other = (
-            getattr(expected, kind),
-            getattr(found, kind),
-        )  # not a number where a mask is too small for the map
+        one, other = getattr(expected, kind), getattr(found, kind)  # NaN for masks that are empty at map resolution
         record_property(f"{kind}, largest difference", f"{np.nanmax(np.abs(one - other)):.1e}")
         np.testing.assert_allclose(other, one, atol=1e-4, err_msg=kind)

@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""What every tower gives on the GPU is what it gives on the CPU."""
+"""The features of every tower on the GPU match the CPU."""
 
 import copy
 import importlib.util
@@ -39,42 +39,42 @@ def features_of(model: DenseVLMModel, tokenizer, device: str, dtype: torch.dtype
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_every_feature_of_every_tower_is_that_of_the_cpu(tower, make_tower, tokenizer, device, dtype, record_property):
+def test_every_feature_of_every_tower_matches_the_cpu(tower, make_tower, tokenizer, device, dtype, record_property):
     model = make_tower(tower, tokenizer)
     expected = features_of(model, tokenizer, "cpu", torch.float32)
     for name, found in features_of(model, tokenizer, device, getattr(torch, dtype)).items():
         assert found.isfinite().all() and found.shape == expected[name].shape, name
         if dtype == "float32":
-            apart = (found - expected[name]).abs().max().item()
-            record_property(f"{name}, largest difference", f"{apart:.1e}")
+            difference = (found - expected[name]).abs().max().item()
+            record_property(f"{name}, largest difference", f"{difference:.1e}")
             torch.testing.assert_close(found, expected[name], atol=1e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
         else:
-            there = expected[name].norm(dim=-1) > 0  # a box without area has no direction
-            likeness = cosine_similarity(found, expected[name], dim=-1)[there].min().item()
-            record_property(f"{name}, least cosine", f"{likeness:.4f}")
-            assert likeness > 0.97, (name, likeness)
+            defined = expected[name].norm(dim=-1) > 0  # a box without area has no direction
+            similarity = cosine_similarity(found, expected[name], dim=-1)[defined].min().item()
+            record_property(f"{name}, least cosine", f"{similarity:.4f}")
+            assert similarity > 0.97, (name, similarity)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("tower", ATTENTION)
-def test_flash_attention_gives_what_attention_written_out_gives(tower, make_tower, device, record_property):
-    """torch's flash kernel, and nothing else, in bfloat16."""
+def test_flash_attention_matches_math_attention(tower, make_tower, device, record_property):
+    """Only torch's flash kernel, in bfloat16."""
     model = make_tower(tower).to(device, torch.bfloat16)
     images = torch.randn(2, 3, 96, 128, device=device, dtype=torch.bfloat16)
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         flash = model.get_dense_features(images)
     with sdpa_kernel(SDPBackend.MATH):
-        written = model.get_dense_features(images)
-    likeness = cosine_similarity(flash.float(), written.float(), dim=1).min().item()
-    record_property("least cosine", f"{likeness:.4f}")
-    assert likeness > 0.97
+        math = model.get_dense_features(images)
+    similarity = cosine_similarity(flash.float(), math.float(), dim=1).min().item()
+    record_property("least cosine", f"{similarity:.4f}")
+    assert similarity > 0.97
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("tower", [name for name in ATTENTION if name != "timm_vit"])
-def test_the_package_flash_attention_gives_what_torch_gives(tower, folder_of, device):
+def test_the_package_flash_attention_matches_torch(tower, folder_of, device):
     if device != "cuda" or not importlib.util.find_spec("flash_attn"):
-        pytest.skip("the package flash_attn is not installed, or there is no GPU that it could run on")
+        pytest.skip("the package flash_attn is not installed, or there is no GPU")
     images = torch.randn(2, 3, 96, 128, device=device, dtype=torch.bfloat16)
     dense = [
         DenseVLMModel.from_pretrained(folder_of(tower, 0), dtype=torch.bfloat16, attn_implementation=implementation)
@@ -89,8 +89,8 @@ def test_the_package_flash_attention_gives_what_torch_gives(tower, folder_of, de
 
 @torch.no_grad()
 @pytest.mark.parametrize("tower", ["clip_vit", "eva02_clip"])
-def test_compiled_is_as_uncompiled(tower, make_tower, device, record_property):
-    """By inductor on a GPU; on the CPU, where it takes long, without its last stage."""
+def test_compiled_matches_uncompiled(tower, make_tower, device, record_property):
+    """By inductor on a GPU; by aot_eager on the CPU, where inductor takes long."""
     model = make_tower(tower).to(device)
     if device == "cuda" and not (importlib.util.find_spec("triton") and (shutil.which("cc") or shutil.which("gcc"))):
         pytest.skip("inductor needs triton and a C compiler")

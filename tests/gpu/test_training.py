@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""A step on the GPU moves the parameters as on the CPU; kept answers, NCCL and a kill change nothing of it."""
+"""Training on the GPU matches the CPU, also with cached teacher predictions, over NCCL and after a kill."""
 
 import re
 
@@ -29,7 +29,7 @@ def losses_of(trainer) -> list[float]:
 
 
 @pytest.mark.parametrize(("method", "student", "teacher"), PAIRS)
-def test_a_step_gives_the_parameters_of_the_cpu(
+def test_a_step_matches_the_cpu(
     on_device, folder_of, tower_names, tmp_path, method, student, teacher, record_property
 ):
     if missing := {student, teacher or student} - set(tower_names):
@@ -37,29 +37,30 @@ def test_a_step_gives_the_parameters_of_the_cpu(
     options = SGD | {"method": method, "model": folder_of(student, 0), "max_steps": 1}
     if teacher:
         options |= {"teacher": folder_of(teacher, 1), "threshold": 0.1}
-    here, there = tmp_path / "cpu", tmp_path / "device"
-    expected = losses_of(main(on_device(on="cpu", output_dir=here, **options)))
-    trainer = main(on_device(output_dir=there, **options))
-    moved, apart = compare(folder_of(student, 0), here), compare(here, there)
+    on_cpu, on_gpu = tmp_path / "cpu", tmp_path / "device"
+    expected = losses_of(main(on_device(on="cpu", output_dir=on_cpu, **options)))
+    trainer = main(on_device(output_dir=on_gpu, **options))
+    moved, difference = compare(folder_of(student, 0), on_cpu), compare(on_cpu, on_gpu)
     record_property("moved", f"{moved:.1e}")
-    record_property("largest difference", f"{apart:.1e}")
+    record_property("largest difference", f"{difference:.1e}")
     assert losses_of(trainer) == pytest.approx(expected, rel=1e-3)
-    assert moved > 1e-5 and apart < max(1e-5, 0.01 * moved)
+    assert moved > 1e-5 and difference < max(1e-5, 0.01 * moved)
 
 
-def test_steps_in_bfloat16_stay_near_those_in_float32(on_device, folder_of, tmp_path):
+def test_steps_in_bfloat16_are_close_to_float32(on_device, folder_of, tmp_path):
     options = SGD | {"model": folder_of("eva02_clip", 0), "teacher": folder_of("clip_vit", 1), "threshold": 0.05}
     full = losses_of(main(on_device(output_dir=tmp_path / "full", **options)))
     half = losses_of(main(on_device(output_dir=tmp_path / "half", bf16=True, teacher_dtype="bfloat16", **options)))
     assert half == pytest.approx(full, rel=0.1)
 
 
-def test_training_from_answers_kept_on_the_device_is_training_with_the_teacher(on_device, student, tmp_path):
-    cache_teacher.main(on_device(teacher_cache=tmp_path / "answers", teacher_cache_top_k=0))
+def test_training_with_cached_predictions_matches_training_with_the_teacher(on_device, student, tmp_path):
+    cache_teacher.main(on_device(teacher_cache=tmp_path / "cache", teacher_cache_top_k=0))
     online, offline = tmp_path / "online", tmp_path / "offline"
-    asked = main(on_device(output_dir=online, **SGD))
-    read = main(on_device(output_dir=offline, teacher_cache=tmp_path / "answers", **SGD))
-    assert read.teacher is None and losses_of(read) == pytest.approx(losses_of(asked), rel=1e-3)
+    with_teacher = main(on_device(output_dir=online, **SGD))
+    with_cache = main(on_device(output_dir=offline, teacher_cache=tmp_path / "cache", **SGD))
+    assert with_cache.teacher is None
+    assert losses_of(with_cache) == pytest.approx(losses_of(with_teacher), rel=1e-3)
     assert compare(online, offline) < 0.02 * compare(student, online)
 
 
@@ -73,16 +74,14 @@ def whole_folder(tmp_path_factory):
 
 @pytest.fixture
 def whole(on_device, whole_folder):
-    """The folder of a run on one rank under DDP, and what it printed: the same for both tests, and run once."""
+    """The folder of a run on one rank under DDP with its output, shared by two tests."""
     output = whole_folder / "output.txt"
     if not output.exists():
         output.write_text(launch(on_device(output_dir=whole_folder, **ONE_RANK)))
     return whole_folder
 
 
-def test_one_rank_under_ddp_and_under_fsdp_trains_as_without(
-    on_device, student, device, whole, tmp_path, record_property
-):
+def test_one_rank_under_ddp_and_fsdp_matches_no_wrapper(on_device, student, device, whole, tmp_path, record_property):
     """Over NCCL on a GPU."""
     alone, sharded = tmp_path / "alone", tmp_path / "sharded"
     main(on_device(output_dir=alone, **ONE_RANK | {"save_strategy": "no"}))
@@ -93,13 +92,13 @@ def test_one_rank_under_ddp_and_under_fsdp_trains_as_without(
     assert re.search(f"Trained as DistributedDataParallel over .*{backend}", (whole / "output.txt").read_text())
     assert re.search(f"Trained as FSDPDenseVLMModel over .*{backend}", output)
     for folder, name in ((whole, "DDP"), (sharded, "FSDP")):
-        apart = compare(alone, folder)
-        record_property(f"{name}, largest difference, of {moved:.1e} moved", f"{apart:.1e}")
-        assert moved > 1e-3 and apart < (1e-6 if device == "cpu" else 0.01 * moved), name
+        difference = compare(alone, folder)
+        record_property(f"{name}, largest difference, of {moved:.1e} moved", f"{difference:.1e}")
+        assert moved > 1e-3 and difference < (1e-6 if device == "cpu" else 0.01 * moved), name
 
 
-def test_killed_and_resumed_is_as_uninterrupted(on_device, student, device, whole, tmp_path, record_property):
-    """On a CPU bit for bit; a GPU may add up in another order."""
+def test_killed_and_resumed_matches_uninterrupted(on_device, student, device, whole, tmp_path, record_property):
+    """Bit for bit on a CPU; a GPU may sum in another order."""
     killed = tmp_path / "killed"
     process = start(on_device(output_dir=killed, **ONE_RANK))
     wait_for((killed / "checkpoint-2").exists, process)
@@ -107,6 +106,6 @@ def test_killed_and_resumed_is_as_uninterrupted(on_device, student, device, whol
     assert not (killed / "model.safetensors").exists()
     arguments = on_device(output_dir=killed, resume_from_checkpoint="last", **ONE_RANK)
     assert "Resumed from" in launch(arguments)
-    apart, moved = compare(whole, killed), compare(student, whole)
-    record_property(f"largest difference, of {moved:.1e} moved", f"{apart:.1e}")
-    assert apart <= (0 if device == "cpu" else 0.01 * moved)
+    difference, moved = compare(whole, killed), compare(student, whole)
+    record_property(f"largest difference, of {moved:.1e} moved", f"{difference:.1e}")
+    assert difference <= (0 if device == "cpu" else 0.01 * moved)

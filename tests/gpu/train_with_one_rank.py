@@ -1,8 +1,8 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
 """
-`training.train` on one rank as on many: accelerate wraps a model in DDP where there is more than one, and this tells
-it that one is enough. Says in the end what has run, and over what.
+`training.train` on one rank with the wrappers of several: accelerate uses DDP for more than one process, and this
+enables it for a single one. Prints the type of the wrapped model and the backend.
 """
 
 import sys
@@ -18,7 +18,7 @@ from training.train import main
 
 
 if __name__ == "__main__":
-    torch.backends.cudnn.allow_tf32 = False  # as in the tests themselves
+    torch.backends.cudnn.allow_tf32 = False  # as in the tests
     PartialState.use_distributed = property(lambda self: self.distributed_type != DistributedType.NO)
     if "--fsdp" in sys.argv:
         accelerate.accelerator.AcceleratorState = _State

@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""ADE20K's panoptic annotations, made of small semantic and instance files by hand."""
+"""ADE20K's panoptic annotations, built from small semantic and instance files by hand."""
 
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from evaluation.ade20k import main
 from evaluation.datasets.ade20k import CATEGORIES, THINGS, convert, panoptic_segments
 from evaluation.datasets.panoptic import PanopticRegions
 from modeling_densevlm import DenseVLMImageProcessor
+from tests.conftest import command_line
 from tests.evaluation.pngs import write_png
 
 
@@ -45,7 +46,7 @@ def test_things_are_numbered_in_the_order_of_their_categories():
 def test_stuff_and_things_by_hand(annotated):
     ids, segments = panoptic_segments(*annotated)
     assert [(s["id"], s["category_id"], s["area"], s["bbox"]) for s in segments] == [
-        (1, WALL, 400, [0, 0, 40, 10]),  # as before the car was laid over it
+        (1, WALL, 400, [0, 0, 40, 10]),  # before the car is painted over it
         (2, SKY, 300 - 24 - 32, [0, 10, 30, 10]),
         (3, CAR, 24, [2, 12, 6, 4]),
         (4, CAR, 80, [20, 6, 10, 8]),
@@ -55,7 +56,7 @@ def test_stuff_and_things_by_hand(annotated):
     assert (ids == 1).sum() == 400 - 40 and (ids[10:, 30:] == 0).all()
 
 
-def test_stuff_that_is_covered_wholly_is_no_segment(annotated):
+def test_stuff_that_is_entirely_covered_is_no_segment(annotated):
     semantic, instances = annotated
     semantic[:10] = 0
     semantic[8:10, 20:30] = WALL + 1
@@ -72,12 +73,12 @@ def test_stuff_that_is_covered_wholly_is_no_segment(annotated):
         (lambda s, i: (s, np.where(i == 9, 101, i)), "a category 101, of 100"),
         (
             lambda s, i: (s, np.where(np.indices(i.shape)[1] < 4, [3, 1, 0], i)),
-            r"instance 1 is of the categories \[3, 9\]",
+            r"instance 1 has the categories \[3, 9\]",
         ),
-        (lambda s, i: (s, i * [0, 1, 1]), r"instance 1 is of the categories \[0\]"),
+        (lambda s, i: (s, i * [0, 1, 1]), r"instance 1 has the categories \[0\]"),
     ],
 )
-def test_files_that_do_not_fit_are_refused(annotated, spoil, message):
+def test_inconsistent_files_are_rejected(annotated, spoil, message):
     with pytest.raises(ValueError, match=message):
         panoptic_segments(*spoil(*annotated))
 
@@ -95,19 +96,19 @@ def folders(annotated, tmp_path):
 
 
 def arguments_of(folders):
-    named = {name: folders / name for name in ("images", "semantic", "instances")} | {"output": folders / "panoptic"}
-    return [str(part) for name, value in named.items() for part in (f"--{name}", value)]
+    inputs = {name: folders / name for name in ("images", "semantic", "instances")}
+    return command_line(inputs | {"output": folders / "panoptic"})
 
 
-def test_what_is_written_is_read_as_regions(folders, capsys):
+def test_the_output_is_read_as_regions(folders, capsys):
     main(arguments_of(folders))
-    assert "2 images, 4 things, 4 pieces of stuff" in capsys.readouterr().out
+    assert "2 images, 4 thing segments, 4 stuff segments" in capsys.readouterr().out
     regions = PanopticRegions(
         folders / "panoptic.json", folders / "images", folders / "panoptic", DenseVLMImageProcessor(32), 20
     )
     sample = regions[1]
     assert sample["labels"].tolist() == [WALL, SKY, CAR] and sample["skipped_regions"] == 1  # a car of 24 pixels
-    assert sample["image_id"] == 1  # its place: names are no numbers
+    assert sample["image_id"] == 1  # its position, as names are not numbers
     assert sample["boxes"][2].tolist() == pytest.approx([0.5, 0.15, 0.75, 0.35])
     assert [bool(flag) for flag in regions.is_stuff[sample["labels"]]] == [True, True, False]
 
@@ -134,7 +135,7 @@ def test_images_of_another_size_and_folders_without_images_are_named(folders):
 
 
 def test_images_of_every_spelling_and_in_folders_are_converted(folders):
-    """As datasets of others' cameras and systems have them (detectron2#1319); dots in names are part of them."""
+    """As various cameras and systems write them (detectron2#1319); dots in names are part of them."""
     first, second = "ADE_val_00000001", "ADE_val_00000002"
     (folders / "images" / f"{first}.jpg").rename(folders / "images" / f"{first}.JPG")
     for folder, suffix in (("images", "jpg"), ("semantic", "png"), ("instances", "png")):
@@ -149,27 +150,27 @@ def test_images_of_every_spelling_and_in_folders_are_converted(folders):
     assert all("labels" in regions[index] for index in range(2))
 
 
-def test_annotations_without_an_image_are_named_and_not_left_out(folders):
+def test_annotations_without_an_image_are_named_and_not_skipped(folders):
     (folders / "images" / "ADE_val_00000002.jpg").rename(folders / "images" / "ADE_val_00000002.heic")
     with pytest.raises(SystemExit, match=r"1 PNGs of .*semantic have no image in .*images, e\.g\. ADE_val_00000002"):
         main(arguments_of(folders))
     assert not (folders / "panoptic.json").exists()
 
 
-def test_instances_of_16_bits_are_refused_and_not_read_as_none(folders, annotated):
+def test_instances_of_16_bits_are_rejected_and_not_read_as_none(folders, annotated):
     write_png(folders / "instances" / "ADE_val_00000002.png", 16, annotated[1])
-    with pytest.raises(SystemExit, match=r"ADE_val_00000002.jpg: 16 bits a channel"):
+    with pytest.raises(SystemExit, match=r"ADE_val_00000002.jpg: 16 bits per channel"):
         main(arguments_of(folders))
 
 
-def test_two_images_of_one_name_are_refused(folders):
+def test_two_images_of_one_name_are_rejected(folders):
     Image.new("RGB", (40, 20)).save(folders / "images" / "ADE_val_00000002.jpeg")
     with pytest.raises(SystemExit, match=r"ADE_val_00000002.jpeg and .*ADE_val_00000002.jpg have the same name"):
         main(arguments_of(folders))
 
 
-def test_an_image_has_the_size_that_it_is_evaluated_with(folders):
-    """The file holds it turned, as cameras write it; the annotations are of what is seen."""
+def test_the_size_of_an_image_is_that_after_exif_rotation(folders):
+    """The file is rotated by EXIF, as cameras write it; the annotations are of the displayed image."""
     turned, exif = Image.new("RGB", (20, 40)), Image.Exif()
     exif[0x112] = 6
     turned.save(folders / "images" / "ADE_val_00000001.jpg", exif=exif)
@@ -177,7 +178,7 @@ def test_an_image_has_the_size_that_it_is_evaluated_with(folders):
     assert [content["images"][0][side] for side in ("width", "height")] == [40, 20]
 
 
-def test_the_json_has_the_name_of_the_folder_whatever_its_dots(folders):
+def test_the_json_is_named_like_the_folder_with_dots(folders):
     for name in ("pan.train", "pan.val"):
         main([*arguments_of(folders)[:-1], str(folders / name)])
         assert (folders / f"{name}.json").is_file() and len(list((folders / name).iterdir())) == 2
@@ -186,7 +187,7 @@ def test_the_json_has_the_name_of_the_folder_whatever_its_dots(folders):
 
 
 @pytest.mark.parametrize("taken", ["panoptic", "panoptic.json"])
-def test_an_output_that_is_something_else_is_refused_before_anything_is_written(folders, taken):
+def test_an_output_of_another_kind_is_rejected_before_anything_is_written(folders, taken):
     (folders / taken).mkdir() if taken.endswith("json") else (folders / taken).write_text("x")
     with pytest.raises(SystemExit, match=f"--output: a .* is to be written at .*{taken}"):
         main(arguments_of(folders))
@@ -194,7 +195,7 @@ def test_an_output_that_is_something_else_is_refused_before_anything_is_written(
 
 @pytest.mark.skipif(not ADE20K.is_dir(), reason="the three images of ADE20K are not here")
 def test_the_stuff_of_three_images_of_ade20k():
-    """Their instance files are not here: without any instance, what is left is their stuff."""
+    """Without instance files, only their stuff remains."""
     found = []
     for file in sorted((ADE20K / "annotations").iterdir()):
         semantic = np.asarray(Image.open(file))

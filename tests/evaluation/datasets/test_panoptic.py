@@ -52,7 +52,7 @@ def test_categories_without_ids_are_found_by_name(split):
     assert regions_of(split, reversed_set)[0]["labels"].tolist() == [23 - label for label in own[0]["labels"].tolist()]
 
 
-def test_boxes_are_xyxy_and_those_of_stuff_end_where_their_last_pixel_begins():
+def test_boxes_are_xyxy_and_those_of_stuff_end_one_pixel_earlier():
     boxes = pixel_boxes([[10, 20, 30, 40], [10, 20, 30, 40]], torch.tensor([False, True]))
     assert boxes.tolist() == [[10, 20, 40, 60], [10, 20, 39, 59]]
 
@@ -65,7 +65,7 @@ def test_masks_lie_in_the_content_at_the_top_left():
     assert mask[:4, 4:].all() and not mask[:4, :3].any()
 
 
-def test_regions_too_small_or_too_large_are_counted_and_left_out(split):
+def test_regions_too_small_or_too_large_are_counted_and_skipped(split):
     edit(split, lambda c: c["annotations"][0]["segments_info"][0].update(bbox=[0, 0, 7, 9]))
     edit(split, lambda c: c["annotations"][1]["segments_info"][0].update(bbox=[0, 0, 1100, 1100]))
     regions, whole = regions_of(split), json.loads((split / "panoptic.json").read_text())["annotations"]
@@ -75,7 +75,7 @@ def test_regions_too_small_or_too_large_are_counted_and_left_out(split):
         assert len(sample["labels"]) == len(whole[index]["segments_info"]) - 1
 
 
-def test_a_segment_without_a_pixel_is_counted_and_left_out(split):
+def test_a_segment_without_a_pixel_is_counted_and_skipped(split):
     whole = len(regions_of(split)[0]["labels"])
     hidden = {"id": 77, "category_id": 1, "bbox": [0, 0, 30, 30]}
     edit(split, lambda c: c["annotations"][0]["segments_info"].append(hidden))
@@ -84,7 +84,7 @@ def test_a_segment_without_a_pixel_is_counted_and_left_out(split):
     assert 77 not in sample["segment_ids"]
 
 
-def test_an_id_of_no_segment_makes_an_image_skipped_and_is_named(split):
+def test_an_image_with_an_id_of_no_segment_is_skipped_and_named(split):
     edit(split, lambda c: c["annotations"][2]["segments_info"].pop())
     content = json.loads((split / "panoptic.json").read_text())["annotations"]
     lost = len(content[2]["segments_info"]) + 1
@@ -93,7 +93,7 @@ def test_an_id_of_no_segment_makes_an_image_skipped_and_is_named(split):
     assert "skipped" not in regions[1]
 
 
-def test_pixels_of_id_0_belong_to_no_segment_and_are_no_mistake(split):
+def test_pixels_of_id_0_belong_to_no_segment_and_are_not_an_error(split):
     file = split / "panoptic" / "000002.png"
     ids = np.array(Image.open(file))
     ids[:5] = 0
@@ -101,7 +101,7 @@ def test_pixels_of_id_0_belong_to_no_segment_and_are_no_mistake(split):
     assert "skipped" not in regions_of(split)[2]
 
 
-def test_whether_things_are_at_home_is_read_where_the_annotations_tell(split):
+def test_at_home_is_read_if_annotated(split):
     edit(split, lambda c: [s.pop("at_home") for s in c["annotations"][3]["segments_info"]])
     edit(split, lambda c: [s.update(at_home=None) for s in c["annotations"][5]["segments_info"]])
     content, regions = json.loads((split / "panoptic.json").read_text())["annotations"], regions_of(split)
@@ -147,7 +147,7 @@ def test_a_category_that_the_set_does_not_have_is_named(split):
         regions_of(split)
 
 
-def test_ids_that_mean_something_else_in_the_set_are_refused(split):
+def test_ids_of_other_categories_in_the_set_are_rejected(split):
     with pytest.raises(
         ValueError, match=r"calls category \d+ '\w+', the set coco_panoptic_133 '.+': these are not the same"
     ):
@@ -155,7 +155,7 @@ def test_ids_that_mean_something_else_in_the_set_are_refused(split):
 
 
 @pytest.mark.parametrize("field", ["id", "category_id", "bbox"])
-def test_a_segment_without_a_field_is_refused_by_image_and_field(split, field):
+def test_a_segment_without_a_field_is_rejected_by_image_and_field(split, field):
     edit(split, lambda c: c["annotations"][4]["segments_info"][0].pop(field))
     with pytest.raises(ValueError, match=f"image 4: a segment without `{field}`"):
         regions_of(split)
@@ -164,7 +164,7 @@ def test_a_segment_without_a_field_is_refused_by_image_and_field(split, field):
 @pytest.mark.parametrize(
     ("rows", "field"), [("images", "file_name"), ("annotations", "image_id"), ("categories", "name")]
 )
-def test_a_row_without_a_field_is_refused_by_its_place_and_the_field(split, rows, field):
+def test_a_row_without_a_field_is_rejected_by_position_and_field(split, rows, field):
     edit(split, lambda c: c[rows][2].pop(field))
     with pytest.raises(ValueError, match=f"`{rows}`, place 2 without `{field}`"):
         regions_of(split)
@@ -173,20 +173,20 @@ def test_a_row_without_a_field_is_refused_by_its_place_and_the_field(split, rows
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is no JSON"),
+        ("{", "is not valid JSON"),
         ("[]", "no list `images`"),
         ('{"images": [], "annotations": [{"bbox": []}], "categories": []}', "without `segments_info`: not panoptic"),
         ('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}', "annotates no image"),
     ],
 )
-def test_an_annotation_file_of_another_kind_is_refused(split, content, message):
+def test_an_annotation_file_of_another_format_is_rejected(split, content, message):
     (split / "panoptic.json").write_text(content)
     with pytest.raises(ValueError, match=message):
         regions_of(split)
 
 
 @pytest.mark.parametrize("name", ["images", "panoptic", "panoptic.json"])
-def test_what_is_missing_is_named(split, name):
+def test_missing_files_and_folders_are_named(split, name):
     path = split / name
     path.unlink() if path.is_file() else shutil.rmtree(path)
     with pytest.raises(FileNotFoundError, match=name):
@@ -194,7 +194,7 @@ def test_what_is_missing_is_named(split, name):
 
 
 def twice(rows, **changed):
-    """A change that puts a copy of a row at the end."""
+    """An edit that appends a copy of a row."""
     return lambda c: c[rows].append(c[rows][0] | changed)
 
 
@@ -204,28 +204,28 @@ SEGMENTS = "segments_info"
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (twice("images"), "`images`: the `id` 0 stands 2 times"),
-        (twice("images", id=77), "`images`: the `file_name` '000000.jpg' stands 2 times"),
-        (twice("images", id=77, file_name="./000000.jpg"), "`images`: the `file_name` '000000.jpg' stands 2 times"),
-        (twice("annotations"), "`annotations`: the `image_id` 0 stands 2 times"),
-        (twice("annotations", image_id=77), "`annotations`: the `file_name` '000000.png' stands 2 times"),
-        (twice("categories", name="another"), r"`categories`: the `id` \d+ stands 2 times"),
-        (twice("categories", id=77), "`categories`: the `name` '.+' stands 2 times"),
+        (twice("images"), "`images`: the `id` 0 occurs 2 times"),
+        (twice("images", id=77), "`images`: the `file_name` '000000.jpg' occurs 2 times"),
+        (twice("images", id=77, file_name="./000000.jpg"), "`images`: the `file_name` '000000.jpg' occurs 2 times"),
+        (twice("annotations"), "`annotations`: the `image_id` 0 occurs 2 times"),
+        (twice("annotations", image_id=77), "`annotations`: the `file_name` '000000.png' occurs 2 times"),
+        (twice("categories", name="another"), r"`categories`: the `id` \d+ occurs 2 times"),
+        (twice("categories", id=77), "`categories`: the `name` '.+' occurs 2 times"),
         (
             lambda c: c["annotations"][4][SEGMENTS].append(c["annotations"][4][SEGMENTS][0]),
-            r"image 4: the segment `id` \d+ stands 2 times",
+            r"image 4: the segment `id` \d+ occurs 2 times",
         ),
     ],
 )
-def test_what_stands_twice_is_refused_by_its_id(split, change, message):
-    """As sets that were joined have it (cocoapi#462, sahi#98): the last would be taken, or counted twice."""
+def test_duplicates_are_rejected_by_id(split, change, message):
+    """As in concatenated datasets (cocoapi#462, sahi#98), where the last would win or count twice."""
     edit(split, change)
     with pytest.raises(ValueError, match=rf"panoptic\.json, {message}"):
         regions_of(split)
 
 
 @pytest.mark.parametrize("row", [None, [], "segment"])
-def test_a_row_that_is_no_object_is_named(split, row):
+def test_a_row_that_is_not_an_object_is_named(split, row):
     for rows in ("images", "annotations", "categories"):
         edit(split, lambda c, rows=rows: c[rows].insert(1, row))
         with pytest.raises(
@@ -256,8 +256,8 @@ ODD_VALUES = {
 
 
 @pytest.mark.parametrize(("rows", "field"), [(rows, field) for rows, fields in ODD_VALUES.items() for field in fields])
-def test_a_value_of_a_wrong_kind_is_named_by_file_place_and_field(split, rows, field):
-    """Before a worker comes upon it (cocoapi#355, coco-annotator#109): null, texts, boxes that are short."""
+def test_a_value_of_a_wrong_type_is_named_by_file_position_and_field(split, rows, field):
+    """Before a worker reads it (cocoapi#355, coco-annotator#109): null, strings, incomplete boxes."""
     whole = (split / "panoptic.json").read_text()
     for value in ODD_VALUES[rows][field]:
         content = json.loads(whole)
@@ -270,7 +270,7 @@ def test_a_value_of_a_wrong_kind_is_named_by_file_place_and_field(split, rows, f
         assert "\n" not in str(raised.value)
 
 
-def test_ids_of_images_are_all_numbers_or_all_texts(split):
+def test_image_ids_are_all_numbers_or_all_strings(split):
     edit(split, lambda c: c["annotations"][2].update(image_id="2"))
     with pytest.raises(ValueError, match='`annotations`, place 2: `image_id` is "2", other ids of images are numbers'):
         regions_of(split)
@@ -285,7 +285,7 @@ def test_ids_of_images_are_all_numbers_or_all_texts(split):
     assert regions_of(split)[3]["image_id"] == 3 and "labels" in regions_of(split)[3]
 
 
-def test_whole_numbers_may_be_written_as_floats(split):
+def test_integers_may_be_stored_as_floats(split):
     def as_floats(content):
         for row in [*content["images"], *content["categories"]]:
             row["id"] = float(row["id"])
@@ -302,16 +302,16 @@ def test_whole_numbers_may_be_written_as_floats(split):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
-def test_a_byte_order_mark_is_read_over(split, encoding):
+def test_a_byte_order_mark_is_accepted(split, encoding):
     text = (split / "panoptic.json").read_text()
     (split / "panoptic.json").write_text(text, encoding=encoding)
     assert len(regions_of(split)) == 10
 
 
-def test_a_file_that_is_cut_off_is_said_to_be(split):
+def test_a_truncated_file_is_reported_as_such(split):
     text = (split / "panoptic.json").read_text()
     (split / "panoptic.json").write_text(text[:-10])
-    with pytest.raises(ValueError, match=r"panoptic\.json is no JSON: .* cut off"):
+    with pytest.raises(ValueError, match=r"panoptic\.json is not valid JSON: .*truncated"):
         regions_of(split)
 
 
@@ -321,20 +321,20 @@ def test_images_without_annotation_are_counted_and_named(split, caplog):
     assert "1 images have no annotation and are left out, e.g. 7." in caplog.text
 
 
-def test_flags_of_some_of_the_categories_are_refused(split):
+def test_flags_of_some_of_the_categories_are_rejected(split):
     edit(split, lambda c: c["categories"][2].pop("isthing"))
     with pytest.raises(ValueError, match=r"`categories`, place 2 \('.+'\) without `isthing`, which others have"):
         regions_of(split)
 
 
-def test_a_name_in_two_groups_of_a_set_is_told_by_the_flag(split):
+def test_a_name_in_two_groups_of_a_set_is_resolved_by_the_flag(split):
     own = regions_of(split)
     name = own.categories.names[own[0]["labels"][0]]
     groups = [own.is_stuff[own[0]["labels"][0]].item(), not own.is_stuff[own[0]["labels"][0]].item()]
     both = CategorySet("both", [*own.categories.names, name], [*own.categories.is_thing, groups[0]])
     assert regions_of(split, both)[0]["labels"][0] == own[0]["labels"][0]
     edit(split, lambda c: [row.pop("isthing") for row in c["categories"]])
-    with pytest.raises(ValueError, match=f"{name}.* stands in several groups of the set both"):
+    with pytest.raises(ValueError, match=f"{name}.* is in several groups of the set both"):
         regions_of(split, both)
 
 
@@ -345,9 +345,9 @@ def test_segments_are_read_from_every_png_that_has_their_colours(split):
         change.save(file)
         assert regions_of(split)[2]["segment_ids"].tolist() == before["segment_ids"].tolist()
     write_png(file, 16, np.array(png))  # Pillow would read 0 everywhere
-    assert "000002" in regions_of(split)[2]["skipped"] and "16 bits a channel" in regions_of(split)[2]["skipped"]
+    assert "000002" in regions_of(split)[2]["skipped"] and "16 bits per channel" in regions_of(split)[2]["skipped"]
     Image.fromarray(np.array(png)[..., 0].astype(np.uint16)).save(file)
-    assert "000002" in regions_of(split)[2]["skipped"] and "of the mode I" in regions_of(split)[2]["skipped"]
+    assert "000002" in regions_of(split)[2]["skipped"] and "the mode I" in regions_of(split)[2]["skipped"]
 
 
 def test_two_images_of_coco_have_the_regions_that_their_annotations_list(coco_sample, monkeypatch):

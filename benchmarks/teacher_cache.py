@@ -1,10 +1,11 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
 """
-How much the loss differs when the best categories of each region are kept alone, and what an image's answers weigh.
+The change of the loss when only the best categories of each region are cached, and the size of cached predictions.
 
-The sandbox's models on its validation scenes (24 categories); and, for want of a real teacher, 316 categories with
-logits drawn so that a teacher's cosines spread as CLIP's do (standard deviation 0.025, τ 0.01) about the student's.
+Measured with the sandbox models on the validation scenes (24 categories); and, as no real teacher is available, with
+316 categories and random logits whose cosines have the standard deviation of CLIP's (0.025, τ 0.01) around the
+student's.
 """
 
 import tempfile
@@ -24,28 +25,30 @@ from training.teacher_cache import ARRAYS, all_boxes, compress, expand
 TEMPERATURE, THRESHOLD = 0.07, 0.3
 
 
-def through_the_cache(logits: Tensor, is_thing: Tensor, threshold: float, top_k: int) -> tuple[dict[str, Tensor], int]:
-    """What is read back of these regions, and bytes a region."""
-    packed = compress(retrieve(logits, is_thing, threshold), is_thing, top_k)
-    count = len(packed["regions"])
-    back = {name: torch.from_numpy(packed[name].astype("float32")).reshape(count, -1) for name in ARRAYS[1:]}
-    back["labels"], back["categories"] = back["labels"].squeeze(1).long(), back["categories"].long()
-    return back, sum(array.nbytes for array in packed.values()) // max(count, 1)
+def compress_and_expand(
+    logits: Tensor, is_thing: Tensor, threshold: float, top_k: int
+) -> tuple[dict[str, Tensor], int]:
+    """The predictions of these regions as read from the cache, and bytes per region."""
+    compressed = compress(retrieve(logits, is_thing, threshold), is_thing, top_k)
+    count = len(compressed["regions"])
+    restored = {name: torch.from_numpy(compressed[name].astype("float32")).reshape(count, -1) for name in ARRAYS[1:]}
+    restored["labels"], restored["categories"] = restored["labels"].squeeze(1).long(), restored["categories"].long()
+    return restored, sum(array.nbytes for array in compressed.values()) // max(count, 1)
 
 
-def report(
-    student: Tensor, text: Tensor, logits: Tensor, is_thing: Tensor, temperature: float, kept: list[int]
+def report_loss(
+    student: Tensor, text: Tensor, logits: Tensor, is_thing: Tensor, temperature: float, top_ks: list[int]
 ) -> None:
-    """Prints the loss for each number of categories kept; the student's features are `(regions, dim)`."""
+    """Prints the loss for each number of cached categories; the student's features are `(regions, dim)`."""
     retrieval = retrieve(logits, is_thing, THRESHOLD)
     online = align(student, text, retrieval, is_thing, temperature).loss.item()
     print(f"  {int(retrieval.kept.sum())} of {len(logits)} regions kept; loss online {online:.5f}")
-    for top_k in kept:
-        back, size = through_the_cache(logits, is_thing, THRESHOLD, top_k)
-        loss = align(student[retrieval.kept], text, expand(back, is_thing), is_thing, temperature).loss.item()
+    for top_k in top_ks:
+        restored, size = compress_and_expand(logits, is_thing, THRESHOLD, top_k)
+        loss = align(student[retrieval.kept], text, expand(restored, is_thing), is_thing, temperature).loss.item()
         name = f"{top_k or 'all'} categories"
         difference = f"{loss - online:+.1e} ({(loss / online - 1) * 100:+.3f} %)"
-        print(f"  {name:16} {loss:.5f}   {difference}   {size} bytes a region")
+        print(f"  {name:16} {loss:.5f}   {difference}   {size} bytes per region")
 
 
 @torch.inference_mode()
@@ -64,10 +67,10 @@ def sandbox() -> None:
         features[role] = (embeds, text)
     logits = region_logits(*features["p"], TEMPERATURE)
     print(f"Sandbox, {len(images)} scenes, all grids, {len(CATEGORIES.names)} categories")
-    report(*features["u"], logits, CATEGORIES.is_thing, TEMPERATURE, [4, 8, 12, 0])
+    report_loss(*features["u"], logits, CATEGORIES.is_thing, TEMPERATURE, [4, 8, 12, 0])
 
 
-def drawn() -> None:
+def random_logits() -> None:
     generator = torch.Generator().manual_seed(0)
     is_thing = CategorySet.load("coco_stuff_ade20k_316").is_thing
     text = torch.nn.functional.normalize(torch.randn(316, 512, generator=generator), dim=-1)
@@ -76,11 +79,11 @@ def drawn() -> None:
     shared = region_logits(student, text, 0.01)
     teacher = torch.randn(4000, 316, generator=generator) * 2.5
     teacher = 0.5 * shared + 0.87 * teacher
-    print("Drawn logits, 316 categories")
-    report(student, text, teacher, is_thing, 0.01, [8, 16, 32, 64, 0])
+    print("Random logits, 316 categories")
+    report_loss(student, text, teacher, is_thing, 0.01, [8, 16, 32, 64, 0])
 
 
 if __name__ == "__main__":
     print(machine())
     sandbox()
-    drawn()
+    random_logits()
