@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""The models of a run: student and teacher with what belongs to them, and which parameters are trained."""
+"""Loading student and teacher with their processors; freezing."""
 
 import copy
 from dataclasses import dataclass
@@ -23,12 +23,12 @@ from modeling_densevlm.processing_densevlm import load_processing
 logger = logging.get_logger(__name__)
 
 Processing = DenseVLMProcessor | DenseVLMImageProcessor
-"""The image processor of a model, with its tokenizer where it has a text tower."""
+"""The image processor of a model, with a tokenizer if it has a text tower."""
 
 
 @dataclass
 class LoadedModel:
-    """A model with what belongs to it: image processor and tokenizer in one, or the former alone."""
+    """A model and its processing class."""
 
     model: DenseVLMModel
     processing: Processing
@@ -42,11 +42,11 @@ class LoadedModel:
         return getattr(self.processing, "tokenizer", None)
 
     def embed(self, categories: CategorySet, templates: str, option: str) -> CategoryEmbeddings:
-        """The categories in the model's own space, by its text tower; `option` is the remedy where it has none."""
+        """Embeds categories with the model's text tower. If it has none, the error names `option` as the remedy."""
         return CategoryEmbeddings.resolve(categories, self.model, self.tokenizer, templates, option=option)
 
     def copy(self, dtype: torch.dtype | None = None) -> "LoadedModel":
-        """Another model with the same weights."""
+        """A copy of the model, in another dtype on request."""
         return LoadedModel(copy.deepcopy(self.model).to(dtype), self.processing)
 
 
@@ -57,13 +57,17 @@ def load_model(
     **options,
 ) -> LoadedModel:
     """
-    A model in float32 and eval mode with its processing class, each read by name unless it is given.
+    Loads a model (in float32 and eval mode) and its processing class.
 
     Args:
-        model (`str` or `DenseVLMModel`): a folder, a Hub name, or the model itself, which is used as it stands.
-        processing (`DenseVLMProcessor` or `DenseVLMImageProcessor`, *optional*): by default that of the same folder.
-        image_size (`int`, *optional*): pixels of the longest side; the processor's own by default.
-        options: for [`~DenseVLMModel.from_pretrained`].
+        model (`str` or `DenseVLMModel`): a folder, a Hub name, or a model, which is used unchanged.
+        processing (`DenseVLMProcessor` or `DenseVLMImageProcessor`, *optional*):
+            Loaded from the folder of the model by default.
+        image_size (`int`, *optional*): longest side in pixels. Defaults to that of the processor.
+        options: passed to [`~DenseVLMModel.from_pretrained`].
+
+    Raises:
+        `ValueError` if `processing` is missing and the model was not loaded from a folder.
     """
     by_name = isinstance(model, str | PathLike)
     name = model if by_name else getattr(model, "name_or_path", "")
@@ -72,8 +76,8 @@ def load_model(
     if processing is None:
         if not name:
             raise ValueError(
-                "A model that comes from no folder has no processing class: give `processing_class` (of the teacher "
-                "`teacher_processing_class`)."
+                "A model that was not loaded from a folder has no processing class: give `processing_class` (for the "
+                "teacher: `teacher_processing_class`)."
             )
         image_processor, tokenizer = load_processing(name)
         processing = image_processor if tokenizer is None else DenseVLMProcessor(image_processor, tokenizer)
@@ -85,8 +89,8 @@ def load_model(
 
 def freeze(model: DenseVLMModel, trained_blocks: int | None = None) -> None:
     """
-    Leaves the last `trained_blocks` blocks trainable (all by default), less what the dense path does not use of them.
-    Patch embedding, positions, class token, final norm, projection and the text tower stay as they are.
+    Freezes everything but the parameters of the last `trained_blocks` blocks (all by default) that the dense path
+    uses. Patch embedding, position embeddings, class token, final norm, projection and the text tower are frozen.
     """
     blocks = model.vision_model.trainable_blocks()
     count = len(blocks) if trained_blocks is None else trained_blocks
@@ -97,15 +101,15 @@ def freeze(model: DenseVLMModel, trained_blocks: int | None = None) -> None:
         parameter.requires_grad_(True)
 
 
-def warn_of_remainder(key: str, image_processor: DenseVLMImageProcessor, model: DenseVLMModel) -> None:
-    """A side that is no multiple of a tower's cells is cut: boxes are then other places for it than for the other."""
+def warn_about_image_size(key: str, image_processor: DenseVLMImageProcessor, model: DenseVLMModel) -> None:
+    """Warns if a side is not a multiple of the tower's stride: its boxes then shift against the other tower's."""
     side, cell = image_processor.size["longest_edge"], model.vision_model.stride
     if side % cell:
         logger.warning(
-            f"`{key}` {side} is no multiple of {cell} pixels: the map covers {side // cell * cell} of them, and a box "
-            f"is another place there than for a tower that is given whole cells. Give {side // cell * cell} or "
+            f"`{key}` {side} is not a multiple of {cell} pixels: the feature map covers {side // cell * cell} of "
+            f"them, so that boxes shift against those of the other tower. Give {side // cell * cell} or "
             f"{(side // cell + 1) * cell}."
         )
 
 
-__all__ = ["LoadedModel", "Processing", "freeze", "load_model", "warn_of_remainder"]
+__all__ = ["LoadedModel", "Processing", "freeze", "load_model", "warn_about_image_size"]

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.distributed.launching import compare, kill, wait_for
+from tests.distributed.launching import kill, largest_difference, wait_for
 from tests.distributed.test_ranks import SGD
 from tests.gpu.launching import launch, start
 from training import cache_teacher
@@ -40,7 +40,7 @@ def test_a_step_gives_the_parameters_of_the_cpu(
     here, there = tmp_path / "cpu", tmp_path / "device"
     expected = losses_of(main(on_device(on="cpu", output_dir=here, **options)))
     trainer = main(on_device(output_dir=there, **options))
-    moved, apart = compare(folder_of(student, 0), here), compare(here, there)
+    moved, apart = largest_difference(folder_of(student, 0), here), largest_difference(here, there)
     record_property("moved", f"{moved:.1e}")
     record_property("largest difference", f"{apart:.1e}")
     assert losses_of(trainer) == pytest.approx(expected, rel=1e-3)
@@ -60,7 +60,7 @@ def test_training_from_answers_kept_on_the_device_is_training_with_the_teacher(o
     asked = main(on_device(output_dir=online, **SGD))
     read = main(on_device(output_dir=offline, teacher_cache=tmp_path / "answers", **SGD))
     assert read.teacher is None and losses_of(read) == pytest.approx(losses_of(asked), rel=1e-3)
-    assert compare(online, offline) < 0.02 * compare(student, online)
+    assert largest_difference(online, offline) < 0.02 * largest_difference(student, online)
 
 
 ONE_RANK = SGD | {"learning_rate": 0.005, "max_steps": 24, "save_strategy": "steps", "save_steps": 2}
@@ -86,14 +86,14 @@ def test_one_rank_under_ddp_and_under_fsdp_trains_as_without(
     """Over NCCL on a GPU."""
     alone, sharded = tmp_path / "alone", tmp_path / "sharded"
     main(on_device(output_dir=alone, **ONE_RANK | {"save_strategy": "no"}))
-    moved = compare(student, alone)
+    moved = largest_difference(student, alone)
     options = ONE_RANK | {"save_strategy": "no"}
     output = launch([*on_device(output_dir=sharded, **options), "--fsdp"])
     backend = "nccl" if device == "cuda" else "gloo"
     assert re.search(f"Trained as DistributedDataParallel over .*{backend}", (whole / "output.txt").read_text())
     assert re.search(f"Trained as FSDPDenseVLMModel over .*{backend}", output)
     for folder, name in ((whole, "DDP"), (sharded, "FSDP")):
-        apart = compare(alone, folder)
+        apart = largest_difference(alone, folder)
         record_property(f"{name}, largest difference, of {moved:.1e} moved", f"{apart:.1e}")
         assert moved > 1e-3 and apart < (1e-6 if device == "cpu" else 0.01 * moved), name
 
@@ -107,6 +107,6 @@ def test_killed_and_resumed_is_as_uninterrupted(on_device, student, device, whol
     assert not (killed / "model.safetensors").exists()
     arguments = on_device(output_dir=killed, resume_from_checkpoint="last", **ONE_RANK)
     assert "Resumed from" in launch(arguments)
-    apart, moved = compare(whole, killed), compare(student, whole)
+    apart, moved = largest_difference(whole, killed), largest_difference(student, whole)
     record_property(f"largest difference, of {moved:.1e} moved", f"{apart:.1e}")
     assert apart <= (0 if device == "cpu" else 0.01 * moved)
