@@ -128,6 +128,7 @@ class DataArguments:
     def all_sources(self) -> list[Source]:
         """The list `sources`, or the single source of `images` and the keys that belong to it."""
         if self.sources is None:
+            assert self.images is not None  # one of the two is given
             return [Source(self.images, self.annotations, self.split, self.column, self.max_samples)]
         try:
             sources = json.loads(self.sources) if isinstance(self.sources, str) else self.sources

@@ -61,17 +61,16 @@ def _build_trainer(arguments: Arguments) -> DistillationTrainer:
         teacher = student.copy(getattr(torch, model_args.teacher_dtype))
     if model_args.teacher_sharded and teacher is not None and args.world_size > 1:
         shard_teacher(teacher.model, args.device, args.world_size)
-    dataset: RegionDataset | CachedTeacherDataset = RegionDataset(
+    images = RegionDataset(
         index,
         student.image_processor,
         None if teacher is None else teacher.image_processor,
         max_grid=data_args.max_grid,
-        crops=args.crops if method.needs_crops else 0,
+        crops=args.crops if method.needs_crops else 0,  # type: ignore[attr-defined]  # of methods that need crops
         seed=args.seed,
         decoded_side=0 if cache is None else cache.description.get("teacher_image_size", 0),
     )
-    if cache is not None:
-        dataset = CachedTeacherDataset(dataset, cache)
+    dataset = images if cache is None else CachedTeacherDataset(images, cache)
     check_readable(dataset)
     warn_about_image_size("image_size", student.image_processor, student.model)
     return method(
@@ -143,10 +142,9 @@ def describe_targets(arguments: Arguments, teacher: LoadedModel | None) -> dict[
     categories = load_categories(data_args)
     provenance = {
         "categories": list(categories.names),
-        "groups": as_groups(categories.is_thing).tolist(),
+        "groups": as_groups(categories.require_flags("training")).tolist(),
         "templates": data_args.templates,
-        "temperature": args.temperature,
-        "threshold": args.threshold,
+        **{key: getattr(args, key) for key in ("temperature", "threshold")},
         "max_grid": data_args.max_grid,
     }
     if teacher is not None:
@@ -168,6 +166,7 @@ def describe_targets(arguments: Arguments, teacher: LoadedModel | None) -> dict[
 def open_teacher_cache(arguments: Arguments, index: datasets.Dataset) -> TeacherCache:
     """Opens the teacher cache of a run and checks that it holds what the run would compute."""
     model_args, data_args, args = arguments
+    assert data_args.teacher_cache is not None
     cache = TeacherCache(data_args.teacher_cache)
     # The teacher is loaded for the comparison only.
     compared = model_args.teacher is not None and args.process_index == 0
@@ -199,7 +198,7 @@ def category_embeddings(arguments: Arguments, role: str, loaded: LoadedModel) ->
             loaded.tokenizer,
             data_args.templates,
             given=getattr(data_args, f"{role}_embeddings"),
-            cached=Path(args.output_dir) / f"{role}_embeddings.safetensors",
+            cached=Path(args.output_dir or "") / f"{role}_embeddings.safetensors",
             write_cache=args.process_index == 0,
             device=args.device,
             option=f"`{role}_embeddings`",

@@ -31,7 +31,7 @@ from modeling_densevlm.command_line import one_line_errors
 from modeling_densevlm.image_processing_densevlm import content_extent
 from modeling_densevlm.worker_batches import to_shared_memory
 
-from .alignment import Retrieval, region_logits, retrieve
+from .alignment import region_logits, retrieve
 from .build import category_embeddings, describe_targets, load_teacher, open_sources
 from .data import read_image, resize_and_pad
 from .engine.signals import close_process_group
@@ -50,7 +50,6 @@ from .teacher_cache import (
     shard_file,
     write_description,
 )
-from .trainer import DenseVLMArguments
 
 
 logger = logging.get_logger(__name__)
@@ -90,7 +89,7 @@ def fill(folder: Path, arguments: Arguments) -> TeacherCache:
         top_k = data_args.teacher_cache_top_k if data_args.teacher_cache_top_k < len(embeddings.names) else 0
         provenance |= {"top_k": top_k, "images": len(index), "list_of_images": fingerprint(index)}
         write_description(folder, provenance)
-    teacher.model.to(args.device, getattr(torch, model_args.teacher_dtype))
+    teacher.model.to(args.device, getattr(torch, model_args.teacher_dtype))  # type: ignore[arg-type]  # wrapped
     shards = range(-(-len(index) // SHARD))
     for number in shards[args.process_index :: args.world_size]:
         file = shard_file(folder, number)
@@ -144,33 +143,31 @@ def predictions(
         collate_fn=to_shared_memory,
     )
     text_embeds = embeddings.embeds.to(args.device)
+    is_thing = torch.as_tensor(embeddings.is_thing)
+    temperature, threshold = (getattr(args, key) for key in ("temperature", "threshold"))
     for samples in loader:
         good = [sample for sample in samples if not sample["skipped"]]
-        targets = iter(_compute_targets(good, teacher, text_embeds, embeddings, args) if good else ())
+        logits = _region_logits(good, teacher, text_embeds, temperature) if good else iter(())
         for sample in samples:
             if sample["skipped"]:
                 logger.warning(f"Skipped: {sample['skipped']}")
                 arrays = {name: np.zeros(0, dtype=np.uint16) for name in ARRAYS}
             else:
-                arrays = compress(next(targets), embeddings.is_thing, data_args.teacher_cache_top_k)
+                arrays = compress(retrieve(next(logits), is_thing, threshold), is_thing, data_args.teacher_cache_top_k)
             row = {name: sample[name] for name in ("id", "skipped", "image")}
             yield row | arrays | {"checksum": checksum(row, arrays)}
 
 
-def _compute_targets(
-    samples: list[dict[str, Any]],
-    teacher: LoadedModel,
-    text_embeds: torch.Tensor,
-    embeddings: CategoryEmbeddings,
-    args: DenseVLMArguments,
-) -> Iterator[Retrieval]:
-    """Retrieval and denoising (Eq. 1-2), per image."""
-    pixels = torch.stack([sample["pixels"] for sample in samples]).to(args.device)
-    boxes = [sample["boxes"].to(args.device) for sample in samples]
+def _region_logits(
+    samples: list[dict[str, Any]], teacher: LoadedModel, text_embeds: torch.Tensor, temperature: float
+) -> Iterator[torch.Tensor]:
+    """The teacher's logits for the regions of each image (Eq. 1)."""
+    pixels = torch.stack([sample["pixels"] for sample in samples]).to(text_embeds.device)
+    boxes = [sample["boxes"].to(text_embeds.device) for sample in samples]
     pixel_values = teacher.image_processor.normalize(pixels)
     region_embeds = teacher.model(pixel_values=pixel_values, boxes=boxes).region_embeds
     for part in region_embeds.split([len(b) for b in boxes]):
-        yield retrieve(region_logits(part, text_embeds, args.temperature), embeddings.is_thing, args.threshold)
+        yield region_logits(part, text_embeds, temperature)
 
 
 def _write(file: Path, rows: Iterator[dict[str, Any]]) -> int:

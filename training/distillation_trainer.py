@@ -3,12 +3,13 @@
 """The base of all methods: a frozen teacher computes targets for the regions of a batch, a student learns them."""
 
 import time
+from functools import reduce
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.utils import logging
 
 from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMModel, DenseVLMOutput
@@ -28,7 +29,7 @@ from .models import LoadedModel, Processing, freeze, load_model
 logger = logging.get_logger(__name__)
 
 
-class DistillationTrainer(RunLog, AtomicCheckpoints, Trainer):
+class DistillationTrainer(RunLog, AtomicCheckpoints):
     r"""
     The base class of all methods. A subclass implements [`~DistillationTrainer.compute_targets`],
     [`~DistillationTrainer.count_terms`] and [`~DistillationTrainer.loss`], and declares its needs by class attributes.
@@ -67,6 +68,9 @@ class DistillationTrainer(RunLog, AtomicCheckpoints, Trainer):
     Raises:
         `ValueError` if an argument is missing, or is not used by the method.
     """
+
+    model: DenseVLMModel
+    args: DistillationArguments
 
     arguments_class: ClassVar[type[DistillationArguments]] = DistillationArguments
     needs_categories: ClassVar[bool] = False
@@ -107,7 +111,7 @@ class DistillationTrainer(RunLog, AtomicCheckpoints, Trainer):
         loaded_teacher = self._load_teacher(teacher, teacher_processing_class, student, train_dataset)
         self.image_processor = student.image_processor
         self.teacher_image_processor = (loaded_teacher or student).image_processor
-        crops = args.crops if self.needs_crops else 0
+        crops = args.crops if self.needs_crops else 0  # type: ignore[attr-defined]  # of methods that need crops
         train_dataset = as_region_dataset(
             train_dataset, self.image_processor, self.teacher_image_processor, crops=crops, seed=args.seed
         )
@@ -115,10 +119,10 @@ class DistillationTrainer(RunLog, AtomicCheckpoints, Trainer):
         self.sampler = sampler or EpochSampler(
             [train_dataset.index], batch, args.seed, drop_last=args.dataloader_drop_last
         )
+        # The layout of the images; it speeds up convolutions.
+        student.model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # a wrapped method in the stubs
         super().__init__(
-            model=student.model.to(
-                memory_format=torch.channels_last
-            ),  # the layout of the images; it speeds up convolutions
+            model=student.model,
             args=args,
             data_collator=data_collator or RegionCollator(train_dataset),
             train_dataset=train_dataset,
@@ -166,7 +170,7 @@ class DistillationTrainer(RunLog, AtomicCheckpoints, Trainer):
     def _prepare_teacher(self, teacher: DenseVLMModel) -> DenseVLMModel:
         teacher = teacher.eval().requires_grad_(False)
         if not isinstance(teacher, FSDPModule):
-            teacher = teacher.to(self.args.device)  # accelerate does not, if the student is sharded
+            teacher.to(self.args.device)  # type: ignore[arg-type]  # accelerate does not, if the student is sharded
         return self.accelerator.prepare_model(teacher, evaluation_mode=True)
 
     # Implemented by each method
@@ -230,12 +234,12 @@ class DistillationTrainer(RunLog, AtomicCheckpoints, Trainer):
 
     def _add_normalizers(self, batches: list[dict[str, Any]]) -> None:
         """Sums the terms over micro-batches and ranks; in the same reduction, whether any rank received a signal."""
-        terms = sum(self.count_terms(batch["targets"]) for batch in batches)
+        terms = reduce(torch.add, [self.count_terms(batch["targets"]) for batch in batches])
         stop = terms.new_tensor([float(self.stop_signal is not None and self.stop_signal.received)])
-        *terms, stop = self.accelerator.reduce(torch.cat([terms, stop]), reduction="sum").split(1)
+        sums = self.accelerator.reduce(torch.cat([terms, stop]), reduction="sum")
         for batch in batches:
-            batch["normalizers"] = torch.cat(terms)
-        if stop > 0:  # all ranks stop after the same step
+            batch["normalizers"] = sums[:-1]
+        if sums[-1] > 0:  # all ranks stop after the same step
             self.stopped_at = self.state.global_step + 1
 
     def _warn_of_skipped(self, messages: list[str]) -> None:

@@ -5,6 +5,7 @@
 import copy
 from dataclasses import dataclass
 from os import PathLike
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -14,15 +15,17 @@ from modeling_densevlm import (
     CategoryEmbeddings,
     CategorySet,
     DenseVLMImageProcessor,
+    DenseVLMImageProcessorTorchvision,
     DenseVLMModel,
     DenseVLMProcessor,
 )
 from modeling_densevlm.processing_densevlm import load_processing
+from modeling_densevlm.vision_tower import VisionTower
 
 
 logger = logging.get_logger(__name__)
 
-Processing = DenseVLMProcessor | DenseVLMImageProcessor
+Processing = DenseVLMProcessor | DenseVLMImageProcessor | DenseVLMImageProcessorTorchvision
 """The image processor of a model, with a tokenizer if it has a text tower."""
 
 
@@ -35,7 +38,8 @@ class LoadedModel:
 
     @property
     def image_processor(self) -> DenseVLMImageProcessor:
-        return getattr(self.processing, "image_processor", self.processing)
+        processing: Any = self.processing
+        return getattr(processing, "image_processor", processing)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
@@ -47,7 +51,8 @@ class LoadedModel:
 
     def copy(self, dtype: torch.dtype | None = None) -> "LoadedModel":
         """A copy of the model, in another dtype on request."""
-        return LoadedModel(copy.deepcopy(self.model).to(dtype), self.processing)
+        model = copy.deepcopy(self.model).to(dtype)  # type: ignore[arg-type]  # a wrapped method in the stubs
+        return LoadedModel(model, self.processing)
 
 
 def load_model(
@@ -69,10 +74,12 @@ def load_model(
     Raises:
         `ValueError` if `processing` is missing and the model was not loaded from a folder.
     """
-    by_name = isinstance(model, str | PathLike)
-    name = model if by_name else getattr(model, "name_or_path", "")
-    if by_name:
-        model = DenseVLMModel.from_pretrained(model, dtype=torch.float32, **options).eval()
+    if isinstance(model, str | PathLike):
+        name: str | PathLike = model
+        loaded: DenseVLMModel = DenseVLMModel.from_pretrained(model, dtype=torch.float32, **options).eval()
+    else:
+        loaded = model
+        name = getattr(model, "name_or_path", "")
     if processing is None:
         if not name:
             raise ValueError(
@@ -81,10 +88,10 @@ def load_model(
             )
         image_processor, tokenizer = load_processing(name)
         processing = image_processor if tokenizer is None else DenseVLMProcessor(image_processor, tokenizer)
-    loaded = LoadedModel(model, processing)
+    result = LoadedModel(loaded, processing)
     if image_size is not None:
-        loaded.image_processor.size = {"longest_edge": image_size}
-    return loaded
+        result.image_processor.size = {"longest_edge": image_size}
+    return result
 
 
 def freeze(model: DenseVLMModel, trained_blocks: int | None = None) -> None:
@@ -92,7 +99,7 @@ def freeze(model: DenseVLMModel, trained_blocks: int | None = None) -> None:
     Freezes everything but the parameters of the last `trained_blocks` blocks (all by default) that the dense path
     uses. Patch embedding, position embeddings, class token, final norm, projection and the text tower are frozen.
     """
-    blocks = model.vision_model.trainable_blocks()
+    blocks = cast(VisionTower, model.vision_model).trainable_blocks()
     count = len(blocks) if trained_blocks is None else trained_blocks
     if not 1 <= count <= len(blocks):
         raise ValueError(f"`trained_blocks` is 1 to {len(blocks)} for this model, got {trained_blocks}.")
@@ -103,7 +110,7 @@ def freeze(model: DenseVLMModel, trained_blocks: int | None = None) -> None:
 
 def warn_about_image_size(key: str, image_processor: DenseVLMImageProcessor, model: DenseVLMModel) -> None:
     """Warns if a side is not a multiple of the tower's stride: its boxes then shift against the other tower's."""
-    side, cell = image_processor.size["longest_edge"], model.vision_model.stride
+    side, cell = image_processor.size["longest_edge"], cast(VisionTower, model.vision_model).stride
     if side % cell:
         logger.warning(
             f"`{key}` {side} is not a multiple of {cell} pixels: the feature map covers {side // cell * cell} of "

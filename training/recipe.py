@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
@@ -53,8 +53,8 @@ def parse_arguments(argv: Sequence[str], program: str = "training.train", option
         key, or names the method that the key belongs to.
     """
     argv, recipe = list(argv), {}
-    usage = {"prog": f"python -m {program}", "usage": f"%(prog)s RECIPE {options}[--key value ...]"}
-    usage["allow_abbrev"] = False
+    usage: dict[str, Any] = {"prog": f"python -m {program}", "allow_abbrev": False}
+    usage["usage"] = f"%(prog)s RECIPE {options}[--key value ...]"
     first = argparse.ArgumentParser(**usage, add_help=False)
     first.add_argument("--method")
     file = find_recipe(argv.pop(0), first) if argv and not argv[0].startswith("-") else None
@@ -65,7 +65,8 @@ def parse_arguments(argv: Sequence[str], program: str = "training.train", option
         method = find_method(name)
     except ValueError as error:
         first.error(str(error))
-    parser = HfArgumentParser((ModelArguments, DataArguments, method.arguments_class), **usage)
+    classes: Any = (ModelArguments, DataArguments, method.arguments_class)
+    parser = HfArgumentParser(classes, **usage)
     parser.description = f"Keys of the method {name}; `--method NAME --help` shows those of {', '.join(METHODS)}."
     _own_keys_first(parser)
     known = {action.dest for action in parser._actions}
@@ -84,7 +85,7 @@ def parse_arguments(argv: Sequence[str], program: str = "training.train", option
         key = remaining[0].lstrip("-").partition("=")[0]
         parser.error(f"unknown: {' '.join(remaining)}{_suggest(key, parser, name)}")
     _refuse_unused_keys(name, method, arguments, parser)
-    return tuple(arguments)
+    return cast(Arguments, tuple(arguments))
 
 
 def _refuse_unused_keys(
@@ -176,7 +177,8 @@ def resolved_recipe(arguments: Arguments) -> dict[str, Any]:
             own = _own_names(type(part))
             values = {name: v for name, v in values.items() if name in own or v != _default(part, name)}
             values.pop("resume_from_checkpoint", None)
-            if values.pop("accelerator_config", None) and part.accelerator_config.non_blocking:
+            config: Any = values.pop("accelerator_config", None)
+            if config and config.non_blocking:
                 values["accelerator_config"] = {"non_blocking": True}
         recipe.update({name: _to_yaml_value(value) for name, value in values.items()})
     if recipe.get("global_batch_size") is not None:

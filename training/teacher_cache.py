@@ -7,6 +7,7 @@ Cached teacher predictions: the distributions over the categories of all kept re
 
 import json
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def all_boxes(content_extent: tuple[float, float], max_grid: int) -> Tensor:
     return boxes * boxes.new_tensor([width, height, width, height])
 
 
-def compress(retrieval: Retrieval, is_thing: Tensor, top_k: int) -> dict[str, np.ndarray]:
+def compress(retrieval: Retrieval, is_thing: Tensor | Sequence, top_k: int) -> dict[str, np.ndarray]:
     """
     Compresses the kept regions of one image to half precision. Log-probabilities are stored relative to the best
     category's: those that matter are then small, where half precision is fine.
@@ -105,11 +106,11 @@ def checksum(row: dict[str, Any], arrays: dict[str, np.ndarray]) -> int:
     """The checksum of a row, over its columns and arrays."""
     value = zlib.crc32(f"{row['id']} {row['skipped']} {row['image']}".encode())
     for name in ARRAYS:
-        value = zlib.crc32(np.ascontiguousarray(arrays[name]).view(np.uint8), value)
+        value = zlib.crc32(np.ascontiguousarray(arrays[name]).view(np.uint8).data, value)
     return value
 
 
-def expand(retrieved: dict[str, Tensor], is_thing: Tensor) -> Retrieval:
+def expand(retrieved: dict[str, Tensor], is_thing: Tensor | Sequence) -> Retrieval:
     """
     The inverse of [`compress`]: logits `(regions, categories)`. The remaining probability of a group is spread evenly
     over its categories that are not stored.

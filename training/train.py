@@ -40,8 +40,9 @@ def main(
     """Runs a recipe and returns the trainer. `prepare` is called with it before training, e.g. to add callbacks."""
     arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
     *_, args = arguments
-    checkpoint = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
-    check_output_dir(args.output_dir)
+    output_dir = str(args.output_dir)
+    checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir)
+    check_output_dir(output_dir)
     set_seed(args.seed)
     trainer = build_trainer(arguments)
     if prepare is not None:
@@ -77,20 +78,21 @@ def check_output_dir(output_dir: str) -> None:
 
 def record_start(arguments: Arguments, checkpoint: str | None) -> None:
     """Reports whether a run starts or resumes, and writes its recipe."""
-    *_, args = arguments
+    args = arguments[2]
+    folder = Path(str(args.output_dir))
     images = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     print(f"{args.world_size} processes, {images} images per step")
-    recipe = Path(args.output_dir) / "recipe.yaml"
+    recipe = folder / "recipe.yaml"
     if checkpoint is not None:
         print(f"Resumed from {checkpoint}")
-        rename_later_checkpoints(Path(args.output_dir), Path(checkpoint))
+        rename_later_checkpoints(folder, Path(checkpoint))
         warn_of_changes(arguments, recipe)
     save_recipe(arguments, recipe)
 
 
 def report_stopped(trainer: DistillationTrainer) -> None:
     """Reports a run that was stopped by a signal. Raises a `SystemExit` if its checkpoint is missing."""
-    checkpoint = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
+    checkpoint = Path(str(trainer.args.output_dir)) / f"checkpoint-{trainer.state.global_step}"
     if not checkpoint.is_dir():
         raise SystemExit(
             f"Stopped by SIGTERM after step {trainer.state.global_step}, but {checkpoint} was not written."
@@ -106,7 +108,8 @@ def report_result(trainer: DistillationTrainer, arguments: Arguments) -> None:
     if kept and not any(kept):
         logger.warning(
             "Nothing was learned: for no region did the highest teacher probability exceed `threshold` "
-            f"{trainer.args.threshold}. Is the teacher trained, and `temperature` that of its logits?"
+            f"{getattr(trainer.args, 'threshold', None)}. Is the teacher trained, and is `temperature` that of its "
+            "logits?"
         )
     if trainer.is_world_process_zero():
         print(f"Trained by {arguments[0].method}: saved in {trainer.args.output_dir}")

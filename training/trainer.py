@@ -4,7 +4,6 @@
 
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from .alignment import CONTRASTS, Contrast, Retrieval, align, region_logits, retrieve
@@ -73,6 +72,8 @@ class DenseVLMTrainer(DistillationTrainer):
     The arguments are those of [`DistillationTrainer`]; `args` is a [`DenseVLMArguments`].
     """
 
+    args: DenseVLMArguments
+
     arguments_class = DenseVLMArguments
     needs_categories = True
     uses_teacher_cache = True
@@ -125,7 +126,7 @@ class DenseVLMTrainer(DistillationTrainer):
         """Every `retrieval_picture_steps` steps: the batch's first image with its retrieved categories."""
         every, step = self.args.retrieval_picture_steps, self.state.global_step
         if every and step % every == 0 and self.is_world_process_zero():
-            file = Path(self.args.output_dir) / "retrievals" / f"step-{step:07d}.jpg"
+            file = self._folder / "retrievals" / f"step-{step:07d}.jpg"
             save_retrieval_picture(
                 file, batch["pixel_values"][0], batch["boxes"][0], retrieval, self.student_embeddings.names
             )

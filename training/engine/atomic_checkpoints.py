@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import logging
 
@@ -20,15 +21,20 @@ from .sharding import own_class
 logger = logging.get_logger(__name__)
 
 
-class AtomicCheckpoints:
+class AtomicCheckpoints(Trainer):
     """
-    Mixin for a [`Trainer`] whose checkpoints are staged and renamed. `run`, the invariants checked on resume, is
+    A [`Trainer`] whose checkpoints are staged and renamed. `run`, the invariants checked on resume, is
     written into each.
     """
 
     run: dict[str, Any]
     _run_dir: str | None = None
     """The staging folder while a checkpoint is written; None otherwise."""
+
+    @property
+    def _folder(self) -> Path:
+        assert self.args.output_dir is not None  # transformers sets it
+        return Path(self.args.output_dir)
 
     def _save(self, output_dir=None, state_dict=None):
         with own_class(self.model):
@@ -42,7 +48,7 @@ class AtomicCheckpoints:
         Stages the checkpoint and renames it, so that a checkpoint under its final name is complete. If it cannot be
         written (e.g. the disk is full), that is logged and the run continues; the next one is tried when it is due.
         """
-        first, folder = self.is_world_process_zero(), Path(self.args.output_dir)
+        first, folder = self.is_world_process_zero(), self._folder
         staged, checkpoint = (f / f"checkpoint-{self.state.global_step}" for f in (folder / STAGING, folder))
         save = super()._save_checkpoint
 
@@ -59,7 +65,7 @@ class AtomicCheckpoints:
 
         def finish() -> None:
             publish_checkpoint(staged, checkpoint)
-            rotate_checkpoints(self.args.output_dir, self.args.save_total_limit)
+            rotate_checkpoints(str(folder), self.args.save_total_limit)
 
         # Each part starts after the one before has succeeded on all ranks.
         all(self._succeeds(part, here) for part, here in ((begin, first), (write, True), (finish, first)))
@@ -93,7 +99,7 @@ class AtomicCheckpoints:
         Raises:
             `SystemExit` with a message if they cannot be written.
         """
-        folder, staged = Path(self.args.output_dir), Path(self.args.output_dir) / STAGING
+        folder, staged = self._folder, self._folder / STAGING
         try:
             self.save_model(str(staged))
             if self.is_world_process_zero():

@@ -47,12 +47,13 @@ def find_checkpoint(wanted: str | bool | None, output_dir: str | Path) -> str | 
     if wanted in (None, "False", "false", False):
         _refuse_to_overwrite(Path(output_dir), "resume with `--resume_from_checkpoint last`")
         return None
-    if not Path(wanted).is_dir():
+    folder = Path(str(wanted))
+    if not folder.is_dir():
         raise SystemExit(f"`--resume_from_checkpoint`: there is no folder {wanted}.")
-    damage = find_damage(Path(wanted))
+    damage = find_damage(folder)
     if damage is not None:
         raise SystemExit(f"`--resume_from_checkpoint`: {wanted} is not complete: {damage}.")
-    return wanted
+    return str(wanted)
 
 
 def _refuse_to_overwrite(folder: Path, remark: str) -> None:

@@ -7,10 +7,11 @@ import time
 
 import torch
 from torch import Tensor
+from transformers import Trainer
 
 
-class RunLog:
-    """Mixin for a [`Trainer`]: sums over steps, from which [`~RunLog.summarize`] makes log entries."""
+class RunLog(Trainer):
+    """A [`Trainer`] with sums over steps, from which [`~RunLog.summarize`] makes log entries."""
 
     sums: dict[str, Tensor]
     sums_since: float

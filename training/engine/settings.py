@@ -145,9 +145,10 @@ def read_accelerator_config(given: AcceleratorConfig | dict[str, Any] | str | No
     Raises:
         `SystemExit` that names a refused key in it and the reason.
     """
+    values: Any = given
     if isinstance(given, str):
-        given = json.loads(given if given.startswith("{") else Path(given).read_text(encoding="utf-8"))
-    config = given if isinstance(given, AcceleratorConfig) else AcceleratorConfig(**(given or {}))
+        values = json.loads(given if given.startswith("{") else Path(given).read_text(encoding="utf-8"))
+    config = values if isinstance(values, AcceleratorConfig) else AcceleratorConfig(**(values or {}))
     for field in fields(AcceleratorConfig):
         value = getattr(config, field.name)
         if field.name in ACCELERATOR_REFUSED and value != field.default:

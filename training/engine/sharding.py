@@ -57,7 +57,8 @@ def prepare_student(model: PreTrainedModel, accelerator: Accelerator) -> None:
     # FSDP's casts would round the boxes, too. Autocast chooses the precision per operation, as under DDP; weights and
     # gradients are communicated in float32.
     plugin.mixed_precision_policy = MixedPrecisionPolicy(cast_forward_inputs=False)
-    model.get_input_embeddings = lambda: None  # accelerate would shard it after its parent
+    # accelerate would shard the input embeddings after their parent.
+    model.get_input_embeddings = lambda: None  # type: ignore[method-assign,assignment,return-value]
     # accelerate adds no autocast to a sharded model; in evaluation mode, this adds autocast and nothing else.
     accelerator.prepare_model(model, evaluation_mode=True)
 
@@ -67,10 +68,10 @@ def shard_teacher(teacher: PreTrainedModel, device: torch.device, processes: int
     Freezes a model and shards it over the processes; a block's other shards are gathered while it runs. All processes
     must call it equally often, and always in inference mode if the first call is.
     """
-    _make_shardable(teacher.eval().requires_grad_(False))
+    blocks = _make_shardable(teacher.eval().requires_grad_(False))
     mesh = init_device_mesh(device.type, (processes,))
     for module in reversed(list(teacher.modules())):  # inner modules first, the model last
-        if type(module).__name__ in teacher._no_split_modules or module is teacher:
+        if type(module).__name__ in blocks or module is teacher:
             fully_shard(module, mesh=mesh, reshard_after_forward=True)
     register_fsdp_forward_method(teacher, "get_image_features")
 
@@ -79,24 +80,28 @@ def shard_teacher(teacher: PreTrainedModel, device: torch.device, processes: int
 def own_class(model: PreTrainedModel) -> Iterator[None]:
     """Restores the model's own class, which FSDP replaces, while it is saved: its name and code are saved, too."""
     sharded = type(model)
-    model.__class__ = next(base for base in sharded.__mro__ if not issubclass(base, FSDPModule))
+    own = next(base for base in sharded.__mro__ if not issubclass(base, FSDPModule))
+    model.__class__ = own  # type: ignore[assignment]
     try:
         yield
     finally:
         model.__class__ = sharded
 
 
-def _make_shardable(model: PreTrainedModel) -> None:
+def _make_shardable(model: PreTrainedModel) -> set[str]:
+    """Adapts a model to FSDP; returns the class names of its blocks."""
     # `_no_split_modules` may name classes that this model does not contain, which accelerate refuses.
-    model._no_split_modules = set(model._no_split_modules) & {type(module).__name__ for module in model.modules()}
+    blocks = set(model._no_split_modules or ()) & {type(module).__name__ for module in model.modules()}
+    model._no_split_modules = blocks
     # FSDP supports neither channels_last nor scalar parameters. Scalars become buffers, which keep their names in the
     # state dict.
-    model.to(memory_format=torch.contiguous_format)
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-arg]  # a wrapped method in the stubs
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if parameter.ndim == 0 and not parameter.requires_grad:
                 delattr(module, name)
                 module.register_buffer(name, parameter.detach())
+    return blocks
 
 
 __all__ = ["own_class", "prepare_student", "shard_teacher"]

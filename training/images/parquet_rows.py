@@ -21,7 +21,14 @@ def walk_parquet(files: Sequence[str], column: str) -> Iterator[dict[str, Any]]:
     moment, yields one row at `RETRY_LATER`.
     """
     for file in files:
-        row = {"file": printable(file), "offset": 0, "size": -1, "group": 0, "column": column, "error": None}
+        row: dict[str, Any] = {
+            "file": printable(file),
+            "offset": 0,
+            "size": -1,
+            "group": 0,
+            "column": column,
+            "error": None,
+        }
         row["passed_over"] = None
         name = row["file"].rsplit("/", 1)[-1]
         if row["file"] != file:

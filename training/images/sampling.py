@@ -3,6 +3,7 @@
 """The order of the images: a pure function of seed and epoch, the same for any number of processes."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import datasets
 import numpy as np
@@ -116,7 +117,8 @@ def shares(lengths: Sequence[int], weights: Sequence[float]) -> list[int]:
 
 def shard_starts(index: datasets.Dataset) -> np.ndarray:
     """The first index of each shard, a file or a row group of one, `(shards,)`."""
-    starts, before, last = [np.zeros(min(len(index), 1), dtype=np.int64)], 0, {}
+    starts, before = [np.zeros(min(len(index), 1), dtype=np.int64)], 0
+    last: dict[str, Any] = {}
     columns = [name for name in ("file", "group") if name in index.column_names]
     for table in index.select_columns(columns).with_format("arrow").iter(batch_size=100_000):
         changes = np.zeros(len(table), dtype=bool)

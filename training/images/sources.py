@@ -150,7 +150,8 @@ def _count_passed_over(index: datasets.Dataset) -> Counter:
 
 
 def _open_index(images: str, source: Source) -> tuple[datasets.Dataset, Counter]:
-    suffix, nothing = suffix_of(images), Counter()
+    suffix = suffix_of(images)
+    nothing: Counter[str] = Counter()
     if source.annotations is not None:
         return _index_of_annotations(images, Path(source.annotations)), nothing
     if not is_address(images) and os.path.isdir(images):

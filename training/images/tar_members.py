@@ -33,9 +33,10 @@ def walk_tars(tars: list[str]) -> Iterator[dict[str, Any]]:
     kind.
     """
     for tar in tars:
-        passed_over, last = Counter(), None
+        passed_over: Counter[str] = Counter()
+        last: dict[str, Any] = {}
         for row in _rows_of(tar, passed_over):
-            if last is not None:
+            if last:
                 yield last
             last = row
         yield last | {"passed_over": json.dumps(passed_over) if passed_over else None}

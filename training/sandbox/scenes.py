@@ -43,6 +43,7 @@ HOMES = {
 STUFF = tuple(HOMES)
 THINGS = tuple(thing for things in HOMES.values() for thing in things)
 CATEGORIES = CategorySet.load(Path(__file__).parent / "categories.json")
+CATEGORY_IDS = dict(zip(CATEGORIES.names, CATEGORIES.ids or ()))
 
 TRAIN_HOME_PROBABILITY = 0.5
 """Share of the things in training scenes that are on their home."""
@@ -219,7 +220,8 @@ def _colour(rng: np.random.Generator) -> tuple[int, int, int]:
     hue = rng.random() * 6
     channels = [np.clip(abs((hue + shift) % 6 - 3) - 1, 0, 1) for shift in (0, 4, 2)]
     light = rng.uniform(150, 255)
-    return tuple(int(light * (0.15 + 0.85 * c)) for c in channels)
+    red, green, blue = (int(light * (0.15 + 0.85 * c)) for c in channels)
+    return red, green, blue
 
 
 class _Pen:
@@ -357,8 +359,7 @@ def write_scenes(folder: Path, seed: int, split: str, count: int) -> None:
         "images": [image for image, _ in written],
         "annotations": [annotation for _, annotation in written],
         "categories": [
-            {"id": number, "name": name, "isthing": int(thing)}
-            for number, name, thing in zip(CATEGORIES.ids, CATEGORIES.names, CATEGORIES.is_thing)
+            {"id": CATEGORY_IDS[name], "name": name, "isthing": int(name in THINGS)} for name in CATEGORIES.names
         ],
     }
     (folder / split / "panoptic.json").write_text(json.dumps(content))
@@ -383,7 +384,7 @@ def _segment(scene: Scene, number: int) -> dict:
     x, y = int(columns.min()), int(rows.min())
     return {
         "id": number,
-        "category_id": CATEGORIES.ids[CATEGORIES.names.index(scene.names[number - 1])],
+        "category_id": CATEGORY_IDS[scene.names[number - 1]],
         "area": len(rows),
         "bbox": [x, y, int(columns.max()) + 1 - x, int(rows.max()) + 1 - y],
         "iscrowd": 0,

@@ -45,5 +45,5 @@ def word_tokenizer(sentences: Iterable[str], max_length: int) -> PreTrainedToken
 
 def category_sentences(categories: CategorySet) -> list[str]:
     """ViLD's templates filled with the names and synonyms of all categories."""
-    names = [name for name, more in zip(categories.names, categories.synonyms) for name in (name, *more)]
+    names = [word for name, synonyms in zip(categories.names, categories.synonyms) for word in [name, *synonyms]]
     return [fill_template(template, name) for template in VILD_TEMPLATES for name in names]
