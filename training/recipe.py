@@ -70,9 +70,9 @@ def parse_arguments(argv: Sequence[str], program: str = "training.train", option
     parser.description = f"Keys of the method {name}; `--method NAME --help` shows those of {', '.join(METHODS)}."
     _own_keys_first(parser)
     known = {action.dest for action in parser._actions}
-    for key in recipe:
-        if key not in known:
-            parser.error(f"recipe {file}: unknown key `{key}`{_suggest(str(key), parser, name)}")
+    unknown = [f"`{key}`{_suggest(str(key), parser, name, 'delete the line')}" for key in recipe if key not in known]
+    if unknown:
+        parser.error(f"recipe {file}: unknown key{'s' * (len(unknown) > 1)} {', '.join(unknown)}")
     parser.set_defaults(**recipe | {"method": name})
     for action in parser._actions:
         if action.dest in recipe:
@@ -83,7 +83,7 @@ def parse_arguments(argv: Sequence[str], program: str = "training.train", option
         parser.error(str(error))
     if remaining:
         key = remaining[0].lstrip("-").partition("=")[0]
-        parser.error(f"unknown: {' '.join(remaining)}{_suggest(key, parser, name)}")
+        parser.error(f"unknown: {' '.join(remaining)}{_suggest(key, parser, name, 'leave it out')}")
     _refuse_unused_keys(name, method, arguments, parser)
     return cast(Arguments, tuple(arguments))
 
@@ -148,8 +148,8 @@ def read_recipe(file: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
     }
 
 
-def _suggest(key: str, parser: HfArgumentParser, method: str) -> str:
-    """A suggestion for an unknown key, in parentheses."""
+def _suggest(key: str, parser: HfArgumentParser, method: str, remedy: str) -> str:
+    """What to do about an unknown key, in parentheses; `remedy` where no other key was meant."""
     if key in RENAMED:
         return f" (it is now called `{RENAMED[key]}`)"
     known = [action.dest for action in parser._actions]
@@ -161,10 +161,10 @@ def _suggest(key: str, parser: HfArgumentParser, method: str) -> str:
         if name not in known
     }
     if key in others:
-        return f" (it is a key of the method {others[key]}, not of {method}; leave it out)"
+        return f" (it is a key of the method {others[key]}, not of {method}: {remedy})"
     close = difflib.get_close_matches(key, [*known, *others], n=1)
     if not close:
-        return ""
+        return f" ({remedy})"
     return f" (did you mean `{close[0]}`{f' of the method {others[close[0]]}' if close[0] in others else ''}?)"
 
 

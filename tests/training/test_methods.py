@@ -48,6 +48,22 @@ def test_a_key_of_another_method_is_refused_and_its_method_named(tmp_path, capsy
         assert f"it is a key of the method {owner}, not of {method}" in error and key in error
 
 
+def test_all_keys_of_other_methods_in_a_saved_recipe_are_refused_at_once_with_the_remedy(tmp_path, capsys):
+    """Earlier versions saved the keys of all methods with every run."""
+    values = {"model": "u", "images": "folder", "output_dir": str(tmp_path / "run"), "crops": 6, "distance": "cosine"}
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(values | {"use_cpu": True, "quuux": 1}))
+    with pytest.raises(SystemExit):
+        parse_arguments([str(file)])
+    error = capsys.readouterr().err
+    assert f"recipe {file}: unknown keys `crops` (it is a key of the method clipself, not of densevlm: delete" in error
+    assert "`distance` (it is a key of the method feature_distillation, not of densevlm: delete the line)" in error
+    assert "`quuux` (delete the line)" in error
+    with pytest.raises(SystemExit):
+        parse_arguments(recipe_of("densevlm", tmp_path, crops=6))
+    assert "not of densevlm: leave it out)" in capsys.readouterr().err
+
+
 def test_a_misspelt_key_of_another_method_is_suggested(tmp_path, capsys):
     with pytest.raises(SystemExit):
         parse_arguments(recipe_of("clipself", tmp_path, treshold=0.9))
