@@ -45,5 +45,6 @@ def word_tokenizer(sentences: Iterable[str], max_length: int) -> PreTrainedToken
 
 def category_sentences(categories: CategorySet) -> list[str]:
     """ViLD's templates filled with the names and synonyms of all categories."""
-    names = [word for name, synonyms in zip(categories.names, categories.synonyms) for word in [name, *synonyms]]
+    named = zip(categories.names, categories.synonyms)
+    names = [str(word) for name, synonyms in named for word in (name, *synonyms)]
     return [fill_template(template, name) for template in VILD_TEMPLATES for name in names]
