@@ -65,7 +65,7 @@ class TimmTower(VisionTower, PreTrainedModel):
     _supports_sdpa = True
 
     def _init_weights(self, module: nn.Module) -> None:
-        """timm has initialized them; what is missing in a checkpoint is an error of loading."""
+        """Timm has initialized them; what is missing in a checkpoint is an error of loading."""
 
     @property
     def projection_bias(self):

@@ -12,7 +12,7 @@ from transformers.image_processing_outputs import SemanticSegmentationPostProces
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessorMixin, TextKwargs
 from transformers.tokenization_utils_base import BatchEncoding
-from transformers.utils import TensorType, logging
+from transformers.utils import logging
 
 from .image_processing_densevlm import (
     BACK_ENDS,

@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""The keys that recipes of all methods have: dataclasses of the models, of the data and of training itself."""
+"""The keys common to the recipes of all methods: dataclasses for models, data and training."""
 
 import json
 from dataclasses import dataclass, field, fields
@@ -19,30 +19,32 @@ logger = logging.get_logger(__name__)
 
 @dataclass
 class ModelArguments:
-    """Which models, and what of the student is trained."""
+    """The models, and which parameters of the student are trained."""
 
     model: str = field(metadata={"help": "U-VLM, the student: a folder or a Hub name of a DenseVLM or a CLIP."})
     teacher: str | None = field(
         default=None,
-        metadata={"help": "P-VLM, the teacher. A method that teaches itself has none."},
+        metadata={"help": "P-VLM, the teacher. Not for methods whose teacher is the student before training."},
     )
     tower: str | None = field(
         default=None,
-        metadata={"help": "Import path of a vision tower from elsewhere (my_package.my_module:MyTower)."},
+        metadata={"help": "Import path of a vision tower of your own (my_package.my_module:MyTower)."},
     )
     teacher_dtype: str = field(default="float32", metadata={"help": "float32, bfloat16 or float16."})
     teacher_sharded: bool = field(
         default=False,
-        metadata={"help": "Each process holds its share of the teacher's weights instead of all: for one too large."},
+        metadata={"help": "Shard the teacher's weights over the processes (FSDP 2), if it fits on no single GPU."},
     )
     attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa, eager or flash_attention_2."})
     trained_blocks: int | None = field(
         default=None,
-        metadata={"help": "Train the student's last N blocks; all by default. The rest is always frozen."},
+        metadata={"help": "Number of the student's last blocks to train; all by default. Everything else is frozen."},
     )
     method: str = field(
         default="densevlm",
-        metadata={"help": "How it learns: a name of training.methods, or a trainer's my_package.my_module:MyTrainer."},
+        metadata={
+            "help": "A name of training.methods, or the import path of a trainer (my_package.my_module:MyTrainer)."
+        },
     )
 
     def __post_init__(self):
@@ -52,52 +54,56 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """Which images at which size, and which categories are retrieved."""
+    """The images, their size, and the categories."""
 
     images: str | None = field(
         default=None,
         metadata={
-            "help": "Folder of images, or the root of the annotation file's images; tars (an address, a pattern, a "
-            "folder, or a .txt that lists them); a Parquet dataset (files, a folder, or hf://datasets/owner/name)."
+            "help": "A folder of images, or the root of the annotation file's images; tars (URL, pattern, folder, "
+            "or a .txt that lists them); a Parquet dataset (files, a folder, or hf://datasets/owner/name)."
         },
     )
     annotations: str | None = field(
-        default=None, metadata={"help": "COCO annotation file; only its list of images is read."}
+        default=None, metadata={"help": "COCO annotation file; only its list of images is used."}
     )
-    split: str = field(default="train", metadata={"help": "Of a dataset."})
-    column: str = field(default="image", metadata={"help": "Of a dataset, where its images are."})
-    max_samples: int | None = field(default=None, metadata={"help": "Only the first N images."})
+    split: str = field(default="train", metadata={"help": "Split of a Parquet dataset."})
+    column: str = field(default="image", metadata={"help": "Column of a Parquet dataset that holds the images."})
+    max_samples: int | None = field(default=None, metadata={"help": "Use only the first N images."})
     sources: str | None = field(
         default=None,
         metadata={
-            "help": "Several sources mixed, in place of `images`: a list of {images, annotations, split, column, "
-            "max_samples, weight}; `weight` is the source's share of the images of an epoch."
+            "help": "A mix of several sources, instead of `images`: a list of {images, annotations, split, column, "
+            "max_samples, weight}; `weight` is the relative share of the source in an epoch."
         },
     )
     teacher_cache: str | None = field(
         default=None,
-        metadata={"help": "Folder of cached teacher predictions, made by `python -m training.cache_teacher`."},
+        metadata={"help": "Folder of cached teacher predictions, written by `python -m training.cache_teacher`."},
     )
     teacher_cache_top_k: int = field(
-        default=32, metadata={"help": "For training.cache_teacher: categories kept per region, 0 for all."}
+        default=32, metadata={"help": "For training.cache_teacher: number of categories stored per region, 0 for all."}
     )
     image_size: int | None = field(
         default=None,
-        metadata={"help": "The student's input side in pixels, a multiple of its patch. Its processor's by default."},
+        metadata={
+            "help": "Longest side of the student's input in pixels, a multiple of its patch size. "
+            "Defaults to that of its processor."
+        },
     )
     teacher_image_size: int | None = field(
-        default=None, metadata={"help": "The teacher's, likewise. 518 for a patch of 14 where the student has 512."}
+        default=None,
+        metadata={"help": "The same for the teacher, e.g. 518 with a patch size of 14 if the student has 512."},
     )
-    max_grid: int = field(default=6, metadata={"help": "Grids have 1 to N rows and columns."})
+    max_grid: int = field(default=6, metadata={"help": "Grids have 1 to max_grid rows and columns."})
     categories: str = field(
         default="coco_stuff_ade20k_316", metadata={"help": "A built-in category set or a JSON file."}
     )
     templates: str = field(default=DEFAULT_TEMPLATES, metadata={"help": f"Prompt templates: {', '.join(TEMPLATES)}."})
     student_embeddings: str | None = field(
         default=None,
-        metadata={"help": "Category embeddings (safetensors) of the student's text tower; computed by default."},
+        metadata={"help": "Category embeddings (safetensors) in the student's space; computed by default."},
     )
-    teacher_embeddings: str | None = field(default=None, metadata={"help": "Likewise of the teacher's."})
+    teacher_embeddings: str | None = field(default=None, metadata={"help": "The same for the teacher."})
 
     def __post_init__(self):
         if self.templates not in TEMPLATES:
@@ -115,13 +121,14 @@ class DataArguments:
         if self.max_samples is not None and self.max_samples < 1:
             raise ValueError(f"`max_samples` is 1 or more, got {self.max_samples}.")
         if (self.images is None) == (self.sources is None):
-            raise ValueError("Give `images`, or a list of `sources`, and not both.")
-        self.all_sources  # noqa: B018 - a wrong one shall stop here
+            raise ValueError("Give either `images` or a list of `sources`.")
+        self.all_sources  # noqa: B018 - raises for malformed sources
 
     @property
     def all_sources(self) -> list[Source]:
-        """The list `sources`, or the one source that `images` and its companions are."""
+        """The list `sources`, or the single source of `images` and the keys that belong to it."""
         if self.sources is None:
+            assert self.images is not None  # one of the two is given
             return [Source(self.images, self.annotations, self.split, self.column, self.max_samples)]
         try:
             sources = json.loads(self.sources) if isinstance(self.sources, str) else self.sources
@@ -138,10 +145,11 @@ class DataArguments:
 
 @dataclass
 class DistillationArguments(TrainingArguments):
-    """transformers' [`TrainingArguments`] and the keys that all methods have; a method's own are in a subclass."""
+    """transformers' [`TrainingArguments`] and the keys common to all methods; a method adds its own in a subclass."""
 
     ensemble_alpha: float = field(
-        default=1.0, metadata={"help": "Share of the trained weights in what is saved at the end; the rest initial."}
+        default=1.0,
+        metadata={"help": "α of the weight-space ensemble saved at the end: α · trained + (1 - α) · initial weights."},
     )
     global_batch_size: int | None = field(
         default=None,
@@ -152,13 +160,13 @@ class DistillationArguments(TrainingArguments):
     )
     dataloader_drop_last: bool = field(
         default=True,
-        metadata={"help": "Leave out images of an epoch that make no whole step; else the last step has fewer."},
+        metadata={"help": "Drop the last incomplete step of an epoch; otherwise it has fewer images."},
     )
     dataloader_persistent_workers: bool = field(
         default=True,
-        # Not for speed alone: a process that has run threads for hours is seldom, but not never, copied into a child
-        # that waits for one of their locks for ever.
-        metadata={"help": "Keep the workers of an epoch for the next; else each epoch starts its own."},
+        # Not only for speed: forking a process with threads may deadlock the child on one of their locks, and each
+        # epoch would fork again.
+        metadata={"help": "Keep the workers for the next epoch; otherwise each epoch starts its own."},
     )
 
     def __post_init__(self):
@@ -170,17 +178,17 @@ class DistillationArguments(TrainingArguments):
         for name, (value, _) in FIXED.items():
             setattr(self, name, value)
         if self.fp16 and self.device.type == "cpu":
-            raise ValueError("`fp16` is for GPUs, and this runs on a CPU: give `bf16`, or leave it out.")
+            raise ValueError("`fp16` needs a GPU, and this run is on a CPU: give `bf16`, or leave it out.")
         if not 0 <= self.ensemble_alpha <= 1:
             raise ValueError(f"`ensemble_alpha` is a share, 0..1, got {self.ensemble_alpha}.")
         if self.dataloader_num_workers == 0:
             self.dataloader_persistent_workers = False  # there are none to keep
         if self.ddp_find_unused_parameters is None:
-            self.ddp_find_unused_parameters = False  # exactly the parameters that get gradients are trainable
-        if self.n_gpu > 1:  # Trainer would split batches by DataParallel, and the regions' lists with them
+            self.ddp_find_unused_parameters = False  # all trainable parameters receive gradients
+        if self.n_gpu > 1:  # DataParallel cannot split the lists of boxes
             raise ValueError(
                 f"{self.n_gpu} GPUs are visible to one process: start one process per GPU, with `accelerate launch` "
-                "or `torchrun`, or show it a single one by CUDA_VISIBLE_DEVICES."
+                "or `torchrun`, or make a single one visible by CUDA_VISIBLE_DEVICES."
             )
         if self.global_batch_size is not None:
             self._set_accumulation()
@@ -191,13 +199,13 @@ class DistillationArguments(TrainingArguments):
             raise ValueError(
                 f"`global_batch_size` {self.global_batch_size} cannot be divided among {self.world_size} processes."
             )
-        # At most `per_device_train_batch_size` images at a time: the largest number that divides the share.
+        # The largest number up to `per_device_train_batch_size` that divides the images of a process.
         most = min(self.per_device_train_batch_size, share)
         fitting = next(n for n in range(most, 0, -1) if share % n == 0)
         if fitting <= most // 2:
             logger.warning(
-                f"A process takes {share} of the {self.global_batch_size} images of a step, {fitting} at a time: no "
-                f"number up to `per_device_train_batch_size` {most} that is nearer divides {share}."
+                f"Each process has {share} of the {self.global_batch_size} images of a step, in micro-batches of "
+                f"{fitting}: the largest number up to `per_device_train_batch_size` {most} that divides {share}."
             )
         self.per_device_train_batch_size = fitting
         self.gradient_accumulation_steps = share // fitting

@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""From a recipe's arguments to what programs work with: sources, models, category embeddings, cache, trainer."""
+"""Assembly: builds sources, models, category embeddings, teacher cache and trainer from a recipe's arguments."""
 
 import hashlib
 from pathlib import Path
@@ -22,13 +22,13 @@ from .engine.sharding import shard_teacher
 from .images.sampling import EpochSampler
 from .images.sources import fingerprint, open_source
 from .methods import find_method, import_class
-from .models import LoadedModel, freeze, load_model, warn_of_remainder
+from .models import LoadedModel, freeze, load_model, warn_about_image_size
 from .recipe import Arguments
 from .teacher_cache import CachedTeacherDataset, TeacherCache
 
 
 def build_trainer(arguments: Arguments) -> DistillationTrainer:
-    """Everything a run consists of, checked before the first step."""
+    """The trainer of a recipe, with all checks that are possible before the first step."""
     with one_line_errors():
         return _build_trainer(arguments)
 
@@ -43,7 +43,7 @@ def _build_trainer(arguments: Arguments) -> DistillationTrainer:
     weights = [source.weight for source in data_args.all_sources]
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     sampler = EpochSampler(indices, batch, args.seed, weights, args.dataloader_drop_last)
-    check_size(sampler, args)
+    check_number_of_images(sampler, args)
     extras: dict[str, Any] = {}
     if method.needs_categories:
         extras["student_embeddings"] = category_embeddings(arguments, "student", student)
@@ -54,26 +54,25 @@ def _build_trainer(arguments: Arguments) -> DistillationTrainer:
         teacher = load_teacher(arguments)
         if method.needs_categories:
             extras["teacher_embeddings"] = category_embeddings(arguments, "teacher", teacher)
-        # After its texts were embedded in float32.
+        # Only now: texts are embedded in float32.
         teacher.model.to(getattr(torch, model_args.teacher_dtype))
-        warn_of_remainder("teacher_image_size", teacher.image_processor, teacher.model)
+        warn_about_image_size("teacher_image_size", teacher.image_processor, teacher.model)
     else:
         teacher = student.copy(getattr(torch, model_args.teacher_dtype))
     if model_args.teacher_sharded and teacher is not None and args.world_size > 1:
         shard_teacher(teacher.model, args.device, args.world_size)
-    dataset: RegionDataset | CachedTeacherDataset = RegionDataset(
+    images = RegionDataset(
         index,
         student.image_processor,
         None if teacher is None else teacher.image_processor,
         max_grid=data_args.max_grid,
-        crops=args.crops if method.needs_crops else 0,
+        crops=args.crops if method.needs_crops else 0,  # type: ignore[attr-defined]  # of methods that need crops
         seed=args.seed,
         decoded_side=0 if cache is None else cache.description.get("teacher_image_size", 0),
     )
-    if cache is not None:
-        dataset = CachedTeacherDataset(dataset, cache)
+    dataset = images if cache is None else CachedTeacherDataset(images, cache)
     check_readable(dataset)
-    warn_of_remainder("image_size", student.image_processor, student.model)
+    warn_about_image_size("image_size", student.image_processor, student.model)
     return method(
         model=student.model,
         teacher=None if teacher is None else teacher.model,
@@ -88,14 +87,14 @@ def _build_trainer(arguments: Arguments) -> DistillationTrainer:
 
 
 def open_sources(arguments: Arguments) -> list[datasets.Dataset]:
-    """The index of each source, made by one process of a machine for all of them."""
+    """The index of each source, built by one process per machine."""
     _, data_args, args = arguments
     with args.main_process_first(desc="index of the images"), one_line_errors():
         return [open_source(source) for source in data_args.all_sources]
 
 
 def describe_run(sampler: EpochSampler, index: datasets.Dataset) -> dict[str, Any]:
-    """The invariants checked on resume: with them, the batches of the run are the same."""
+    """The invariants checked on resume; they determine the batches of the run."""
     return {
         "number of images a step": sampler.batch_size,
         "number of images": len(index),
@@ -107,12 +106,13 @@ def describe_run(sampler: EpochSampler, index: datasets.Dataset) -> dict[str, An
 
 
 def register_external_tower(model_args: ModelArguments) -> None:
-    """Makes the tower that `tower` names one that models of this process may have."""
+    """Registers the tower class given by the key `tower`, if any."""
     if model_args.tower is not None:
         register_tower(import_class("tower", model_args.tower, VisionTower))
 
 
 def load_student(arguments: Arguments) -> LoadedModel:
+    """The student (U-VLM) in float32."""
     model_args, data_args, _ = arguments
     register_external_tower(model_args)
     return load_model(
@@ -121,10 +121,12 @@ def load_student(arguments: Arguments) -> LoadedModel:
 
 
 def load_teacher(arguments: Arguments) -> LoadedModel:
-    """The teacher in float32."""
+    """The teacher (P-VLM) in float32."""
     model_args, data_args, _ = arguments
     if model_args.teacher is None:
-        raise SystemExit(f"`teacher` is missing: {model_args.method} learns from a P-VLM (a folder or a Hub name).")
+        raise SystemExit(
+            f"`teacher` is missing: {model_args.method} needs a teacher, the P-VLM (a folder or a Hub name)."
+        )
     register_external_tower(model_args)
     return load_model(
         model_args.teacher, image_size=data_args.teacher_image_size, attn_implementation=model_args.attn_implementation
@@ -133,17 +135,16 @@ def load_teacher(arguments: Arguments) -> LoadedModel:
 
 def describe_targets(arguments: Arguments, teacher: LoadedModel | None) -> dict[str, Any]:
     """
-    What cached targets depend on, as far as this run knows: a run need not name the teacher whose predictions it
-    uses.
+    The provenance of cached targets: everything that they depend on. Facts about the teacher are left out if it is
+    None, since a run that uses a cache need not name its teacher.
     """
     _, data_args, args = arguments
     categories = load_categories(data_args)
     provenance = {
         "categories": list(categories.names),
-        "groups": as_groups(categories.is_thing).tolist(),
+        "groups": as_groups(categories.require_flags("training")).tolist(),
         "templates": data_args.templates,
-        "temperature": args.temperature,
-        "threshold": args.threshold,
+        **{key: getattr(args, key) for key in ("temperature", "threshold")},
         "max_grid": data_args.max_grid,
     }
     if teacher is not None:
@@ -163,16 +164,18 @@ def describe_targets(arguments: Arguments, teacher: LoadedModel | None) -> dict[
 
 
 def open_teacher_cache(arguments: Arguments, index: datasets.Dataset) -> TeacherCache:
-    """The cached predictions that a run uses, after a check that they are what it would compute."""
+    """Opens the teacher cache of a run and checks that it holds what the run would compute."""
     model_args, data_args, args = arguments
+    assert data_args.teacher_cache is not None
     cache = TeacherCache(data_args.teacher_cache)
-    # Read to be compared, and no longer needed then.
+    # The teacher is loaded for the comparison only.
     compared = model_args.teacher is not None and args.process_index == 0
     cache.check(describe_targets(arguments, load_teacher(arguments) if compared else None), index)
     return cache
 
 
 def load_categories(data_args: DataArguments) -> CategorySet:
+    """The category set of the key `categories`. Raises a `SystemExit` if it has no thing / stuff flags."""
     try:
         categories = CategorySet.load(data_args.categories)
         categories.require_flags("training")
@@ -183,8 +186,9 @@ def load_categories(data_args: DataArguments) -> CategorySet:
 
 def category_embeddings(arguments: Arguments, role: str, loaded: LoadedModel) -> CategoryEmbeddings:
     """
-    Those of the given file, checked against the categories and the model; else those that the run has kept, if they
-    fit; else computed, by the first process, and kept with the run.
+    The category embeddings of the student or the teacher (`role`): from the given file, after a check against the
+    categories and the model; else from the cache in `output_dir`, if it matches; else computed by the first process
+    and cached there.
     """
     _, data_args, args = arguments
     with args.main_process_first(local=False, desc=f"{role} embeddings"):
@@ -194,25 +198,27 @@ def category_embeddings(arguments: Arguments, role: str, loaded: LoadedModel) ->
             loaded.tokenizer,
             data_args.templates,
             given=getattr(data_args, f"{role}_embeddings"),
-            cached=Path(args.output_dir) / f"{role}_embeddings.safetensors",
+            cached=Path(args.output_dir or "") / f"{role}_embeddings.safetensors",
             write_cache=args.process_index == 0,
             device=args.device,
             option=f"`{role}_embeddings`",
         )
 
 
-def check_size(sampler: EpochSampler, args: DistillationArguments) -> None:
+def check_number_of_images(sampler: EpochSampler, args: DistillationArguments) -> None:
+    """Raises a `SystemExit` if the images do not suffice for a single step."""
     if len(sampler) == 0:
         raise SystemExit(
-            f"{sum(sampler.shares)} images make no step of {sampler.batch_size} (`per_device_train_batch_size` "
-            f"{args.per_device_train_batch_size} · `gradient_accumulation_steps` {args.gradient_accumulation_steps} · "
+            f"{sum(sampler.shares)} images are too few for a step of {sampler.batch_size} "
+            f"(`per_device_train_batch_size` {args.per_device_train_batch_size} · "
+            f"`gradient_accumulation_steps` {args.gradient_accumulation_steps} · "
             f"{args.world_size} processes, `dataloader_drop_last`). Give a smaller `global_batch_size` or "
             "`per_device_train_batch_size`."
         )
 
 
 def check_readable(dataset: RegionDataset | CachedTeacherDataset, max_read: int = 100) -> None:
-    """Stops where none of the first images can be read: the run would train on nothing."""
+    """Raises a `SystemExit` if none of the first `max_read` images can be read."""
     reasons = []
     for index in range(min(len(dataset), max_read)):
         sample = dataset[0, index]

@@ -1,13 +1,15 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Computes the teacher's predictions once for every image and grid, and caches them. Training then needs no teacher:
+Computes and caches the teacher's predictions for every image and grid.
+
+Training then needs no teacher:
 
     python -m training.cache_teacher training/recipes/coco.yaml --teacher_cache data/coco_teacher [--key value ...]
     accelerate launch -m training.train training/recipes/coco.yaml --teacher_cache data/coco_teacher
 
-Started by `accelerate launch` or `torchrun`, each process takes its share of the images. What is done stays: the same
-command goes on where it was stopped.
+Under `accelerate launch` or `torchrun`, each process takes its share of the images. The same command resumes where it
+was stopped.
 """
 
 import sys
@@ -29,9 +31,9 @@ from modeling_densevlm.command_line import one_line_errors
 from modeling_densevlm.image_processing_densevlm import content_extent
 from modeling_densevlm.worker_batches import to_shared_memory
 
-from .alignment import Retrieval, region_logits, retrieve
+from .alignment import region_logits, retrieve
 from .build import category_embeddings, describe_targets, load_teacher, open_sources
-from .data import read_image, to_bytes
+from .data import read_image, resize_and_pad
 from .engine.signals import close_process_group
 from .images.sources import UnreadableImage, fingerprint
 from .methods import find_method
@@ -48,46 +50,46 @@ from .teacher_cache import (
     shard_file,
     write_description,
 )
-from .trainer import DenseVLMArguments
 
 
 logger = logging.get_logger(__name__)
 
 BLOCK = 256
-"""Images that are written together: what is known of each block is held in memory by who reads the predictions."""
+"""Images per record batch. Readers hold the metadata of every record batch in memory."""
 
 
 def main(argv: Sequence[str] | None = None) -> TeacherCache:
-    """Fills the folder `teacher_cache`; returns what it holds."""
+    """Fills the folder `teacher_cache` and returns the cache."""
     arguments = parse_arguments(sys.argv[1:] if argv is None else argv, program="training.cache_teacher")
     model_args, data_args, _ = arguments
     if not find_method(model_args.method).uses_teacher_cache:
-        raise SystemExit(f"`method`: {model_args.method} trains without cached teacher predictions.")
+        raise SystemExit(f"`method`: {model_args.method} does not use cached teacher predictions.")
     if data_args.teacher_cache is None:
-        raise SystemExit("`--teacher_cache` is missing: the folder to keep the teacher's predictions in.")
+        raise SystemExit("`--teacher_cache` is missing: the folder for the teacher's predictions.")
     if model_args.teacher_sharded:
-        raise SystemExit("`teacher_sharded` is for training: here each process has a whole teacher of its own.")
+        raise SystemExit("`teacher_sharded` is for training: here each process holds the whole teacher.")
     folder = Path(data_args.teacher_cache)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SystemExit(f"`--teacher_cache`: the folder {folder} cannot be made: {error}.") from error
+        raise SystemExit(f"`--teacher_cache`: the folder {folder} cannot be created: {error}.") from error
     with one_line_errors():
         return fill(folder, arguments)
 
 
 def fill(folder: Path, arguments: Arguments) -> TeacherCache:
+    """Writes the description of a cache and its missing shards."""
     model_args, data_args, args = arguments
     index = datasets.concatenate_datasets(open_sources(arguments))
     teacher = load_teacher(arguments)
     embeddings = category_embeddings(arguments, "teacher", teacher)
     with args.main_process_first(local=False):
         provenance = describe_targets(arguments, teacher)
-        # As many as there are, or more, are all of them.
+        # The number of categories, or more, means all of them.
         top_k = data_args.teacher_cache_top_k if data_args.teacher_cache_top_k < len(embeddings.names) else 0
         provenance |= {"top_k": top_k, "images": len(index), "list_of_images": fingerprint(index)}
         write_description(folder, provenance)
-    teacher.model.to(args.device, getattr(torch, model_args.teacher_dtype))
+    teacher.model.to(args.device, getattr(torch, model_args.teacher_dtype))  # type: ignore[arg-type]  # wrapped
     shards = range(-(-len(index) // SHARD))
     for number in shards[args.process_index :: args.world_size]:
         file = shard_file(folder, number)
@@ -96,7 +98,7 @@ def fill(folder: Path, arguments: Arguments) -> TeacherCache:
             rows = range(number * SHARD, min((number + 1) * SHARD, len(index)))
             skipped = _write(file, predictions(index, rows, teacher, embeddings, arguments))
             rate = len(rows) / (time.perf_counter() - began)
-            print(f"{file.name}: {len(rows)} images, {skipped} skipped, {rate:.1f} images a second", flush=True)
+            print(f"{file.name}: {len(rows)} images, {skipped} skipped, {rate:.1f} images per second", flush=True)
     if args.world_size > 1:
         torch.distributed.barrier()
     cache = TeacherCache(folder)
@@ -107,7 +109,7 @@ def fill(folder: Path, arguments: Arguments) -> TeacherCache:
 
 
 class _AllGrids(torch.utils.data.Dataset):
-    """Images of an index with the regions of every grid."""
+    """The images of an index, each with the boxes of all grids."""
 
     def __init__(self, index: datasets.Dataset, image_processor: DenseVLMImageProcessor, max_grid: int):
         self.index, self.image_processor, self.max_grid = index, image_processor, max_grid
@@ -120,7 +122,7 @@ class _AllGrids(torch.utils.data.Dataset):
             return {"id": row["id"], "skipped": str(error), "image": 0}
         boxes = all_boxes(content_extent(*size), self.max_grid)
         found = {"id": row["id"], "skipped": None, "image": zlib.crc32(content)}
-        return found | {"pixels": to_bytes(image, side), "boxes": boxes}
+        return found | {"pixels": resize_and_pad(image, side), "boxes": boxes}
 
 
 @torch.inference_mode()
@@ -131,7 +133,7 @@ def predictions(
     embeddings: CategoryEmbeddings,
     arguments: Arguments,
 ) -> Iterator[dict[str, Any]]:
-    """One row of `SCHEMA` for each of these images: one pass of the teacher, from which all grids are pooled."""
+    """A row of `SCHEMA` per image: all grids are pooled from one forward pass of the teacher."""
     _, data_args, args = arguments
     loader = torch.utils.data.DataLoader(
         _AllGrids(index, teacher.image_processor, data_args.max_grid),
@@ -141,37 +143,35 @@ def predictions(
         collate_fn=to_shared_memory,
     )
     text_embeds = embeddings.embeds.to(args.device)
+    is_thing = torch.as_tensor(embeddings.is_thing)
+    temperature, threshold = (getattr(args, key) for key in ("temperature", "threshold"))
     for samples in loader:
         good = [sample for sample in samples if not sample["skipped"]]
-        targets = iter(_compute_targets(good, teacher, text_embeds, embeddings, args) if good else ())
+        logits = _region_logits(good, teacher, text_embeds, temperature) if good else iter(())
         for sample in samples:
             if sample["skipped"]:
                 logger.warning(f"Skipped: {sample['skipped']}")
                 arrays = {name: np.zeros(0, dtype=np.uint16) for name in ARRAYS}
             else:
-                arrays = compress(next(targets), embeddings.is_thing, data_args.teacher_cache_top_k)
+                arrays = compress(retrieve(next(logits), is_thing, threshold), is_thing, data_args.teacher_cache_top_k)
             row = {name: sample[name] for name in ("id", "skipped", "image")}
             yield row | arrays | {"checksum": checksum(row, arrays)}
 
 
-def _compute_targets(
-    samples: list[dict[str, Any]],
-    teacher: LoadedModel,
-    text_embeds: torch.Tensor,
-    embeddings: CategoryEmbeddings,
-    args: DenseVLMArguments,
-) -> Iterator[Retrieval]:
-    """Eq. 1-2 for each image's regions."""
-    pixels = torch.stack([sample["pixels"] for sample in samples]).to(args.device)
-    boxes = [sample["boxes"].to(args.device) for sample in samples]
+def _region_logits(
+    samples: list[dict[str, Any]], teacher: LoadedModel, text_embeds: torch.Tensor, temperature: float
+) -> Iterator[torch.Tensor]:
+    """The teacher's logits for the regions of each image (Eq. 1)."""
+    pixels = torch.stack([sample["pixels"] for sample in samples]).to(text_embeds.device)
+    boxes = [sample["boxes"].to(text_embeds.device) for sample in samples]
     pixel_values = teacher.image_processor.normalize(pixels)
     region_embeds = teacher.model(pixel_values=pixel_values, boxes=boxes).region_embeds
     for part in region_embeds.split([len(b) for b in boxes]):
-        yield retrieve(region_logits(part, text_embeds, args.temperature), embeddings.is_thing, args.threshold)
+        yield region_logits(part, text_embeds, temperature)
 
 
 def _write(file: Path, rows: Iterator[dict[str, Any]]) -> int:
-    """Stages a file and renames it: one that is there is complete. Returns how many images were skipped."""
+    """Writes a shard atomically: stages and renames it. Returns the number of skipped images."""
     staged, skipped = file.with_name(f".{file.name}"), 0
     try:
         with pyarrow.OSFile(str(staged), "wb") as sink, pyarrow.ipc.new_stream(sink, SCHEMA) as writer:
@@ -182,8 +182,8 @@ def _write(file: Path, rows: Iterator[dict[str, Any]]) -> int:
     except OSError as error:
         staged.unlink(missing_ok=True)
         raise OSError(
-            f"`--teacher_cache`: {file} cannot be written: {error}. Make room; the same command goes on with this "
-            "file, those written before are whole."
+            f"`--teacher_cache`: {file} cannot be written: {error}. Make room; the same command resumes with this "
+            "file, those written before are complete."
         ) from error
     return skipped
 

@@ -1,11 +1,11 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Reads the images of a recipe before a long run does: counts them, times them, lists what is broken.
+Checks the images of a recipe before a long run: reads them all, counts, measures the speed, lists what is broken.
 
     python -m training.check_data training/recipes/coco.yaml [--samples 10000] [--report report.json] [--key value ...]
 
-Ends with 1 where something is broken. Indices of tars are made by it, so that the run begins at once.
+Exits with 1 if an image is broken. It also builds the indices of tars, so that the run can start at once.
 """
 
 import argparse
@@ -25,14 +25,14 @@ import torch
 from modeling_densevlm.command_line import one_line_errors
 
 from .build import open_sources
-from .data import read_image, to_bytes
+from .data import read_image, resize_and_pad
 from .images.sampling import shard_starts
-from .images.sources import Source, UnreadableImage, in_words, passed_over
+from .images.sources import Source, UnreadableImage, format_counts, passed_over
 from .recipe import Arguments, parse_arguments
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """Checks the sources of a recipe, each for itself; returns what it prints and writes."""
+    """Checks each source of a recipe; returns the report."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--samples", type=int)
     parser.add_argument("--report", type=Path)
@@ -41,27 +41,28 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         parser.error(f"`--samples` is a whole number from 1 on, got {own.samples}.")
     arguments = parse_arguments(argv, "training.check_data", "[--samples N] [--report FILE] ")
     if own.report is not None:
-        check_writable(own.report)
+        check_report_file(own.report)
     with one_line_errors():
         return check_sources(arguments, own.samples, own.report)
 
 
 def check_sources(arguments: Arguments, samples: int | None, report_file: Path | None) -> list[dict[str, Any]]:
+    """Checks and prints each source, writes the report, and returns it: one dict per source."""
     _, data_args, args = arguments
     report = []
     for source, index in zip(data_args.all_sources, open_sources(arguments)):
         side = max(data_args.image_size or 0, data_args.teacher_image_size or 0) or 512
-        result = check(index, side, samples, args.dataloader_num_workers)
+        result = check_index(index, side, samples, args.dataloader_num_workers)
         report.append({"source": {**asdict(source), "images": str(source.images)}, **result})
-        describe(source, result, args.global_batch_size or args.per_device_train_batch_size)
+        print_summary(source, result, args.global_batch_size or args.per_device_train_batch_size)
     if report_file is not None:
         report_file.write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
-        print(f"All of it is in {report_file}")
+        print(f"Full report: {report_file}")
     return report
 
 
-def check_writable(file: Path) -> None:
-    """Makes the folder of a file that is written at the end, and tries it: what is found may have taken hours."""
+def check_report_file(file: Path) -> None:
+    """Creates the report file and its folder, so that hours of reading are not lost if it is not writable."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("a", encoding="utf-8"):
@@ -80,33 +81,33 @@ class _Images(torch.utils.data.Dataset):
             image, size, content = read_image(self.index[number], self.side)
         except UnreadableImage as error:
             return {"broken": str(error)}
-        to_bytes(image, self.side)
+        resize_and_pad(image, self.side)
         return {"size": size, "bytes": len(content), "seconds": time.perf_counter() - began}
 
 
-def check(index: datasets.Dataset, side: int, samples: int | None, workers: int) -> dict[str, Any]:
+def check_index(index: datasets.Dataset, side: int, samples: int | None, workers: int) -> dict[str, Any]:
     """
-    Reads images as training does.
+    Reads the images of an index as training does.
 
     Args:
-        index ([`datasets.Dataset`]): of [`open_source`].
-        side (`int`): pixels of the longest side that training uses.
-        samples (`int`, *optional*): only N, evenly spread; all by default.
-        workers (`int`): processes that read.
+        index ([`datasets.Dataset`]): an index of [`open_source`].
+        side (`int`): longest side in pixels that training uses.
+        samples (`int`, *optional*): number of images to read, evenly spaced. Defaults to all.
+        workers (`int`): number of reading processes.
 
     Returns:
-        `images` and `shards` in the index, `read`, `broken` (messages), `images_per_second`,
-        `milliseconds_an_image` (of one core), `bytes_an_image`, `width` and `height` (least, median, most),
-        `repeated_ids`, `passed_over` (how many files of which other kinds lie there).
+        A dict of `images` and `shards` (numbers in the index), `read` (number of images), `broken` (list of messages),
+        `images_per_second`, `milliseconds_an_image` (of one core), `bytes_an_image`, `width` and `height` (minimum,
+        median, maximum), `repeated_ids` (number), `passed_over` (numbers of files of other kinds).
     """
     count = min(samples or len(index), len(index))
     numbers = np.linspace(0, len(index) - 1, count).astype(int).tolist()
-    # One batch a time: a batch of one would be a message between processes each.
+    # In batches, to save messages between processes.
     loader = torch.utils.data.DataLoader(
         _Images(index, side), batch_size=16, sampler=numbers, num_workers=workers, collate_fn=list
     )
     began, read, broken = time.perf_counter(), 0, []
-    found = np.full((count, 4), np.nan, dtype=np.float32)  # width, height, bytes and seconds of what can be read
+    found = np.full((count, 4), np.nan, dtype=np.float32)  # width, height, bytes, seconds of readable images
     for results in loader:
         for result in results:
             if "broken" in result:
@@ -132,25 +133,26 @@ def check(index: datasets.Dataset, side: int, samples: int | None, workers: int)
         "milliseconds_an_image": 1e3 * means[3],
         "bytes_an_image": round(means[2]),
         **sides,
-        "repeated_ids": _repeated(index),
+        "repeated_ids": _count_repeated_ids(index),
         "passed_over": passed_over(index),
     }
 
 
-def _repeated(index: datasets.Dataset) -> int:
-    """How many ids occur more than once."""
+def _count_repeated_ids(index: datasets.Dataset) -> int:
+    """The number of ids that occur more than once."""
     tables = index.select_columns("id").with_format("arrow").iter(batch_size=100_000)
     counts = pyarrow.compute.value_counts(pyarrow.chunked_array(table["id"].combine_chunks() for table in tables))
     return pyarrow.compute.sum(pyarrow.compute.greater(counts.field("counts"), 1)).as_py()
 
 
-def describe(source: Source, result: dict[str, Any], batch: int) -> None:
+def print_summary(source: Source, result: dict[str, Any], batch: int) -> None:
+    """Prints the result of [`check_index`]; `batch` is the number of images per step."""
     print(
         f"{source.images}: {result['images']} images in {result['shards']} files or row groups, {result['read']} read"
     )
     print(
-        f"  {result['images_per_second']:.1f} images a second here, {result['milliseconds_an_image']:.1f} ms of one "
-        f"core and {result['bytes_an_image'] / 1024:.0f} KiB an image"
+        f"  {result['images_per_second']:.1f} images per second here, {result['milliseconds_an_image']:.1f} ms of one "
+        f"core and {result['bytes_an_image'] / 1024:.0f} KiB per image"
     )
     for name in ("width", "height"):
         if result[name]:
@@ -163,7 +165,7 @@ def describe(source: Source, result: dict[str, Any], batch: int) -> None:
     if result["repeated_ids"]:
         print(f"  {result['repeated_ids']} ids occur more than once: their images get the same grids")
     if result["passed_over"]:
-        print(f"  passed over: {in_words(result['passed_over'])}")
+        print(f"  passed over: {format_counts(result['passed_over'])}")
     print(f"  broken: {len(result['broken'])}")
     for message in result["broken"][:20]:
         print(f"    {message}")

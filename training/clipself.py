@@ -1,8 +1,8 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
 """
-CLIPSelf (Wu et al., ICLR 2024), a sibling of DenseVLM: a CLIP's dense features learn from the same CLIP's image
-features of the cut-out regions. It needs no categories and cannot remove a bias that the image features have.
+CLIPSelf (Wu et al., ICLR 2024), a related method: the dense features of a CLIP learn the image features that the same
+CLIP has for crops of the regions. It needs no categories, and keeps any bias of the image features.
 """
 
 from dataclasses import dataclass, field
@@ -17,9 +17,9 @@ from .distillation_trainer import DistillationTrainer
 
 @dataclass
 class CLIPSelfArguments(DistillationArguments):
-    """The method's own keys."""
+    """The keys of CLIPSelf."""
 
-    crops: int = field(default=6, metadata={"help": "Regions per image, each cut out for the teacher."})
+    crops: int = field(default=6, metadata={"help": "Number of regions per image; the teacher sees the crop of each."})
 
     def __post_init__(self):
         super().__post_init__()
@@ -29,15 +29,15 @@ class CLIPSelfArguments(DistillationArguments):
 
 def clipself_loss(region_embeds: Tensor, crop_embeds: Tensor, count: Tensor | None = None) -> Tensor:
     r"""
-    1 - cosine of each region's pooled feature and its crop's image feature, averaged.
+    The mean over regions of 1 - the cosine similarity of the pooled feature and the image feature of the crop.
 
     Args:
-        region_embeds (`Tensor` of shape `(regions, dim)`): pooled from the student's dense map.
-        crop_embeds (`Tensor` of shape `(regions, dim)`): image features of the crops by the teacher.
-        count (`Tensor`, *optional*): regions of the whole global batch; defaults to those given.
+        region_embeds (`Tensor` of shape `(regions, dim)`): pooled from the student's dense features.
+        crop_embeds (`Tensor` of shape `(regions, dim)`): the teacher's image features of the crops.
+        count (`Tensor`, *optional*): number of regions in the global batch. Defaults to `regions`.
 
     Returns:
-        `Tensor`, scalar; 0 without regions.
+        `Tensor`, scalar; 0 if there are no regions.
     """
     with torch.autocast(region_embeds.device.type, enabled=False):
         cosine = (normalize(region_embeds.float(), dim=-1) * normalize(crop_embeds.float(), dim=-1)).sum(-1)
@@ -46,7 +46,7 @@ def clipself_loss(region_embeds: Tensor, crop_embeds: Tensor, count: Tensor | No
 
 
 class CLIPSelfTrainer(DistillationTrainer):
-    """The teacher is the model itself before training; it sees `crop_pixel_values`, one crop per box."""
+    """The teacher is a copy of the student before training, applied to `crop_pixel_values`, one crop per box."""
 
     arguments_class = CLIPSelfArguments
     needs_crops = True
@@ -54,13 +54,13 @@ class CLIPSelfTrainer(DistillationTrainer):
 
     def compute_targets(self, batch):
         crops = batch["crop_pixel_values"]
-        # Images that could not be read leave none. A blank one is run nevertheless: of a sharded teacher each process
-        # holds a share, and all of them have to take part.
+        # If no image could be read, there are no crops. The teacher runs on a blank one all the same: all processes
+        # must take part in the forward pass of a sharded model.
         seen = crops if len(crops) else crops.new_zeros(1, *crops.shape[1:])
-        with torch.inference_mode(), self.accelerator.autocast():  # `forward` alone has it built in
+        with torch.inference_mode(), self.accelerator.autocast():  # only `forward` enters it by itself
             pixel_values = self.teacher_image_processor.normalize(seen)
             crop_embeds = self.teacher.get_image_features(pixel_values).pooler_output
-        return crop_embeds[: len(crops)].clone()  # what was made in inference mode cannot take part in a backward pass
+        return crop_embeds[: len(crops)].clone()  # inference tensors cannot take part in a backward pass
 
     def count_terms(self, targets):
         return torch.tensor([float(len(targets))], device=targets.device)

@@ -1,8 +1,8 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Images in, `{"pixel_values", "boxes", ...}` out: the regions that are aligned are the cells of a random grid. No
-annotation is read, only which images there are.
+From images to `{"pixel_values", "boxes", ...}`: the regions are the cells of a random grid per image (Sec. 3.2). No
+annotations are needed.
 """
 
 import hashlib
@@ -23,22 +23,22 @@ from modeling_densevlm.image_processing_densevlm import load_image, load_reduced
 from modeling_densevlm.region_pooling import grid_boxes
 from modeling_densevlm.worker_batches import to_shared_memory
 
-from .images.sources import UnreadableImage, as_index, name_of, read_bytes
+from .images.sources import UnreadableImage, as_index, image_name, read_bytes
 
 
 SMALLEST_SIDE = 10
-"""Images with a shorter side (in pixels) are skipped: a grid over them shows nothing."""
+"""Images with a shorter side (in pixels) are skipped: they are too small for a grid."""
 
 
 class LoadedImage(NamedTuple):
-    """An image of an index and the grid that is drawn over it."""
+    """An image of an index with its random grid."""
 
     name: str
     image: Image.Image
     size: tuple[int, int]
-    """Width and height in the file; `image` may have been decoded smaller."""
+    """Width and height in the file; `image` may have been decoded at a lower resolution."""
     content: bytes
-    """The file."""
+    """The encoded file."""
     grid: tuple[int, int]
     """Rows and columns."""
     rng: np.random.Generator
@@ -49,15 +49,18 @@ class RegionDataset(torch.utils.data.Dataset):
     One sample per image: its pixels and the boxes of a random grid.
 
     Args:
-        index ([`datasets.Dataset`]): of [`open_source`], or several joined.
-        image_processor ([`DenseVLMImageProcessor`]): the student's.
+        index ([`datasets.Dataset`]): an index of [`open_source`], or several concatenated.
+        image_processor ([`DenseVLMImageProcessor`]): of the student.
         teacher_image_processor ([`DenseVLMImageProcessor`], *optional*):
-            Given where the teacher's differs (size, mean, standard deviation).
-        max_grid (`int`, *optional*, defaults to 6): rows and columns are drawn from 1..`max_grid`.
+            Of the teacher, if its size differs from the student's.
+        max_grid (`int`, *optional*, defaults to 6):
+            The number of rows and of columns is drawn from 1..`max_grid`.
         crops (`int`, *optional*, defaults to 0):
-            Keep N random boxes and give the image cut to each as well (CLIPSelf needs them, DenseVLM does not).
-        seed (`int`, *optional*, defaults to 0): with the visit and the sample's id, the source of every choice.
-        decoded_side (`int`, *optional*, defaults to 0): decode for a use at this many pixels at least.
+            If positive, keep that many random boxes and return the crop of each (for CLIPSelf).
+        seed (`int`, *optional*, defaults to 0):
+            Every random choice is derived from the seed, the visit and the sample's id.
+        decoded_side (`int`, *optional*, defaults to 0):
+            Least side in pixels at which images are decoded, where that exceeds both models' sides.
     """
 
     def __init__(
@@ -83,9 +86,12 @@ class RegionDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         """
-        The sample of `(visit, index)`, the pairs of [`EpochSampler`]: `pixel_values` `(3, side, side)` in bytes,
-        `boxes` `(regions, 4)`, `num_regions`, `name`, and where needed `teacher_pixel_values` and `crop_pixel_values`
-        `(regions, 3, side, side)`; or `{"skipped": "file: reason"}`; or `{}` for index -1.
+        The sample of `(visit, index)`, the pairs of [`EpochSampler`].
+
+        Returns:
+            `pixel_values` `(3, side, side)` uint8, `boxes` `(regions, 4)`, `num_regions`, `name`, and where needed
+            `teacher_pixel_values` `(3, teacher_side, teacher_side)` and `crop_pixel_values` `(regions, 3,
+            teacher_side, teacher_side)`; or `{"skipped": "file: reason"}`; or `{}` for index -1.
         """
         visit, number = key
         if number < 0:
@@ -96,26 +102,27 @@ class RegionDataset(torch.utils.data.Dataset):
             return {"skipped": str(error)}
 
     def load(self, visit: int, number: int) -> LoadedImage:
-        """Reads an image and draws its grid; `UnreadableImage` where that cannot be."""
+        """Reads an image and draws its grid. Raises `UnreadableImage` if it cannot be read."""
         row = self.index[number]
         image, size, content = read_image(row, self.decoded_side)
         rng = sample_rng(self.seed, visit, row["id"])
-        return LoadedImage(name_of(row), image, size, content, grid_shape(rng, self.max_grid), rng)
+        return LoadedImage(image_name(row), image, size, content, grid_shape(rng, self.max_grid), rng)
 
     def to_sample(self, loaded: LoadedImage) -> dict[str, Any]:
+        """Resizes, pads and crops a loaded image into the sample described in `__getitem__`."""
         image = loaded.image
         boxes = content_grid(*loaded.grid, content_extent(*loaded.size))
-        sample: dict[str, Any] = {"name": loaded.name, "pixel_values": to_bytes(image, self.side)}
+        sample: dict[str, Any] = {"name": loaded.name, "pixel_values": resize_and_pad(image, self.side)}
         if self.teacher_side != self.side:
-            sample["teacher_pixel_values"] = to_bytes(image, self.teacher_side)
+            sample["teacher_pixel_values"] = resize_and_pad(image, self.teacher_side)
         if self.crops:
             boxes = boxes[torch.from_numpy(np.sort(loaded.rng.permutation(len(boxes))[: self.crops]))]
-            crops = [to_bytes(crop, self.teacher_side) for crop in cut(image, boxes)]
+            crops = [resize_and_pad(crop, self.teacher_side) for crop in crop_boxes(image, boxes)]
             sample["crop_pixel_values"] = torch.stack(crops)
         return sample | {"num_regions": len(boxes), "boxes": boxes}
 
     def blank(self) -> dict[str, Any]:
-        """A black image without a box."""
+        """The sample of a black image without boxes."""
 
         def black(side: int) -> Tensor:
             return torch.zeros(side, side, 3, dtype=torch.uint8).permute(2, 0, 1)
@@ -130,29 +137,31 @@ class RegionDataset(torch.utils.data.Dataset):
 
 def sample_rng(seed: int, epoch: int, sample_id: str) -> np.random.Generator:
     """
-    Random numbers that belong to one sample in one epoch. They depend neither on the worker or rank that reads the
-    sample nor on what was read before, so that a resumed or differently distributed run draws the same.
+    The random generator of one sample in one epoch. It depends neither on the worker or rank that reads the sample nor
+    on the samples before it, so that a resumed or differently distributed run draws the same numbers.
     """
     number = int.from_bytes(hashlib.blake2b(str(sample_id).encode(), digest_size=8).digest(), "big")
     return np.random.default_rng((seed, epoch, number))
 
 
 def grid_shape(rng: np.random.Generator, max_grid: int = 6) -> tuple[int, int]:
-    """Rows and columns, drawn independently from 1..`max_grid` (Sec. 3.2)."""
+    """The numbers of rows and columns, drawn independently from 1..`max_grid` (Sec. 3.2)."""
     rows, columns = (int(n) for n in rng.integers(1, max_grid + 1, size=2))
     return rows, columns
 
 
 def content_grid(rows: int, columns: int, content_extent: tuple[float, float]) -> Tensor:
     """
-    The cells of a grid over an image's content.
+    The boxes of a grid over an image's content.
 
     Args:
+        rows (`int`): number of rows.
+        columns (`int`): number of columns.
         content_extent (`tuple[float, float]`):
-            Width and height of the image's content as fractions of the padded square; the grid spans it exactly.
+            Width and height of the image's content as fractions of the padded square; the grid spans exactly that.
 
     Returns:
-        `Tensor` of shape `(rows * columns, 4)`: xyxy as fractions of the square.
+        `Tensor` of shape `(rows * columns, 4)`: xyxy as fractions of the padded square.
     """
     width, height = content_extent
     boxes = grid_boxes(rows, columns)
@@ -165,7 +174,7 @@ def as_region_dataset(
     teacher_image_processor: DenseVLMImageProcessor | None = None,
     **options: Any,
 ) -> torch.utils.data.Dataset:
-    """A [`RegionDataset`] over a [`datasets.Dataset`]; anything else as it stands."""
+    """Wraps a [`datasets.Dataset`] in a [`RegionDataset`]; returns any other dataset unchanged."""
     if train_dataset is None:
         raise ValueError("`train_dataset` is missing: images in a `datasets.Dataset`, or an index of `open_source`.")
     if not isinstance(train_dataset, datasets.Dataset):
@@ -175,11 +184,18 @@ def as_region_dataset(
 
 def read_image(row: dict[str, Any], side: int | None) -> tuple[Image.Image, tuple[int, int], bytes]:
     """
-    The image of a row of an index, decoded for a use at `side` pixels (in full where None), its size in the file, and
-    the file itself.
+    Reads and decodes the image of a row of an index.
+
+    Args:
+        row (`dict`): a row of an index of [`open_source`].
+        side (`int`, *optional*): pixels at which the image will be used. JPEGs may be decoded at a lower resolution
+            that is at least this; None decodes in full.
+
+    Returns:
+        The image, its (width, height) in the file, and the encoded file.
 
     Raises:
-        `UnreadableImage` that names the image and the reason, whatever the reason is.
+        `UnreadableImage` that names the image and the reason, for any kind of failure.
     """
     try:
         content = read_bytes(row)
@@ -188,21 +204,20 @@ def read_image(row: dict[str, Any], side: int | None) -> tuple[Image.Image, tupl
         else:
             image = load_image(BytesIO(content))
             size = image.size
-    except Exception as error:  # a damaged file can raise anything in a decoder
-        raise UnreadableImage(f"{name_of(row)}: {type(error).__name__}: {error}") from error
+    except Exception as error:  # decoders raise all kinds of errors for damaged files
+        raise UnreadableImage(f"{image_name(row)}: {type(error).__name__}: {error}") from error
     if min(size) < SMALLEST_SIDE:
-        raise UnreadableImage(f"{name_of(row)}: {size[0]} x {size[1]} pixels are too few")
+        raise UnreadableImage(f"{image_name(row)}: {size[0]} x {size[1]} pixels are too few")
     return image, size, content
 
 
-def to_bytes(image: Image.Image, side: int) -> Tensor:
+def resize_and_pad(image: Image.Image, side: int) -> Tensor:
     """
-    What [`DenseVLMImageProcessor`] makes of an image, before it makes floats of it: longest side to `side`, padded to
-    a square, uint8 `(3, side, side)`, a view of rows of RGB pixels. Bytes are a quarter of what floats are on the way
-    from the workers to the GPU, which is faster than they are at making floats of them.
+    The geometric steps of [`DenseVLMImageProcessor`]: resizes the longest side to `side` and pads to a square, uint8
+    `(3, side, side)`. Normalisation is left to the GPU: uint8 is a quarter of the bytes to transfer.
 
-    The resize is torch's, four times as fast as Pillow's and of the same filter: a pixel differs by one or two grey
-    levels at most, and hardly any does.
+    The resize is torch's, which is four times as fast as Pillow's with the same filter; few pixels differ, by one or
+    two grey levels at most.
     """
     width, height = (scaled(length, side / max(image.size)) for length in image.size)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
@@ -210,15 +225,15 @@ def to_bytes(image: Image.Image, side: int) -> Tensor:
     return pad_image(resized, side, side)
 
 
-def cut(image: Image.Image, boxes: Tensor) -> list[Image.Image]:
-    """The parts of an image under boxes given as fractions of its padded square, each stretched to a square."""
+def crop_boxes(image: Image.Image, boxes: Tensor) -> list[Image.Image]:
+    """Crops an image to each box (fractions of its padded square) and stretches the crops to squares."""
     longest = max(image.size)
     crops = [image.crop(_whole_pixels(box * longest, image.size)) for box in boxes]
     return [crop.resize((max(crop.size),) * 2, Image.Resampling.BICUBIC) for crop in crops]
 
 
 def _whole_pixels(box: Tensor, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The box on whole pixels of the image, one at least."""
+    """The box rounded to pixels of the image, at least one pixel wide and high."""
     x0, y0, x1, y1 = (round(value) for value in box.tolist())
     x0, y0 = min(x0, size[0] - 1), min(y0, size[1] - 1)
     return x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)
@@ -226,12 +241,12 @@ def _whole_pixels(box: Tensor, size: tuple[int, int]) -> tuple[int, int, int, in
 
 class RegionCollator:
     """
-    Stacks samples: images into one tensor, `boxes` as a list, `skipped` as a list of messages. A batch in which every
-    sample was skipped becomes one black image without a box, so that all ranks take part in every step; its loss and
-    gradients are zero.
+    Collates samples: images are stacked, `boxes` is a list of tensors, `skipped` a list of messages. A batch in which
+    every sample was skipped becomes one black image without boxes, so that all ranks take part in every step; its loss
+    and gradients are zero.
 
     Args:
-        dataset ([`RegionDataset`], or one around it): gives that image, by its `blank()`.
+        dataset ([`RegionDataset`] or a dataset around it): its method `blank` provides that image.
     """
 
     def __init__(self, dataset: Any):

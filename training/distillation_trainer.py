@@ -1,14 +1,15 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the methods share: a frozen teacher gives targets for regions of a batch, a student learns to match them."""
+"""The base of all methods: a frozen teacher computes targets for the regions of a batch, a student learns them."""
 
 import time
+from functools import reduce
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.utils import logging
 
 from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMModel, DenseVLMOutput
@@ -19,7 +20,7 @@ from .data import RegionCollator, as_region_dataset
 from .engine.atomic_checkpoints import AtomicCheckpoints
 from .engine.run_log import RunLog, peak_memory
 from .engine.sharding import prepare_student
-from .engine.signals import LeaveOutNonFinite, StopSignal, sigterm_held_back
+from .engine.signals import SkipNonFiniteSteps, StopSignal, sigterm_blocked
 from .engine.weight_averaging import WeightEnsemble
 from .images.sampling import EpochSampler
 from .models import LoadedModel, Processing, freeze, load_model
@@ -28,49 +29,62 @@ from .models import LoadedModel, Processing, freeze, load_model
 logger = logging.get_logger(__name__)
 
 
-class DistillationTrainer(RunLog, AtomicCheckpoints, Trainer):
+class DistillationTrainer(RunLog, AtomicCheckpoints):
     r"""
-    The base of all methods. A method gives [`~DistillationTrainer.compute_targets`],
-    [`~DistillationTrainer.count_terms`] and [`~DistillationTrainer.loss`], and declares by class attributes what it
-    needs.
+    The base class of all methods. A subclass implements [`~DistillationTrainer.compute_targets`],
+    [`~DistillationTrainer.count_terms`] and [`~DistillationTrainer.loss`], and declares its needs by class attributes.
 
-    The normalizers of a loss span the whole global batch: before the first backward of a step the teacher has seen
-    all its micro-batches and their terms are added up over accumulation steps and ranks. So N ranks equal one rank.
+    Loss normalizers span the global batch: before the first backward pass of a step, the teacher computes the targets
+    of all its micro-batches, and their terms are summed over accumulation steps and ranks. Training on N ranks
+    therefore equals training on one.
 
     Args:
         model (`str` or `DenseVLMModel`):
-            The student. All its blocks are trained, unless some of its parameters are frozen already.
+            The student. All its blocks are trained, unless some of its parameters are already frozen.
         teacher (`str` or `DenseVLMModel`, *optional*):
-            Frozen here, in eval mode, and no part of what is saved. None where the model teaches itself, or where
-            the dataset is a [`CachedTeacherDataset`].
-        args ([`DistillationArguments`], *optional*): of the method's `arguments_class`; its defaults by default.
-        data_collator (*optional*): defaults to a [`RegionCollator`].
+            The teacher. It is frozen, in eval mode, and not saved. Not needed if the method declares
+            `teaches_itself`, or if the dataset is a [`CachedTeacherDataset`].
+        args ([`DistillationArguments`], *optional*):
+            An instance of the method's `arguments_class`. Defaults to its defaults, with the `output_dir`
+            "trainer_output".
+        data_collator (`Callable`, *optional*): defaults to a [`RegionCollator`].
         train_dataset ([`datasets.Dataset`], [`RegionDataset`] or [`CachedTeacherDataset`]):
-            With a column `image`, or an index of [`open_source`]; then grids have up to 6 rows and columns.
-        processing_class, teacher_processing_class (`DenseVLMProcessor` or `DenseVLMImageProcessor`, *optional*):
-            By default those of the folders that the models come from.
+            A `datasets.Dataset` has a column `image` or is an index of [`open_source`]; its images get grids of up to
+            6 x 6 cells.
+        processing_class (`DenseVLMProcessor` or `DenseVLMImageProcessor`, *optional*):
+            Of the student. Loaded from the folder of `model` by default.
+        teacher_processing_class (`DenseVLMProcessor` or `DenseVLMImageProcessor`, *optional*):
+            Of the teacher. Loaded from the folder of `teacher` by default.
         categories (`str` or [`CategorySet`], *optional*, defaults to `"coco_stuff_ade20k_316"`):
-            For a method that needs categories.
-        templates (`str`, *optional*, defaults to the paper's): prompt templates of the categories.
-        student_embeddings, teacher_embeddings ([`CategoryEmbeddings`], *optional*):
-            The categories in each model's own space; by default computed by its text tower.
-        sampler ([`EpochSampler`], *optional*): the order of the images, where they are of several sources.
-        run (`dict`, *optional*): the invariants that are checked on resume, kept with each checkpoint.
+            The vocabulary, for methods that declare `needs_categories`.
+        templates (`str`, *optional*, defaults to `"vild"`): prompt templates of the categories.
+        student_embeddings ([`CategoryEmbeddings`], *optional*):
+            The categories in the student's space. Computed by its text tower by default.
+        teacher_embeddings ([`CategoryEmbeddings`], *optional*):
+            The categories in the teacher's space. Computed by its text tower by default.
+        sampler ([`EpochSampler`], *optional*): the order of the images; needed to mix several sources.
+        run (`dict`, *optional*): the invariants checked on resume, written into each checkpoint.
+
+    Raises:
+        `ValueError` if an argument is missing, or is not used by the method.
     """
+
+    model: DenseVLMModel
+    args: DistillationArguments
 
     arguments_class: ClassVar[type[DistillationArguments]] = DistillationArguments
     needs_categories: ClassVar[bool] = False
-    """Whether the method has `student_embeddings` and `teacher_embeddings`."""
+    """Whether the method uses `student_embeddings` and `teacher_embeddings`."""
     needs_crops: ClassVar[bool] = False
-    """Whether batches have `crop_pixel_values`, `args.crops` an image."""
+    """Whether batches contain `crop_pixel_values`, `args.crops` per image."""
     needs_captions: ClassVar[bool] = False
-    """Whether batches have a caption for each image; no source gives any yet."""
+    """Whether batches contain one caption per image; no source provides captions yet."""
     teaches_itself: ClassVar[bool] = False
-    """Whether the teacher is the student before training."""
+    """Whether the teacher is a copy of the student before training."""
     uses_teacher_cache: ClassVar[bool] = False
-    """Whether its targets may come from a [`TeacherCache`]."""
+    """Whether targets can be read from a [`TeacherCache`]."""
 
-    # The loss is divided by normalizers of the whole accumulated batch already.
+    # The loss is already divided by normalizers of the whole accumulated batch.
     loss_is_scaled_for_ga = True
 
     def __init__(
@@ -97,7 +111,7 @@ class DistillationTrainer(RunLog, AtomicCheckpoints, Trainer):
         loaded_teacher = self._load_teacher(teacher, teacher_processing_class, student, train_dataset)
         self.image_processor = student.image_processor
         self.teacher_image_processor = (loaded_teacher or student).image_processor
-        crops = args.crops if self.needs_crops else 0
+        crops = args.crops if self.needs_crops else 0  # type: ignore[attr-defined]  # of methods that need crops
         train_dataset = as_region_dataset(
             train_dataset, self.image_processor, self.teacher_image_processor, crops=crops, seed=args.seed
         )
@@ -105,8 +119,10 @@ class DistillationTrainer(RunLog, AtomicCheckpoints, Trainer):
         self.sampler = sampler or EpochSampler(
             [train_dataset.index], batch, args.seed, drop_last=args.dataloader_drop_last
         )
+        # The layout of the images; it speeds up convolutions.
+        student.model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # a wrapped method in the stubs
         super().__init__(
-            model=student.model.to(memory_format=torch.channels_last),  # as images come; it helps convolutions alone
+            model=student.model,
             args=args,
             data_collator=data_collator or RegionCollator(train_dataset),
             train_dataset=train_dataset,
@@ -124,7 +140,7 @@ class DistillationTrainer(RunLog, AtomicCheckpoints, Trainer):
                 if self.teacher_embeddings.names != self.student_embeddings.names:
                     raise ValueError("`student_embeddings` and `teacher_embeddings` are of different categories.")
         elif categories is not None:
-            raise ValueError(f"`categories` means nothing to {type(self).__name__}; leave it out.")
+            raise ValueError(f"{type(self).__name__} does not use `categories`: leave it out.")
         if self.is_fsdp_enabled:
             prepare_student(self.model, self.accelerator)
         self.teacher = None if loaded_teacher is None else self._prepare_teacher(loaded_teacher.model)
@@ -132,11 +148,11 @@ class DistillationTrainer(RunLog, AtomicCheckpoints, Trainer):
         self.start_sums()
         self.skipped: set[str] = set()
         self.step_names: list[str] = []
-        self.left_out = LeaveOutNonFinite(lambda: self.step_names)
+        self.non_finite_steps = SkipNonFiniteSteps(lambda: self.step_names)
         self.stop_signal: StopSignal | None = None
         self.stopped_at: int | None = None
-        self.add_callback(self.left_out)
-        self.add_callback(_FollowSampler(self))
+        self.add_callback(self.non_finite_steps)
+        self.add_callback(_SetEpochAndStop(self))
         if args.ensemble_alpha < 1:
             self.add_callback(WeightEnsemble(self, args.ensemble_alpha))
 
@@ -154,52 +170,53 @@ class DistillationTrainer(RunLog, AtomicCheckpoints, Trainer):
     def _prepare_teacher(self, teacher: DenseVLMModel) -> DenseVLMModel:
         teacher = teacher.eval().requires_grad_(False)
         if not isinstance(teacher, FSDPModule):
-            teacher = teacher.to(self.args.device)  # where the student is sharded, accelerate moves nothing
+            teacher.to(self.args.device)  # type: ignore[arg-type]  # accelerate does not, if the student is sharded
         return self.accelerator.prepare_model(teacher, evaluation_mode=True)
 
-    # What a method gives
+    # Implemented by each method
 
     def compute_targets(self, batch: dict[str, Any]) -> Any:
-        """What the student is to match, by the teacher, without gradients."""
+        """The targets of one micro-batch, computed by the teacher without gradients."""
         raise NotImplementedError
 
     def count_terms(self, targets: Any) -> Tensor:
-        """The numbers the loss is divided by, `(n,)`, of one micro-batch on this process."""
+        """The loss normalizers of one micro-batch on this process, `(n,)`."""
         raise NotImplementedError
 
     def loss(self, outputs: DenseVLMOutput, inputs: dict[str, Any]) -> Tensor:
         """
-        The loss of the student's `outputs`, scalar: its terms over `inputs["normalizers"]`, the sum of
-        [`~DistillationTrainer.count_terms`] over the global batch. `inputs["targets"]` are those computed before.
+        The loss of the student's `outputs`, scalar: the sum of its terms / `inputs["normalizers"]`, where these are
+        the sum of [`~DistillationTrainer.count_terms`] over the global batch. `inputs["targets"]` come from
+        [`~DistillationTrainer.compute_targets`].
         """
         raise NotImplementedError
 
     def teacher_region_embeds(self, batch: dict[str, Any]) -> Tensor:
-        """The teacher's pooled features of a batch's regions, `(regions, teacher_dim)`, without gradients."""
+        """The teacher's pooled region features of a batch, `(regions, teacher_dim)`, without gradients."""
         with torch.inference_mode():
             pixels = batch.get("teacher_pixel_values", batch["pixel_values"])
             pixel_values = self.teacher_image_processor.normalize(pixels)
             region_embeds = self.teacher(pixel_values=pixel_values, boxes=batch["boxes"]).region_embeds
-        return region_embeds.clone()  # what was made in inference mode cannot take part in a backward pass
+        return region_embeds.clone()  # inference tensors cannot take part in a backward pass
 
     # Batches
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         pixel_values = self.image_processor.normalize(inputs["pixel_values"])
         outputs = model(pixel_values=pixel_values, boxes=inputs["boxes"])
-        loss = self.loss(outputs, inputs) * self.accelerator.num_processes  # DDP takes the mean over ranks
+        loss = self.loss(outputs, inputs) * self.accelerator.num_processes  # DDP averages over ranks
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         loss = super().training_step(model, inputs, num_items_in_batch)
-        # One that is not finite would stay in Trainer's sum for ever; the step is left out, named and counted.
+        # NaN would stay in Trainer's running sum; `SkipNonFiniteSteps` skips and logs the step.
         return torch.where(loss.isfinite(), loss, torch.zeros_like(loss))
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         began = time.perf_counter()
         if not self.sums:
             self.start_sums()
-        with sigterm_held_back():  # the first batch of an epoch starts workers
+        with sigterm_blocked():  # the first batch of an epoch starts workers
             batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.add_to_log(data_wait=time.perf_counter() - began, steps=1)
         self.step_names = [name for batch in batches for name in batch["name"] if name]
@@ -216,13 +233,13 @@ class DistillationTrainer(RunLog, AtomicCheckpoints, Trainer):
         return batches, None
 
     def _add_normalizers(self, batches: list[dict[str, Any]]) -> None:
-        """The terms of all micro-batches and ranks, to each batch; and whether any rank is to stop."""
-        terms = sum(self.count_terms(batch["targets"]) for batch in batches)
+        """Sums the terms over micro-batches and ranks; in the same reduction, whether any rank received a signal."""
+        terms = reduce(torch.add, [self.count_terms(batch["targets"]) for batch in batches])
         stop = terms.new_tensor([float(self.stop_signal is not None and self.stop_signal.received)])
-        *terms, stop = self.accelerator.reduce(torch.cat([terms, stop]), reduction="sum").split(1)
+        sums = self.accelerator.reduce(torch.cat([terms, stop]), reduction="sum")
         for batch in batches:
-            batch["normalizers"] = torch.cat(terms)
-        if stop > 0:  # a signal to any rank stops all of them, after the same step
+            batch["normalizers"] = sums[:-1]
+        if sums[-1] > 0:  # all ranks stop after the same step
             self.stopped_at = self.state.global_step + 1
 
     def _warn_of_skipped(self, messages: list[str]) -> None:
@@ -235,16 +252,16 @@ class DistillationTrainer(RunLog, AtomicCheckpoints, Trainer):
         return self.sampler
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Weight decay on matrices only."""
+        """Weight decay applies to matrices only."""
         return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
 
     # Log
 
     def summarize(self, sums: dict[str, float], seconds: float) -> dict[str, float]:
         """
-        What is logged of the sums since the last log: `regions` the grids gave, `images_per_second` over all
-        processes, `data_wait` (share of the time that the slowest rank was waiting for images), `skipped_images`,
-        `steps_left_out` so far, `memory_gib` (the most this process had, of GPU memory where there is a GPU),
+        The log entry since the last one: `regions` (cells of the grids), `images_per_second` (all processes),
+        `data_wait` (share of the time that the slowest rank waited for images), `skipped_images`, `steps_left_out`
+        (skipped steps of the whole run), `memory_gib` (peak of this process; of GPU memory if there is a GPU),
         `seconds_left`.
         """
         processes = self.accelerator.num_processes
@@ -254,20 +271,20 @@ class DistillationTrainer(RunLog, AtomicCheckpoints, Trainer):
             "images_per_second": sums["images"] / seconds,
             "data_wait": sums["data_wait"] / seconds,
             "skipped_images": sums["skipped_images"],
-            "steps_left_out": self.left_out.total,
+            "steps_left_out": self.non_finite_steps.total,
             "memory_gib": peak_memory(self.args.device) / 2**30,
             "seconds_left": round(steps_left * seconds / (sums["steps"] / processes)),
         }
 
 
-class _FollowSampler(TrainerCallback):
-    """Sets the sampler's epoch (accelerate does not, with several ranks), and stops the run when it is to stop."""
+class _SetEpochAndStop(TrainerCallback):
+    """Sets the sampler's epoch (accelerate does not, with several ranks) and stops after the step of a signal."""
 
     def __init__(self, trainer: DistillationTrainer):
         self.trainer = trainer
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        # A resumed epoch begins at a fraction; sums of fractions may end a hair below the whole number.
+        # `epoch` is a sum of fractions and may be slightly below the whole number.
         self.trainer.sampler.set_epoch(int((state.epoch or 0) + 1e-6))
 
     def on_step_end(self, args, state, control, **kwargs):

@@ -1,8 +1,8 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Feature distillation: the student's pooled region features learn those of the teacher itself, without categories. Both
-live in spaces of equal width, as two CLIPs of one family do.
+Feature distillation: the student's pooled region features learn the teacher's, without categories. Both models must
+have the same embedding dimension.
 """
 
 from dataclasses import dataclass, field
@@ -17,9 +17,11 @@ from .distillation_trainer import DistillationTrainer
 
 @dataclass
 class FeatureDistillationArguments(DistillationArguments):
-    """The method's own keys."""
+    """The keys of feature distillation."""
 
-    distance: str = field(default="cosine", metadata={"help": "Of two region features: cosine or mse."})
+    distance: str = field(
+        default="cosine", metadata={"help": "Distance of student and teacher features: cosine or mse."}
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -29,12 +31,17 @@ class FeatureDistillationArguments(DistillationArguments):
 
 def feature_distillation_loss(student: Tensor, teacher: Tensor, count: Tensor, distance: str = "cosine") -> Tensor:
     """
-    The mean distance of region features, scalar; 0 without regions.
+    The mean distance of the region features.
 
     Args:
-        student, teacher (`Tensor` of shape `(regions, dim)`): pooled features of the same regions.
-        count (`Tensor`): regions of the whole global batch.
-        distance (`str`): `"cosine"`, 1 - cosine; or `"mse"`, the mean squared difference over `dim`.
+        student (`Tensor` of shape `(regions, dim)`): pooled region features of the student.
+        teacher (`Tensor` of shape `(regions, dim)`): pooled features of the same regions by the teacher.
+        count (`Tensor`): number of regions in the global batch.
+        distance (`str`, *optional*, defaults to `"cosine"`):
+            `"cosine"`, 1 - cosine similarity, or `"mse"`, the mean squared error over `dim`.
+
+    Returns:
+        `Tensor`, scalar; 0 if there are no regions.
     """
     with torch.autocast(student.device.type, enabled=False):
         student, teacher = student.float(), teacher.float()
@@ -46,7 +53,7 @@ def feature_distillation_loss(student: Tensor, teacher: Tensor, count: Tensor, d
 
 
 class FeatureDistillationTrainer(DistillationTrainer):
-    """The targets are the teacher's features of the regions."""
+    """The targets are the teacher's region features."""
 
     arguments_class = FeatureDistillationArguments
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""The methods by name. A method is one file (its arguments, its loss, its trainer) and one line here."""
+"""The methods by name. A method is one file (arguments, loss, trainer) and one line here."""
 
 import importlib
 import os
@@ -20,7 +20,7 @@ METHODS: dict[str, type[DistillationTrainer]] = {
 
 
 def find_method(name: str) -> type[DistillationTrainer]:
-    """The trainer of a method: one of [`METHODS`], or one from elsewhere by its import path."""
+    """The trainer class of a method: one of [`METHODS`], or any other by its import path."""
     if name in METHODS:
         return METHODS[name]
     if ":" not in name:
@@ -32,16 +32,16 @@ def find_method(name: str) -> type[DistillationTrainer]:
 
 
 def import_class(key: str, path: str, base: type) -> type:
-    """The class at `my_package.my_module:MyClass`; a `ValueError` that names the key where there is none."""
+    """Imports the class `my_package.my_module:MyClass`. Raises a `ValueError` that names the key if there is none."""
     module, _, name = path.partition(":")
-    if os.getcwd() not in sys.path:  # as `python -m` has it, so that a console command finds the same
+    if os.getcwd() not in sys.path:  # as under `python -m`, so that the console command finds the same modules
         sys.path.append(os.getcwd())
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"`{key}` {path} cannot be imported ({error}). Is its folder on PYTHONPATH?") from error
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise ValueError(f"`{key}` {path} is no subclass of {base.__name__}.")
+        raise ValueError(f"`{key}` {path} is not a subclass of {base.__name__}.")
     return found
 
 

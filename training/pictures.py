@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the teacher retrieves, to look at: an image, its grid, and in each cell the category and how sure of it."""
+"""Pictures of the teacher's retrieval: an image, its grid, and the category and probability of each cell."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,37 +20,44 @@ def save_retrieval_picture(
     file: Path, pixels: Tensor, boxes: Tensor, retrieval: Retrieval, names: Sequence[str]
 ) -> None:
     """
-    Draws the first image of a batch with what was retrieved for it, unless the file is there already. Where it cannot
-    be written, that is logged.
+    Saves a picture of an image and its retrieved categories, unless the file exists. Logs an error if it cannot be
+    written.
 
     Args:
-        pixels (`Tensor` of shape `(3, side, side)`), boxes (`Tensor` of shape `(regions, 4)`): of the image.
-        retrieval ([`Retrieval`]): of the batch; its first regions are those of the image.
-        names: of the categories.
+        file (`Path`): where to save it.
+        pixels (`Tensor` of shape `(3, side, side)`): the first image of a batch, uint8.
+        boxes (`Tensor` of shape `(regions, 4)`): xyxy as fractions of the padded square.
+        retrieval ([`Retrieval`]): of the batch; the image's regions come first.
+        names (`Sequence[str]`): names of all categories.
     """
     if file.exists():
         return
     count = len(boxes)
-    labels, probabilities = best(retrieval.logits[:count])
+    labels, probabilities = best_categories(retrieval.logits[:count])
     kept = retrieval.kept[:count].tolist()
     picture = draw_retrieval(pixels, boxes.cpu(), [names[label] for label in labels], probabilities, kept)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         picture.save(file, quality=90)
     except OSError as error:
-        logger.error(f"The picture {file} could not be written: {error}. The run goes on.")
+        logger.error(f"The picture {file} could not be written: {error}. The run continues.")
 
 
 def draw_retrieval(
     pixels: Tensor, boxes: Tensor, names: Sequence[str], probabilities: Sequence[float], kept: Sequence[bool]
 ) -> Image.Image:
     """
-    An image with the outline of each region and the best category in it. Dropped regions are darkened.
+    Draws the outline and the retrieved category of each region. Dropped regions are darkened.
 
     Args:
-        pixels (`Tensor` of shape `(3, side, side)`): uint8.
-        boxes (`Tensor` of shape `(regions, 4)`): xyxy as fractions of the square.
-        names, probabilities, kept: one per region.
+        pixels (`Tensor` of shape `(3, side, side)`): the image, uint8.
+        boxes (`Tensor` of shape `(regions, 4)`): xyxy as fractions of the padded square.
+        names (`Sequence[str]`): retrieved category per region.
+        probabilities (`Sequence[float]`): its probability per region.
+        kept (`Sequence[bool]`): whether each region passes denoising.
+
+    Returns:
+        `Image.Image`: RGB, cropped to the grid.
     """
     image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy()).resize((768, 768))
     veil = Image.new("RGBA", image.size)
@@ -67,7 +74,7 @@ def draw_retrieval(
     return Image.alpha_composite(image.convert("RGBA"), veil).convert("RGB").crop((0, 0, *content))
 
 
-def best(logits: Tensor) -> tuple[list[int], list[float]]:
-    """The best category of each region and its probability."""
+def best_categories(logits: Tensor) -> tuple[list[int], list[float]]:
+    """The most probable category of each region and its probability."""
     probability, label = torch.softmax(logits.float(), dim=-1).max(-1)
     return label.tolist(), probability.tolist()

@@ -1,12 +1,13 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Cached teacher predictions: for every image, every grid and every region the teacher is sure of, its distribution over
-the categories. `python -m training.cache_teacher` computes them, training with `--teacher_cache` reads them.
+Cached teacher predictions: the distributions over the categories of all kept regions of every image and grid.
+`python -m training.cache_teacher` computes them, training with `--teacher_cache` reads them.
 """
 
 import json
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +25,24 @@ from .images.sources import UnreadableImage, fingerprint
 
 
 KEY = "`teacher_cache`"
-"""The key that messages name."""
+"""The beginning of every message."""
 
 DESCRIPTION = "retrieval.json"
-REMEDY = "Delete it; the same `python -m training.cache_teacher` makes it again."
+REMEDY = "Delete it and run the same `python -m training.cache_teacher` again."
 SHARD = 16_384
-"""Images per file: what a program that is cut short loses at most. SA-1B's are 684 files, all open at once."""
+"""Images per file, which is what an interrupted program loses at most. SA-1B makes 684 files, all open at once."""
 
 SCHEMA = pyarrow.schema(
     {
         "id": pyarrow.string(),
-        "skipped": pyarrow.string(),  # why the image could not be read
-        "image": pyarrow.uint32(),  # checksum of its file
-        "regions": pyarrow.list_(pyarrow.uint16()),  # the kept ones, numbered as in `all_boxes`
-        "labels": pyarrow.list_(pyarrow.uint16()),  # best category of each
-        "categories": pyarrow.list_(pyarrow.uint16()),  # `top_k` of each region; empty where all are kept
-        "log_probs": pyarrow.list_(pyarrow.float16()),  # of these, less that of the best
-        "rest": pyarrow.list_(pyarrow.float16()),  # likewise of what remains, one per group
-        "checksum": pyarrow.uint32(),  # of all of the row
+        "skipped": pyarrow.string(),  # the reason why the image could not be read
+        "image": pyarrow.uint32(),  # checksum of the image file
+        "regions": pyarrow.list_(pyarrow.uint16()),  # the kept regions, numbered as in `all_boxes`
+        "labels": pyarrow.list_(pyarrow.uint16()),  # the retrieved category of each region
+        "categories": pyarrow.list_(pyarrow.uint16()),  # the `top_k` of each region; empty if all are stored
+        "log_probs": pyarrow.list_(pyarrow.float16()),  # of these, minus that of the best
+        "rest": pyarrow.list_(pyarrow.float16()),  # the same for the remaining probability of each group
+        "checksum": pyarrow.uint32(),  # of the whole row
     }
 )
 
@@ -50,7 +51,7 @@ ARRAYS = ("regions", "labels", "categories", "log_probs", "rest")
 
 
 def grid_starts(max_grid: int) -> dict[tuple[int, int], int]:
-    """The number of the first region of each grid, where those of all grids are numbered in turn."""
+    """The number of the first region of each grid, if the regions of all grids are numbered consecutively."""
     starts, number = {}, 0
     for rows in range(1, max_grid + 1):
         for columns in range(1, max_grid + 1):
@@ -60,19 +61,24 @@ def grid_starts(max_grid: int) -> dict[tuple[int, int], int]:
 
 
 def all_boxes(content_extent: tuple[float, float], max_grid: int) -> Tensor:
-    """The regions of all grids over an image's content, `(regions, 4)`: 441 where `max_grid` is 6."""
+    """The boxes of all grids over an image's content, `(regions, 4)`: 441 for a `max_grid` of 6."""
     boxes = torch.cat([grid_boxes(rows, columns) for rows, columns in grid_starts(max_grid)])
     width, height = content_extent
     return boxes * boxes.new_tensor([width, height, width, height])
 
 
-def compress(retrieval: Retrieval, is_thing: Tensor, top_k: int) -> dict[str, np.ndarray]:
+def compress(retrieval: Retrieval, is_thing: Tensor | Sequence, top_k: int) -> dict[str, np.ndarray]:
     """
-    The kept regions of one image in half precision. Relative to the best category's, log-probabilities are small
-    where they matter, and half precision is fine there.
+    Compresses the kept regions of one image to half precision. Log-probabilities are stored relative to the best
+    category's: those that matter are then small, where half precision is fine.
 
     Args:
-        top_k (`int`): categories of each region that are kept one by one; 0 for all.
+        retrieval ([`Retrieval`]): of the regions of all grids over the image.
+        is_thing (`Tensor` of shape `(categories,)`): bools, or integer groups.
+        top_k (`int`): number of categories stored per region; 0 for all. The others are summed per group.
+
+    Returns:
+        One flat array for each of `ARRAYS`.
     """
     kept = retrieval.kept.nonzero().squeeze(1)
     log_probs = retrieval.logits[kept].float().log_softmax(-1)
@@ -97,17 +103,17 @@ def compress(retrieval: Retrieval, is_thing: Tensor, top_k: int) -> dict[str, np
 
 
 def checksum(row: dict[str, Any], arrays: dict[str, np.ndarray]) -> int:
-    """Of all that a row says."""
+    """The checksum of a row, over its columns and arrays."""
     value = zlib.crc32(f"{row['id']} {row['skipped']} {row['image']}".encode())
     for name in ARRAYS:
-        value = zlib.crc32(np.ascontiguousarray(arrays[name]).view(np.uint8), value)
+        value = zlib.crc32(np.ascontiguousarray(arrays[name]).view(np.uint8).data, value)
     return value
 
 
-def expand(retrieved: dict[str, Tensor], is_thing: Tensor) -> Retrieval:
+def expand(retrieved: dict[str, Tensor], is_thing: Tensor | Sequence) -> Retrieval:
     """
-    What [`compress`] has cached as the logits that the loss takes, `(regions, categories)`; what remains of a group's
-    probability is spread evenly over the categories it is of.
+    The inverse of [`compress`]: logits `(regions, categories)`. The remaining probability of a group is spread evenly
+    over its categories that are not stored.
     """
     labels, log_probs = retrieved["labels"], retrieved["log_probs"]
     groups = as_groups(is_thing).to(labels.device)
@@ -115,15 +121,15 @@ def expand(retrieved: dict[str, Tensor], is_thing: Tensor) -> Retrieval:
     if retrieved["categories"].shape[1]:
         categories = retrieved["categories"]
         one_hot = torch.nn.functional.one_hot(groups).float()  # (categories, groups)
-        others = (one_hot.sum(0) - one_hot[categories].sum(1)).clamp(min=1)  # of each region and group, not kept
+        others = (one_hot.sum(0) - one_hot[categories].sum(1)).clamp(min=1)  # (regions, groups): categories not stored
         logits = (retrieved["rest"] - others.log())[:, groups].scatter(1, categories, log_probs)
     return Retrieval(logits, torch.ones_like(labels, dtype=torch.bool), groups[labels])
 
 
 class TeacherCacheError(ValueError):
     """
-    What is wrong with a cache, on one line: also where a loader raises it again, with the traceback of the worker that
-    found it for a message.
+    A cache that is damaged or does not fit the run. The message stays on one line even if a loader raises it again
+    with the traceback of its worker as the message.
     """
 
     def __init__(self, message: str):
@@ -132,13 +138,13 @@ class TeacherCacheError(ValueError):
 
 class TeacherCache:
     r"""
-    A folder that `training.cache_teacher` has filled.
+    The predictions in a folder that `training.cache_teacher` has filled.
 
     Args:
-        folder (`str` or path): with `retrieval.json`, which holds what its predictions depend on, and files `*.arrow`.
+        folder (`str` or path): with `retrieval.json`, the provenance of the predictions, and shards `*.arrow`.
 
     Raises:
-        `FileNotFoundError` or [`TeacherCacheError`] that says what is missing or damaged, and what to do.
+        `FileNotFoundError` or [`TeacherCacheError`] that names what is missing or damaged, and the remedy.
     """
 
     def __init__(self, folder: str | Path):
@@ -153,7 +159,7 @@ class TeacherCache:
         if missing:
             raise TeacherCacheError(
                 f"`teacher_cache`: {folder} is missing {len(missing)} of {len(shards)} files, e.g. {missing[0]}. The "
-                "same `python -m training.cache_teacher` goes on where it was stopped."
+                "same `python -m training.cache_teacher` resumes where it was stopped."
             )
         self.rows = datasets.concatenate_datasets([_open_shard(shard) for shard in shards])
         if len(self.rows) != images:
@@ -162,10 +168,13 @@ class TeacherCache:
 
     def check(self, provenance: dict[str, Any], index: datasets.Dataset) -> None:
         """
-        Raises a [`TeacherCacheError`] that names what differs where this is not what a run would compute: `provenance`
-        as of [`describe_targets`], less what the run does not know, and the images of `index`.
+        Raises a [`TeacherCacheError`] that names the difference if the cache is not what a run would compute.
+
+        Args:
+            provenance (`dict`): of [`describe_targets`].
+            index ([`datasets.Dataset`]): the images of the run.
         """
-        _compare(self.folder, self.description, provenance)
+        _check_provenance(self.folder, self.description, provenance)
         ids = self.rows.select_columns("id").with_format(None)
         if len(ids) < len(index) or fingerprint(ids.select(range(len(index)))) != fingerprint(index):
             raise TeacherCacheError(
@@ -175,23 +184,29 @@ class TeacherCache:
 
     def look_up(self, number: int, content: bytes, rows: int, columns: int) -> tuple[Tensor, dict[str, Tensor]]:
         """
-        What the teacher predicted for a grid over the image `number`, whose file is `content`.
+        The cached targets of one grid over one image.
+
+        Args:
+            number (`int`): of the image in the index.
+            content (`bytes`): the image file, compared with the cached checksum.
+            rows (`int`): of the grid.
+            columns (`int`): of the grid.
 
         Returns:
-            Which cells are kept, `(kept,)`, and of these `labels` `(kept,)`, `categories` `(kept, top_k)` (or
+            The indices of the kept cells `(kept,)`, and a dict of `labels` `(kept,)`, `categories` `(kept, top_k)` (or
             `(kept, 0)`), `log_probs` `(kept, top_k or categories)`, `rest` `(kept, groups or 0)`.
 
         Raises:
-            `UnreadableImage` where the teacher could not be shown the image; [`TeacherCacheError`] where it was shown
-            another one, or where the row is damaged.
+            `UnreadableImage` if the image could not be read when the cache was filled; [`TeacherCacheError`] if the
+            file was a different one then, or if the row is damaged.
         """
         row, arrays = self._read(number)
         if row["skipped"] is not None:
-            raise UnreadableImage(f"{row['skipped']} (so when the cache was filled)")
+            raise UnreadableImage(f"{row['skipped']} (when the cache was filled)")
         if row["image"] != zlib.crc32(content):
             raise TeacherCacheError(
-                f"`teacher_cache`: the teacher was shown another image {row['id']} when {self.folder} was made. "
-                "Make one for these images by `python -m training.cache_teacher`, in a folder of its own."
+                f"`teacher_cache`: {row['id']} is not the image that the teacher saw when {self.folder} was filled. "
+                "Fill a new folder for these images with `python -m training.cache_teacher`."
             )
         regions, start = arrays["regions"], self.starts[rows, columns]
         first, last = np.searchsorted(regions, [start, start + rows * columns])
@@ -204,10 +219,10 @@ class TeacherCache:
         return torch.from_numpy(regions[first:last].astype(np.int64) - start), sample
 
     def _read(self, number: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """A row's plain columns and its arrays, after a check that they are what was written."""
+        """The scalar columns and the arrays of a row, after verifying its checksum."""
         try:
             table = self.rows[number]
-            table.validate(full=True)  # a damaged offset would lead out of the file
+            table.validate(full=True)  # a damaged offset could point outside the file
             row = {name: table[name][0].as_py() for name in ("id", "skipped", "image", "checksum")}
             arrays = {name: table[name][0].values.to_numpy() for name in ARRAYS}
             if checksum(row, arrays) == row["checksum"]:
@@ -216,8 +231,8 @@ class TeacherCache:
             pass
         raise TeacherCacheError(f"`teacher_cache`: {shard_file(self.folder, number // SHARD)} is damaged. {REMEDY}")
 
-    def nothing(self) -> dict[str, Tensor]:
-        """What is looked up of an image no region of which is kept."""
+    def empty_targets(self) -> dict[str, Tensor]:
+        """The cached targets of an image without kept regions."""
         sample = {name: torch.from_numpy(self._empty(name)) for name in ("categories", "log_probs", "rest")}
         sample = {name: value.float() if value.is_floating_point() else value.long() for name, value in sample.items()}
         return sample | {"labels": torch.zeros(0, dtype=torch.int64)}
@@ -236,16 +251,16 @@ class TeacherCache:
 
 class CachedTeacherDataset(torch.utils.data.Dataset):
     r"""
-    A dataset whose samples bring the teacher's predictions along, as `cached_targets`, and the boxes of those regions
-    alone that the teacher is sure of.
+    Adds cached teacher predictions, `cached_targets`, to the samples of a dataset, and reduces their `boxes` to the
+    kept regions.
 
     Args:
-        dataset ([`RegionDataset`]): of the images that were cached, in the same order.
-        cache ([`TeacherCache`]): what the teacher predicted for them.
+        dataset ([`RegionDataset`]): with the images of the cache, in the same order.
+        cache ([`TeacherCache`]): the teacher's predictions for them.
     """
 
     has_targets = True
-    """A trainer needs no teacher for it."""
+    """The trainer then needs no teacher."""
 
     def __init__(self, dataset: RegionDataset, cache: TeacherCache):
         self.dataset, self.cache = dataset, cache
@@ -267,8 +282,8 @@ class CachedTeacherDataset(torch.utils.data.Dataset):
         return sample | {"boxes": sample["boxes"][kept], "cached_targets": targets}
 
     def blank(self) -> dict[str, Any]:
-        """A black image without a box, as [`RegionDataset.blank`]."""
-        return self.dataset.blank() | {"cached_targets": self.cache.nothing()}
+        """The sample of a black image without boxes, as [`RegionDataset.blank`]."""
+        return self.dataset.blank() | {"cached_targets": self.cache.empty_targets()}
 
 
 def shard_file(folder: Path, number: int) -> Path:
@@ -279,8 +294,8 @@ def read_description(folder: Path) -> dict[str, Any]:
     file = folder / DESCRIPTION
     if not file.is_file():
         raise FileNotFoundError(
-            f"`teacher_cache`: {folder} holds no {DESCRIPTION}. `python -m training.cache_teacher RECIPE "
-            f"--teacher_cache {folder}` makes it."
+            f"`teacher_cache`: {folder} holds no {DESCRIPTION}. Run `python -m training.cache_teacher RECIPE "
+            f"--teacher_cache {folder}`."
         )
     try:
         description = json.loads(file.read_text(encoding="utf-8"))
@@ -289,13 +304,13 @@ def read_description(folder: Path) -> dict[str, Any]:
             return description
     except (ValueError, KeyError, TypeError):
         pass
-    raise TeacherCacheError(f"`teacher_cache`: {file} is damaged or no description of a teacher cache.")
+    raise TeacherCacheError(f"`teacher_cache`: {file} is damaged or not the description of a teacher cache.")
 
 
 def write_description(folder: Path, provenance: dict[str, Any]) -> None:
-    """Writes into the folder what its predictions depend on; where it holds others already, that is an error."""
+    """Writes the provenance of a cache atomically. Raises if the folder already has a different one."""
     if (folder / DESCRIPTION).exists():
-        _compare(folder, read_description(folder), provenance)
+        _check_provenance(folder, read_description(folder), provenance)
         return
     folder.mkdir(parents=True, exist_ok=True)
     staged = folder / f".{DESCRIPTION}"
@@ -303,13 +318,13 @@ def write_description(folder: Path, provenance: dict[str, Any]) -> None:
     staged.replace(folder / DESCRIPTION)
 
 
-def _compare(folder: Path, cached: dict[str, Any], provenance: dict[str, Any]) -> None:
+def _check_provenance(folder: Path, cached: dict[str, Any], provenance: dict[str, Any]) -> None:
     for key, value in provenance.items():
         if cached.get(key) != value:
             was, now = (str(v) if len(str(v)) < 100 else f"{str(v)[:97]}…" for v in (cached.get(key), value))
             raise TeacherCacheError(
-                f"`teacher_cache`: {folder} was made with another `{key}`: {was}, the run has {now}. Make one for "
-                "this run by `python -m training.cache_teacher`, in a folder of its own."
+                f"`teacher_cache`: {folder} was filled with another `{key}`: {was}, the run has {now}. Fill a new "
+                "folder for this run with `python -m training.cache_teacher`."
             )
 
 

@@ -1,7 +1,9 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Trains a dense VLM. One program, however it is started:
+Trains a dense VLM.
+
+Three equivalent ways to start it:
 
     python -m training.train training/recipes/coco.yaml [--key value ...]
     accelerate launch -m training.train training/recipes/coco.yaml [--key value ...]
@@ -23,7 +25,7 @@ from modeling_densevlm.worker_batches import SharedMemoryFull
 
 from .build import build_trainer
 from .distillation_trainer import DistillationTrainer
-from .engine.checkpoints import check_run, find_checkpoint, set_aside_later
+from .engine.checkpoints import check_run, find_checkpoint, rename_later_checkpoints
 from .engine.signals import NonFiniteGradients, StopSignal, close_process_group
 from .recipe import Arguments, parse_arguments, resolved_recipe, save_recipe
 from .teacher_cache import TeacherCacheError
@@ -35,11 +37,12 @@ logger = logging.get_logger(__name__)
 def main(
     argv: Sequence[str] | None = None, prepare: Callable[[DistillationTrainer], None] | None = None
 ) -> DistillationTrainer:
-    """Runs a recipe from the first image to the saved folder. `prepare` may add to the trainer, which is returned."""
+    """Runs a recipe and returns the trainer. `prepare` is called with it before training, e.g. to add callbacks."""
     arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
     *_, args = arguments
-    checkpoint = find_checkpoint(args.resume_from_checkpoint, args.output_dir)
-    check_writable(args.output_dir)
+    output_dir = str(args.output_dir)
+    checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir)
+    check_output_dir(output_dir)
     set_seed(args.seed)
     trainer = build_trainer(arguments)
     if prepare is not None:
@@ -48,7 +51,7 @@ def main(
         check_run(Path(checkpoint), trainer.run, trainer.is_fsdp_enabled)
     if trainer.is_world_process_zero():
         with one_line_errors():
-            begin(arguments, checkpoint)
+            record_start(arguments, checkpoint)
     with StopSignal() as trainer.stop_signal:
         try:
             trainer.train(resume_from_checkpoint=checkpoint)
@@ -61,47 +64,52 @@ def main(
         report_result(trainer, arguments)
     if trainer.skipped:
         logger.warning(f"{len(trainer.skipped)} images were skipped by this process; the log names them.")
-    trainer.accelerator.wait_for_everyone()  # a rank that ends while the first is saving would end it, too
+    trainer.accelerator.wait_for_everyone()  # the launcher ends all ranks when one ends; the first may still be saving
     return trainer
 
 
-def check_writable(output_dir: str) -> None:
-    """The folder is not made yet: a run that is refused leaves nothing."""
+def check_output_dir(output_dir: str) -> None:
+    """Raises a `SystemExit` if the folder cannot be created. It is not created yet: a refused run leaves nothing."""
     folder = Path(output_dir).absolute()
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise SystemExit(f"`output_dir`: the folder {output_dir} cannot be made: {there} cannot be written in.")
+        raise SystemExit(f"`output_dir`: the folder {output_dir} cannot be created: {there} is not writable.")
 
 
-def begin(arguments: Arguments, checkpoint: str | None) -> None:
-    """Reports how a run begins or goes on, and writes its recipe."""
-    *_, args = arguments
+def record_start(arguments: Arguments, checkpoint: str | None) -> None:
+    """Reports whether a run starts or resumes, and writes its recipe."""
+    args = arguments[2]
+    folder = Path(str(args.output_dir))
     images = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     print(f"{args.world_size} processes, {images} images per step")
-    recipe = Path(args.output_dir) / "recipe.yaml"
+    recipe = folder / "recipe.yaml"
     if checkpoint is not None:
         print(f"Resumed from {checkpoint}")
-        set_aside_later(Path(args.output_dir), Path(checkpoint))
+        rename_later_checkpoints(folder, Path(checkpoint))
         warn_of_changes(arguments, recipe)
     save_recipe(arguments, recipe)
 
 
 def report_stopped(trainer: DistillationTrainer) -> None:
-    """Ends a run that was asked to stop; what was learned is in its checkpoint."""
-    checkpoint = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
+    """Reports a run that was stopped by a signal. Raises a `SystemExit` if its checkpoint is missing."""
+    checkpoint = Path(str(trainer.args.output_dir)) / f"checkpoint-{trainer.state.global_step}"
     if not checkpoint.is_dir():
-        raise SystemExit(f"Stopped by SIGTERM after step {trainer.state.global_step}, but {checkpoint} is not there.")
+        raise SystemExit(
+            f"Stopped by SIGTERM after step {trainer.state.global_step}, but {checkpoint} was not written."
+        )
     if trainer.is_world_process_zero():
         print(f"Stopped by SIGTERM after step {trainer.state.global_step}: saved in {checkpoint}.")
-        print("The same command with `--resume_from_checkpoint last` (or `auto`) goes on.")
+        print("The same command with `--resume_from_checkpoint last` (or `auto`) resumes it.")
 
 
 def report_result(trainer: DistillationTrainer, arguments: Arguments) -> None:
+    """Reports where the result is, and warns if nothing was learned or if the folder does not load by itself."""
     kept = [entry["regions_kept"] for entry in trainer.state.log_history if "regions_kept" in entry]
     if kept and not any(kept):
         logger.warning(
-            "Nothing was learned: no region had a best teacher probability above `threshold` "
-            f"{trainer.args.threshold}. Is the teacher trained, and `temperature` that of its logits?"
+            "Nothing was learned: for no region did the highest teacher probability exceed `threshold` "
+            f"{getattr(trainer.args, 'threshold', None)}. Is the teacher trained, and is `temperature` that of its "
+            "logits?"
         )
     if trainer.is_world_process_zero():
         print(f"Trained by {arguments[0].method}: saved in {trainer.args.output_dir}")
@@ -113,7 +121,7 @@ def report_result(trainer: DistillationTrainer, arguments: Arguments) -> None:
 
 
 def warn_of_changes(arguments: Arguments, recipe: Path) -> None:
-    """Names the values of a resumed run that differ from those it began with."""
+    """Logs the values of a resumed run that differ from those of its recipe."""
     before = yaml.safe_load(recipe.read_text()) if recipe.is_file() else {}
     after = resolved_recipe(arguments)
     for key in sorted(before.keys() | after.keys()):

@@ -1,10 +1,9 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""DenseVLM: decoupled region-language alignment, Sec. 3.2 of the paper. Its equations are in `alignment.py`."""
+"""DenseVLM: decoupled region-language alignment, Sec. 3.2 of the paper. The equations are in `alignment.py`."""
 
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from .alignment import CONTRASTS, Contrast, Retrieval, align, region_logits, retrieve
@@ -16,19 +15,20 @@ from .teacher_cache import expand
 
 @dataclass
 class DenseVLMArguments(DistillationArguments):
-    """The method's own keys."""
+    """The keys of DenseVLM."""
 
-    temperature: float = field(default=0.01, metadata={"help": "τ of retrieval and alignment."})
+    temperature: float = field(default=0.01, metadata={"help": "τ of retrieval (Eq. 1) and alignment (Eq. 3-4)."})
     threshold: float = field(
-        default=0.3, metadata={"help": "Regions whose best teacher probability is not above it are dropped."}
+        default=0.3, metadata={"help": "A region is kept if the teacher's highest probability exceeds it."}
     )
     contrast: str = field(
         default="decoupled",
-        metadata={"help": f"{', '.join(CONTRASTS)}, or a JSON matrix: rows = region's group, columns = categories'."},
+        metadata={"help": f"{', '.join(CONTRASTS)}, or a JSON matrix (rows: region's group, columns: categories')."},
     )
-    reduction: str = field(default="group_mean", metadata={"help": "group_mean or region_mean."})
+    reduction: str = field(default="group_mean", metadata={"help": "group_mean or region_mean (Eq. 5)."})
     retrieval_picture_steps: int = field(
-        default=0, metadata={"help": "Every N steps, a picture of an image and what was retrieved for it."}
+        default=0,
+        metadata={"help": "Save a picture of an image and its retrieved categories every N steps; 0 for never."},
     )
 
     def __post_init__(self):
@@ -39,10 +39,11 @@ class DenseVLMArguments(DistillationArguments):
             raise ValueError(f"`threshold` is a probability, 0..1, got {self.threshold}.")
         if self.temperature <= 0:
             raise ValueError(f"`temperature` is above 0, got {self.temperature}.")
-        self.contrast_matrix  # noqa: B018 - a wrong one shall stop here
+        self.contrast_matrix  # noqa: B018 - raises for a malformed matrix
 
     @property
     def contrast_matrix(self) -> Contrast:
+        """`contrast` as a matrix over groups."""
         if self.contrast in CONTRASTS:
             return CONTRASTS[self.contrast]
         try:
@@ -59,16 +60,19 @@ class DenseVLMArguments(DistillationArguments):
 
 class DenseVLMTrainer(DistillationTrainer):
     r"""
-    The teacher retrieves a category for each region of an image, and regions it is unsure of are dropped; the student
-    learns its distribution over the categories that a region of this group contrasts against.
+    The teacher retrieves a category for each region of an image (Eq. 1-2); regions below the threshold are dropped.
+    The student learns the teacher's distribution over the categories that the region's group is contrasted against
+    (Eq. 3-5).
 
     ```python
     >>> trainer = DenseVLMTrainer(model="openai/clip-vit-base-patch16", teacher=folder, train_dataset=dataset)
     >>> trainer.train()
     ```
 
-    Arguments are those of [`DistillationTrainer`]; temperature, threshold, contrast and reduction those of `args`.
+    The arguments are those of [`DistillationTrainer`]; `args` is a [`DenseVLMArguments`].
     """
+
+    args: DenseVLMArguments
 
     arguments_class = DenseVLMArguments
     needs_categories = True
@@ -82,22 +86,22 @@ class DenseVLMTrainer(DistillationTrainer):
             self.teacher_text_embeds = self.teacher_embeddings.embeds.to(self.args.device)
 
     def compute_targets(self, batch):
-        """Retrieval and denoising: the teacher's distribution over the categories for each region, Eq. 1-2."""
+        """Retrieval and denoising, Eq. 1-2: the teacher's distribution over the categories for each region."""
         if "cached_targets" in batch:
             retrieval = expand(batch["cached_targets"], self.is_thing)
         else:
             region_embeds = self.teacher_region_embeds(batch)
             logits = region_logits(region_embeds, self.teacher_text_embeds, self.args.temperature)
             retrieval = retrieve(logits, self.is_thing, self.args.threshold)
-        self._draw(batch, retrieval)
+        self._save_picture(batch, retrieval)
         return retrieval
 
     def count_terms(self, targets):
-        """Kept regions of each group."""
+        """The number of kept regions per group."""
         return targets.counts(len(self.args.contrast_matrix))
 
     def loss(self, outputs, inputs):
-        """Decoupled alignment, Eq. 3-5: the student's regions against what the teacher retrieved for them."""
+        """Decoupled alignment, Eq. 3-5."""
         alignment = align(
             outputs.region_embeds,
             self.student_text_embeds,
@@ -118,11 +122,11 @@ class DenseVLMTrainer(DistillationTrainer):
             **super().summarize(sums, seconds),
         }
 
-    def _draw(self, batch: dict[str, Any], retrieval: Retrieval) -> None:
-        """The first image of the batch and what was retrieved for it, every `retrieval_picture_steps` steps."""
+    def _save_picture(self, batch: dict[str, Any], retrieval: Retrieval) -> None:
+        """Every `retrieval_picture_steps` steps: the batch's first image with its retrieved categories."""
         every, step = self.args.retrieval_picture_steps, self.state.global_step
         if every and step % every == 0 and self.is_world_process_zero():
-            file = Path(self.args.output_dir) / "retrievals" / f"step-{step:07d}.jpg"
+            file = self._folder / "retrievals" / f"step-{step:07d}.jpg"
             save_retrieval_picture(
                 file, batch["pixel_values"][0], batch["boxes"][0], retrieval, self.student_embeddings.names
             )

@@ -294,7 +294,7 @@ def _timm_projection(vision: Json) -> dict[str, Any]:
 
 
 def timm_trunk(architecture: str) -> nn.Module:
-    """timm's network of that name on the meta device, to read its sizes from."""
+    """Timm's network of that name on the meta device, to read its sizes from."""
     try:
         return create_trunk(architecture, device="meta")
     except ImportError:

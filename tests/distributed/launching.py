@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Starts the training program on several gloo ranks."""
+"""Runs the training program on several gloo ranks."""
 
 import contextlib
 import os
@@ -34,7 +34,7 @@ def start(arguments, ranks: int, module: str = "training.train") -> subprocess.P
 
 
 def launch(arguments, ranks: int, module: str = "training.train") -> str:
-    """Runs it to its end and returns what it printed."""
+    """Runs a program to its end and returns its output."""
     done = fork_server.run(module, arguments, ranks)
     text = done.stdout + done.stderr
     assert done.returncode == 0, text[-4000:]
@@ -42,7 +42,7 @@ def launch(arguments, ranks: int, module: str = "training.train") -> str:
 
 
 def run_until(condition, arguments, ranks: int) -> None:
-    """Starts ranks and kills them and their workers, all at once, as when a machine goes, once a condition holds."""
+    """Starts ranks and, once a condition holds, kills them and their workers simultaneously, as in a power cut."""
     with tempfile.TemporaryFile("w+") as output:
         programs = fork_server.start("training.train", arguments, ranks, output, output)
         deadline = time.time() + 120
@@ -56,13 +56,13 @@ def run_until(condition, arguments, ranks: int) -> None:
 
 
 def ranks_of(process: subprocess.Popen) -> list[int]:
-    """Process ids of the ranks, their workers not among them."""
+    """Process ids of the ranks, without their workers."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     return [int(child) for child in children]
 
 
 def kill(process: subprocess.Popen) -> None:
-    """SIGKILL to the launcher, the ranks and their workers, all at once, as when a machine goes."""
+    """Sends SIGKILL to the launcher, the ranks and their workers simultaneously, as in a power cut."""
     for pid in [process.pid, *_descendants(process.pid)]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -86,8 +86,8 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None
         time.sleep(0.01)
 
 
-def compare(first: Path, second: Path) -> float:
-    """The largest difference of two saved models."""
+def largest_difference(first: Path, second: Path) -> float:
+    """The largest absolute difference between the weights of two saved models."""
     first, second = (load_file(folder / "model.safetensors") for folder in (first, second))
     assert first.keys() == second.keys()
     return max((first[name] - second[name]).abs().max().item() for name in first)

@@ -1,12 +1,12 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Whole runs on two ranks, one after the other: none may report a failure.
+Many runs on two ranks in sequence: none may report a failure.
 
     python -m tests.distributed.repeat_runs [--runs 300]
 
-A run begins in a process that has imported everything, which saves the seconds of the imports, and ends as ever: with
-the end of both interpreters.
+A run starts as a fork of a process that has imported everything, which saves seconds, and ends as usual, with the
+shutdown of both interpreters.
 """
 
 import argparse
@@ -25,12 +25,12 @@ from training.train import main as train
 
 
 def in_a_child(function, *arguments) -> int:
-    """Starts a process that runs a function and ends as a program does; returns its id."""
+    """Forks a process that runs a function and exits like a program; returns its id."""
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
         function(*arguments)
-        sys.exit()  # through the interpreter's whole end, which `os._exit` would leave out
+        sys.exit()  # full interpreter shutdown, which `os._exit` would skip
     return child
 
 
@@ -45,8 +45,16 @@ def write_inputs(folder: Path) -> None:
 def run_rank(folder: Path, number: int, rank: int, output: int) -> None:
     os.dup2(output, 1)
     os.dup2(output, 2)
-    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1"}
-    os.environ.update({key: str(value) for key, value in told.items()} | {"MASTER_PORT": str(20_000 + number % 9_000)})
+    environment = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": 2,
+        "LOCAL_WORLD_SIZE": 2,
+        "MASTER_ADDR": "127.0.0.1",
+    }
+    os.environ.update(
+        {key: str(value) for key, value in environment.items()} | {"MASTER_PORT": str(20_000 + number % 9_000)}
+    )
     values = {
         "model": folder / "student",
         "teacher": folder / "teacher",
@@ -71,11 +79,11 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=300)
     runs = parser.parse_args().runs
     failed, began = 0, time.time()
-    folder = Path(tempfile.mkdtemp())  # no object that removes it: the children would have a copy of it, and end
+    folder = Path(tempfile.mkdtemp())  # not TemporaryDirectory: forked children would remove it at exit
     os.waitpid(in_a_child(write_inputs, folder), 0)
     gc.freeze()
     for number in range(runs):
-        output = open(folder / "output.txt", "w+")  # noqa: SIM115 - likewise
+        output = open(folder / "output.txt", "w+")  # noqa: SIM115 - shared with the children
         ranks = [in_a_child(run_rank, folder, number, rank, output.fileno()) for rank in (0, 1)]
         codes = [os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in ranks]
         if any(codes) or not (folder / f"run{number}" / "model.safetensors").is_file():

@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""On each of two ranks: what a sharded teacher says, and how much of it there is, against a whole one."""
+"""On each of two ranks: compares the outputs and the size of a sharded teacher with those of a whole one."""
 
 import copy
 import sys
@@ -13,12 +13,12 @@ from training.engine.sharding import shard_teacher
 from training.engine.signals import close_process_group
 
 
-def compare(folder: str) -> None:
+def compare_with_whole(folder: str) -> None:
     whole = DenseVLMModel.from_pretrained(folder).eval().requires_grad_(False)
     sharded = copy.deepcopy(whole)
     shard_teacher(sharded, torch.device("cpu"), torch.distributed.get_world_size())
     images, boxes = torch.randn(2, 3, 96, 96), [torch.tensor([[0.1, 0.2, 0.7, 0.9]]), torch.zeros(0, 4)]
-    for _ in range(2):  # the first pass sets things up
+    for _ in range(2):  # the first pass initializes FSDP
         with torch.inference_mode():
             assert torch.equal(sharded(images, boxes).region_embeds, whole(images, boxes).region_embeds)
             assert torch.equal(*(model.get_image_features(images).pooler_output for model in (sharded, whole)))
@@ -29,7 +29,7 @@ def compare(folder: str) -> None:
 
 torch.distributed.init_process_group("gloo")
 for folder in sys.argv[1:]:
-    compare(folder)
-# A rank that closes its connections while the other still uses them would abort it: both first.
+    compare_with_whole(folder)
+# A rank that closes its connections while the other still uses them would abort it.
 torch.distributed.barrier()
 close_process_group()

@@ -1,17 +1,17 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""N ranks equal one rank on the same global batch, with accumulation too."""
+"""Training on N ranks equals one rank with the same global batch, also with gradient accumulation."""
 
 import json
 import shutil
 
 import pytest
 
-from tests.distributed.launching import compare, launch
+from tests.distributed.launching import largest_difference, launch
 from tests.shards import damage_shards, write_shards
 
 
-# Plain SGD: a step is the gradient itself, so that equal parameters mean equal gradients.
+# With plain SGD, equal parameters imply equal gradients.
 SGD = {
     "optim": "sgd",
     "learning_rate": 0.05,
@@ -23,7 +23,7 @@ SGD = {
     "max_steps": 3,
 }
 
-# None of them changes a number.
+# None of these changes the results.
 DDP = {
     "ddp_backend": "gloo",
     "ddp_timeout": 300,
@@ -39,8 +39,8 @@ def method(request):
     return request.param
 
 
-def test_a_rank_that_can_read_nothing_changes_nothing_for_the_others(recipe, student, scenes, tmp_path, method):
-    """Half of the images are damaged, one image a rank: in many steps one rank has none."""
+def test_a_rank_without_readable_images_does_not_change_the_result(recipe, student, scenes, tmp_path, method):
+    """Half of the images are damaged, with one image per rank: in many steps one rank has none."""
     from training.train import main
 
     images = tmp_path / "images"
@@ -51,24 +51,24 @@ def test_a_rank_that_can_read_nothing_changes_nothing_for_the_others(recipe, stu
     alone, together = tmp_path / "alone", tmp_path / "together"
     main(recipe(output_dir=alone, per_device_train_batch_size=2, **options))
     launch(recipe(output_dir=together, per_device_train_batch_size=1, **options), ranks=2)
-    assert compare(student, alone) > 1e-3
-    assert compare(alone, together) < 1e-6
+    assert largest_difference(student, alone) > 1e-3
+    assert largest_difference(alone, together) < 1e-6
     logs = [json.loads((folder / "trainer_state.json").read_text())["log_history"] for folder in (alone, together)]
     skipped = [[entry["skipped_images"] for entry in log if "loss" in entry] for log in logs]
     assert skipped[0] == skipped[1] and 1 in skipped[0]
 
 
 @pytest.mark.parametrize(("student", "teacher"), [("clip_resnet", "eva02_clip"), ("eva02_clip", "siglip")])
-def test_two_ranks_equal_one_with_other_towers_too(recipe, folder_of, tmp_path, student, teacher):
-    """Of the ResNet batch statistics stay as they are: a batch's share on a rank must not matter."""
+def test_two_ranks_equal_one_with_other_towers(recipe, folder_of, tmp_path, student, teacher):
+    """Batch statistics of the ResNet are frozen: the distribution of a batch over ranks must not matter."""
     from training.train import main
 
     options = SGD | {"model": folder_of(student, 0), "teacher": folder_of(teacher, 1), "threshold": 0.1}
     alone, together = tmp_path / "alone", tmp_path / "together"
     main(recipe(output_dir=alone, per_device_train_batch_size=8, **options))
     launch(recipe(output_dir=together, per_device_train_batch_size=2, **options), ranks=2)
-    assert compare(folder_of(student, 0), alone) > 1e-3
-    assert compare(alone, together) < 1e-6
+    assert largest_difference(folder_of(student, 0), alone) > 1e-3
+    assert largest_difference(alone, together) < 1e-6
 
 
 @pytest.mark.parametrize(("ranks", "per_device"), [(1, 2), (2, 4), (2, 2), (4, 2)])
@@ -82,9 +82,9 @@ def test_ranks_and_accumulation_give_the_parameters_of_one_large_batch(
     main(recipe(output_dir=alone, per_device_train_batch_size=8, **options))
     output = launch(recipe(output_dir=together, per_device_train_batch_size=per_device, **options | DDP), ranks)
     assert f"{ranks} processes, 8 images per step" in output
-    assert compare(student, alone) > 1e-3
-    assert compare(alone, together) < 1e-6
-    # What is logged is of the whole global batch, too.
+    assert largest_difference(student, alone) > 1e-3
+    assert largest_difference(alone, together) < 1e-6
+    # The log is of the global batch, too.
     logs = [json.loads((folder / "trainer_state.json").read_text())["log_history"] for folder in (alone, together)]
     for one, other in zip(*logs):
         for key in {"loss", "regions", "regions_kept", "thing_share"} & one.keys():
@@ -92,7 +92,7 @@ def test_ranks_and_accumulation_give_the_parameters_of_one_large_batch(
 
 
 def test_a_mix_of_damaged_shards_and_a_folder_is_the_same_on_one_two_and_four_ranks(recipe, student, scenes, tmp_path):
-    """With workers, over several epochs: each step has the same images however many read them."""
+    """With workers, over several epochs: each step has the same images on any number of ranks."""
     from training.train import main
 
     list(damage_shards(tmp_path / "sa1b", write_shards(tmp_path / "sa1b", [5, 3, 9])))
@@ -111,8 +111,8 @@ def test_a_mix_of_damaged_shards_and_a_folder_is_the_same_on_one_two_and_four_ra
     main(arguments(output_dir=runs[1], per_device_train_batch_size=8))
     launch(arguments(output_dir=runs[2], per_device_train_batch_size=2, dataloader_num_workers=2), ranks=2)
     launch(arguments(output_dir=runs[4], per_device_train_batch_size=2, dataloader_num_workers=1), ranks=4)
-    assert compare(student, runs[1]) > 1e-3
-    assert compare(runs[1], runs[2]) < 1e-6 and compare(runs[1], runs[4]) < 1e-6
+    assert largest_difference(student, runs[1]) > 1e-3
+    assert largest_difference(runs[1], runs[2]) < 1e-6 and largest_difference(runs[1], runs[4]) < 1e-6
     logs = [json.loads((folder / "trainer_state.json").read_text())["log_history"] for folder in runs.values()]
     skipped = [[entry["skipped_images"] for entry in log if "loss" in entry] for log in logs]
     assert skipped[0] == skipped[1] == skipped[2] and sum(skipped[0]) > 0

@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Killed and resumed equals uninterrupted, bit for bit, whatever is killed and when."""
+"""A killed and resumed run equals an uninterrupted one bit for bit, for any process and moment of the kill."""
 
 import json
 import os
@@ -11,11 +11,11 @@ import time
 
 import pytest
 
-from tests.distributed.launching import compare, kill, launch, ranks_of, run_until, start, wait_for
+from tests.distributed.launching import kill, largest_difference, launch, ranks_of, run_until, start, wait_for
 from tests.shards import damage_shards, write_shards
 
 
-pytestmark = pytest.mark.xdist_group("resume")  # they share a run that nothing has stopped
+pytestmark = pytest.mark.xdist_group("resume")  # they share an uninterrupted run
 
 
 def log_of(folder):
@@ -28,25 +28,25 @@ def test_killed_and_resumed_equals_uninterrupted_with_workers_and_accumulation(r
     options = {
         "per_device_train_batch_size": 2,
         "global_batch_size": 4,
-        "max_steps": 16,  # 24 images make 6 steps an epoch: the third epoch is reached
+        "max_steps": 16,  # 24 images make 6 steps per epoch: the third epoch is reached
         "save_strategy": "steps",
         "save_steps": 2,
         "dataloader_num_workers": 2,
     }
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     output = launch(recipe(output_dir=whole, **options), ranks=1)
-    assert "Traceback" not in output  # of workers, either, which are ended with the program
-    # In the second epoch, in its middle.
+    assert "Traceback" not in output  # nor of workers, which are killed with the program
+    # In the middle of the second epoch.
     run_until((killed / "checkpoint-8").exists, recipe(output_dir=killed, **options), ranks=1)
     assert not (killed / "model.safetensors").exists()
     launch(recipe(output_dir=killed, resume_from_checkpoint="last", **options), ranks=1)
-    assert compare(whole, killed) == 0
+    assert largest_difference(whole, killed) == 0
     assert log_of(whole) == log_of(killed)
 
 
 @pytest.fixture
 def damaged_shards(tmp_path):
-    """Shards of unlike lengths, with every kind of damage; and what messages must name."""
+    """Shards of different lengths with every kind of damage, and the parts of the messages that name it."""
     folder = tmp_path / "sa1b"
     expected = list(damage_shards(folder, write_shards(folder, [9, 6, 14, 3])))
     return folder, expected
@@ -69,7 +69,7 @@ def whole_folder(tmp_path_factory):
 
 @pytest.fixture
 def whole(recipe, damaged_shards, whole_folder):
-    """The folder of a run of 60 steps on two ranks that nothing has stopped: the same for all tests, and run once."""
+    """The folder of an uninterrupted run of 60 steps on two ranks, shared by all tests."""
     if not (whole_folder / "output.txt").exists():
         arguments = recipe(output_dir=whole_folder, images=damaged_shards[0], max_steps=60, **SHARDS)
         (whole_folder / "output.txt").write_text(launch(arguments, ranks=2))
@@ -77,14 +77,14 @@ def whole(recipe, damaged_shards, whole_folder):
 
 
 def check_damage(output: str, folder, expected) -> None:
-    """The damage is named in the log and counted in it."""
+    """Checks that the log names and counts the damage."""
     for part in expected:
         assert part in output, part
     assert sum(entry[4] for entry in log_of(folder)) >= len(expected)
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.slow)])
-def test_damaged_shards_on_two_ranks_of_two_workers_killed_at_random_moments_end_as_if_never_killed(
+def test_runs_on_damaged_shards_killed_at_random_moments_equal_an_uninterrupted_one(
     recipe, damaged_shards, tmp_path, whole, kills
 ):
     folder, expected = damaged_shards
@@ -107,7 +107,7 @@ def test_damaged_shards_on_two_ranks_of_two_workers_killed_at_random_moments_end
         kill(process)
     assert not (killed / "model.safetensors").exists()
     launch(arguments, ranks=2)
-    assert compare(whole, killed) == 0
+    assert largest_difference(whole, killed) == 0
     assert log_of(whole) == log_of(killed)
 
 
@@ -115,9 +115,7 @@ def last_step(folder) -> int:
     return max((int(checkpoint.name.split("-")[1]) for checkpoint in folder.glob("checkpoint-*")), default=0)
 
 
-def test_a_rank_that_dies_ends_the_others_at_once_and_the_same_command_goes_on(
-    recipe, damaged_shards, tmp_path, whole
-):
+def test_a_rank_that_dies_ends_the_others_and_the_same_command_resumes(recipe, damaged_shards, tmp_path, whole):
     options, hurt = SHARDS | {"images": damaged_shards[0], "max_steps": 60}, tmp_path / "hurt"
     process = start(recipe(output_dir=hurt, resume_from_checkpoint="auto", **options), ranks=2)
     wait_for((hurt / "checkpoint-6").exists, process)
@@ -127,7 +125,7 @@ def test_a_rank_that_dies_ends_the_others_at_once_and_the_same_command_goes_on(
     assert not (hurt / "model.safetensors").exists()
     output = launch(recipe(output_dir=hurt, resume_from_checkpoint="auto", **options), ranks=2)
     assert "Resumed from" in output
-    assert compare(whole, hurt) == 0
+    assert largest_difference(whole, hurt) == 0
 
 
 def to_one_rank(process):
@@ -135,10 +133,10 @@ def to_one_rank(process):
 
 
 def to_launcher_ranks_and_workers(process):
-    os.killpg(process.pid, signal.SIGTERM)  # as schedulers do; the launcher then sends it to its ranks once more
+    os.killpg(process.pid, signal.SIGTERM)  # as schedulers do; the launcher forwards it to its ranks again
 
 
-def test_sigterm_to_any_of_them_saves_on_all_ranks_after_the_same_step(recipe, damaged_shards, tmp_path, whole):
+def test_sigterm_to_any_process_saves_on_all_ranks_after_the_same_step(recipe, damaged_shards, tmp_path, whole):
     options = SHARDS | {"images": damaged_shards[0], "max_steps": 60, "save_strategy": "no"}
     stopped = tmp_path / "stopped"
     before = 0
@@ -156,10 +154,10 @@ def test_sigterm_to_any_of_them_saves_on_all_ranks_after_the_same_step(recipe, d
         assert (stopped / f"checkpoint-{step}" / "rng_state_1.pth").exists() and before < step < 60
         before = step
     launch(recipe(output_dir=stopped, resume_from_checkpoint="auto", **options), ranks=2)
-    assert compare(whole, stopped) == 0
+    assert largest_difference(whole, stopped) == 0
 
 
-def test_a_checkpoint_that_the_first_rank_cannot_write_costs_two_ranks_nothing_else(recipe, tmp_path):
+def test_a_checkpoint_that_cannot_be_written_does_not_stop_two_ranks(recipe, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".saving").write_text("in the way of the folder")
     process = start(recipe(per_device_train_batch_size=4, max_steps=3, save_strategy="steps", save_steps=1), ranks=2)
@@ -169,7 +167,7 @@ def test_a_checkpoint_that_the_first_rank_cannot_write_costs_two_ranks_nothing_e
     assert output.count("'loss'") == 3 and "Make room" in output
 
 
-def test_a_run_goes_on_exactly_on_another_number_of_ranks(recipe, damaged_shards, tmp_path):
+def test_a_run_resumes_exactly_on_another_number_of_ranks(recipe, damaged_shards, tmp_path):
     folder, _ = damaged_shards
     sgd = {"optim": "sgd", "learning_rate": 0.005, "warmup_steps": 0, "lr_scheduler_type": "constant"}
     options = SHARDS | sgd | {"images": folder, "global_batch_size": 4, "max_steps": 20}
@@ -177,5 +175,5 @@ def test_a_run_goes_on_exactly_on_another_number_of_ranks(recipe, damaged_shards
     launch(recipe(output_dir=whole, **options), ranks=2)
     run_until((moved / "checkpoint-9").exists, recipe(output_dir=moved, **options), ranks=2)
     launch(recipe(output_dir=moved, resume_from_checkpoint="last", **options), ranks=1)
-    assert compare(whole, moved) < 1e-6
+    assert largest_difference(whole, moved) < 1e-6
     assert [entry[2:] for entry in log_of(whole)] == [entry[2:] for entry in log_of(moved)]

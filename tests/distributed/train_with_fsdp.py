@@ -1,8 +1,8 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
 """
-`training.train` under FSDP on CPUs. There accelerate runs DDP when it is asked for FSDP, without a word. So this tells
-it that its processes are those of GPUs, and says in the end what has run.
+`training.train` under FSDP on CPUs, where accelerate silently runs DDP instead. This program declares its processes as
+GPU processes, and reports at the end what was run.
 """
 
 import accelerate.accelerator
@@ -24,5 +24,5 @@ if __name__ == "__main__":
     accelerate.accelerator.AcceleratorState = _State
     accelerator = main().accelerator
     print(f"{accelerator.distributed_type}, is_fsdp2 {accelerator.is_fsdp2}")
-    del accelerator  # as a program whose `main` returns, nothing of the run is held any more
+    del accelerator  # as in a program whose `main` has returned
     close_process_group()

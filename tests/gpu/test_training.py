@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.distributed.launching import compare, kill, wait_for
+from tests.distributed.launching import kill, largest_difference, wait_for
 from tests.distributed.test_ranks import SGD
 from tests.gpu.launching import launch, start
 from training import cache_teacher
@@ -40,7 +40,7 @@ def test_a_step_matches_the_cpu(
     on_cpu, on_gpu = tmp_path / "cpu", tmp_path / "device"
     expected = losses_of(main(on_device(on="cpu", output_dir=on_cpu, **options)))
     trainer = main(on_device(output_dir=on_gpu, **options))
-    moved, difference = compare(folder_of(student, 0), on_cpu), compare(on_cpu, on_gpu)
+    moved, difference = largest_difference(folder_of(student, 0), on_cpu), largest_difference(on_cpu, on_gpu)
     record_property("moved", f"{moved:.1e}")
     record_property("largest difference", f"{difference:.1e}")
     assert losses_of(trainer) == pytest.approx(expected, rel=1e-3)
@@ -61,7 +61,7 @@ def test_training_with_cached_predictions_matches_training_with_the_teacher(on_d
     with_cache = main(on_device(output_dir=offline, teacher_cache=tmp_path / "cache", **SGD))
     assert with_cache.teacher is None
     assert losses_of(with_cache) == pytest.approx(losses_of(with_teacher), rel=1e-3)
-    assert compare(online, offline) < 0.02 * compare(student, online)
+    assert largest_difference(online, offline) < 0.02 * largest_difference(student, online)
 
 
 ONE_RANK = SGD | {"learning_rate": 0.005, "max_steps": 24, "save_strategy": "steps", "save_steps": 2}
@@ -85,14 +85,14 @@ def test_one_rank_under_ddp_and_fsdp_matches_no_wrapper(on_device, student, devi
     """Over NCCL on a GPU."""
     alone, sharded = tmp_path / "alone", tmp_path / "sharded"
     main(on_device(output_dir=alone, **ONE_RANK | {"save_strategy": "no"}))
-    moved = compare(student, alone)
+    moved = largest_difference(student, alone)
     options = ONE_RANK | {"save_strategy": "no"}
     output = launch([*on_device(output_dir=sharded, **options), "--fsdp"])
     backend = "nccl" if device == "cuda" else "gloo"
     assert re.search(f"Trained as DistributedDataParallel over .*{backend}", (whole / "output.txt").read_text())
     assert re.search(f"Trained as FSDPDenseVLMModel over .*{backend}", output)
     for folder, name in ((whole, "DDP"), (sharded, "FSDP")):
-        difference = compare(alone, folder)
+        difference = largest_difference(alone, folder)
         record_property(f"{name}, largest difference, of {moved:.1e} moved", f"{difference:.1e}")
         assert moved > 1e-3 and difference < (1e-6 if device == "cpu" else 0.01 * moved), name
 
@@ -106,6 +106,6 @@ def test_killed_and_resumed_matches_uninterrupted(on_device, student, device, wh
     assert not (killed / "model.safetensors").exists()
     arguments = on_device(output_dir=killed, resume_from_checkpoint="last", **ONE_RANK)
     assert "Resumed from" in launch(arguments)
-    difference, moved = compare(whole, killed), compare(student, whole)
+    difference, moved = largest_difference(whole, killed), largest_difference(student, whole)
     record_property(f"largest difference, of {moved:.1e} moved", f"{difference:.1e}")
     assert difference <= (0 if device == "cpu" else 0.01 * moved)

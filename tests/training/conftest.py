@@ -1,13 +1,13 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""What several tests of training share."""
+"""Fixtures of the tests of training."""
 
 import pytest
 
 
 @pytest.fixture
 def folder(tmp_path, picture):
-    """Three images of other sizes and kinds, one in a folder below, and a text."""
+    """Three images of different sizes and formats, one in a subfolder, and a text file."""
     (tmp_path / "sub").mkdir()
     picture(80, 40).save(tmp_path / "b.jpg")
     picture(40, 80).save(tmp_path / "a.png")

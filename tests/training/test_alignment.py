@@ -15,12 +15,12 @@ EYE = torch.eye(4)
 
 
 def one_hot_loss(student, teacher, **options):
-    """Categories are the axes of a space of four dimensions, so that cosines are the features themselves."""
+    """Categories are the unit vectors of a four-dimensional space, so that cosines are the features themselves."""
     options = {"temperature": 1.0, "threshold": 0.0} | options
     return decoupled_alignment_loss(student, teacher, EYE, EYE, IS_THING, **options)
 
 
-def test_a_thing_is_compared_over_things_and_stuff_over_everything_by_hand():
+def test_the_loss_matches_a_calculation_by_hand():
     teacher = normalize(torch.tensor([[2.0, 1, 1, 0], [0.0, 1, 2, 1]]), dim=-1)
     student = normalize(torch.tensor([[1.0, 1, 0, 2], [1.0, 0, 0, 1]]), dim=-1)
 
@@ -36,7 +36,7 @@ def test_a_thing_is_compared_over_things_and_stuff_over_everything_by_hand():
     assert (output.num_regions, int(output.num_kept), int(output.num_things)) == (2, 2, 1)
 
 
-def test_a_stuff_category_has_no_part_in_the_loss_of_a_thing():
+def test_stuff_categories_do_not_contribute_to_the_loss_of_a_thing():
     teacher = torch.tensor([[3.0, 1.0, 0.0, 0.0]])
     student = torch.tensor([[0.6, 0.5, 0.4, 0.3]])
     text = EYE.clone().requires_grad_()
@@ -65,12 +65,12 @@ def test_finer_groups_are_the_same_code():
     assert mask.tolist() == [[False, True, True, True], [True, False, False, False]]
 
 
-def test_a_region_stays_only_above_the_threshold():
+def test_a_region_is_kept_only_above_the_threshold():
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.1, 0.1], [0.25, 0.25, 0.25, 0.25]]))
     assert retrieve(logits, IS_THING, 0.25).kept.tolist() == [True, False]
 
 
-def test_the_group_of_a_region_is_that_of_its_best_category():
+def test_the_group_of_a_region_is_that_of_its_retrieved_category():
     logits = torch.tensor([[0.0, 1, 0, 0], [0.0, 0, 0, 1]])
     assert retrieve(logits, IS_THING, 0.0).group.tolist() == [0, 1]
 
@@ -107,7 +107,7 @@ def test_group_mean_adds_the_means_and_region_mean_is_one_mean(features):
 
 
 @pytest.mark.parametrize("reduction", ["group_mean", "region_mean"])
-def test_parts_with_the_counts_of_the_whole_add_up_to_the_whole(features, reduction):
+def test_micro_batches_with_global_counts_add_up_to_the_whole_batch(features, reduction):
     student, teacher, student_text, teacher_text, is_thing = features
     options = {"temperature": 0.2, "threshold": 0.2, "reduction": reduction}
     counts = retrieve(normalize(teacher, dim=-1) @ teacher_text.T / 0.2, is_thing, 0.2).counts(2)
@@ -121,7 +121,7 @@ def test_parts_with_the_counts_of_the_whole_add_up_to_the_whole(features, reduct
 
 
 @pytest.mark.parametrize("regions", [0, 5])
-def test_nothing_kept_gives_zero_loss_and_zero_gradient(regions):
+def test_no_kept_region_gives_zero_loss_and_zero_gradient(regions):
     student = torch.randn(regions, 4, requires_grad=True)
     output = one_hot_loss(student, torch.randn(regions, 4), threshold=1.0)
     output.loss.backward()
@@ -134,7 +134,7 @@ def test_a_group_without_regions_adds_nothing():
     assert output.loss == 0 and int(output.num_things) == 1
 
 
-def test_autocast_does_not_reach_inside(features):
+def test_the_loss_ignores_autocast(features):
     plain = decoupled_alignment_loss(*features)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cast = decoupled_alignment_loss(*features)
@@ -174,19 +174,19 @@ def test_an_unknown_reduction_is_refused(features):
         decoupled_alignment_loss(*features, reduction="sum")
 
 
-def test_lists_of_flags_do_as_well_as_tensors(features):
+def test_is_thing_may_be_a_list(features):
     *embeds, is_thing = features
     assert decoupled_alignment_loss(*embeds, is_thing.tolist()).loss == decoupled_alignment_loss(*features).loss
 
 
-def test_align_is_the_second_half_of_the_loss(features):
+def test_align_with_a_retrieval_gives_the_whole_loss(features):
     student, teacher, student_text, teacher_text, is_thing = features
     retrieval = retrieve(normalize(teacher, dim=-1) @ teacher_text.T / 0.01, is_thing, 0.3)
     found = align(student, student_text, retrieval, is_thing, 0.01, DECOUPLED).loss
     assert_close(found, decoupled_alignment_loss(*features).loss)
 
 
-def test_a_dropped_region_whose_teacher_overflowed_poisons_no_gradient(features):
+def test_nan_of_the_teacher_in_a_dropped_region_does_not_reach_the_gradients(features):
     student, teacher, *rest = features
     teacher[3] = torch.nan
     student.requires_grad_()

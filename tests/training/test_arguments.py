@@ -29,7 +29,7 @@ def test_a_recipe_fills_the_arguments_and_the_command_line_overrides_it(write_re
     assert (method.temperature, data.max_grid) == (0.02, 4)
 
 
-def test_numbers_that_yaml_reads_as_text_are_numbers(write_recipe, tmp_path):
+def test_numbers_that_yaml_reads_as_strings_are_numbers(write_recipe, tmp_path):
     file = write_recipe()
     with open(file, "a") as recipe:
         recipe.write("learning_rate: 1e-4\n")
@@ -51,11 +51,11 @@ def test_an_unknown_key_of_the_command_line_stops(write_recipe, capsys):
 def test_a_missing_key_stops(tmp_path, capsys):
     with pytest.raises(SystemExit):
         parse_arguments(["--model", "u", "--output_dir", str(tmp_path)])
-    assert "Give `images`, or a list of `sources`" in capsys.readouterr().err
+    assert "Give either `images` or a list of `sources`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["[1, 2]", "a: [", None])
-def test_a_recipe_that_is_none_stops_with_its_name(tmp_path, capsys, content):
+def test_an_invalid_recipe_file_is_refused_by_its_name(tmp_path, capsys, content):
     file = tmp_path / "bad.yaml"
     if content is not None:
         file.write_text(content)
@@ -105,7 +105,7 @@ def test_sources_are_a_list_in_a_recipe_or_json_on_the_command_line(write_recipe
 def test_images_and_sources_together_are_refused(write_recipe, capsys):
     with pytest.raises(SystemExit):
         parse_arguments([write_recipe(sources=[{"images": "a"}])])
-    assert "and not both" in capsys.readouterr().err
+    assert "either `images` or a list" in capsys.readouterr().err
 
 
 def test_a_contrast_may_be_a_matrix(write_recipe):
@@ -183,4 +183,4 @@ def test_a_key_of_an_earlier_version_is_refused_with_its_new_name(write_recipe, 
     for values, argv in (({old: "folder"}, []), ({}, [f"--{old}", "folder"]), ({}, [f"--{old}=folder"])):
         with pytest.raises(SystemExit):
             parse_arguments([write_recipe(**values), *argv])
-        assert f"(it is called `{RENAMED[old]}` now)" in capsys.readouterr().err
+        assert f"(it is now called `{RENAMED[old]}`)" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from training.sandbox.scenes import main as scenes_program
 from training.train import main as train
 
 
-def test_a_source_is_counted_timed_and_what_is_broken_listed(recipe, tmp_path, capsys):
+def test_a_source_is_counted_and_timed_and_broken_images_are_listed(recipe, tmp_path, capsys):
     expected = list(damage_shards(tmp_path, write_shards(tmp_path, [4, 4, 4])))
     report = main([*recipe(images=tmp_path), "--report", str(tmp_path / "report.json")])
     (result,) = report
@@ -30,13 +30,13 @@ def test_a_source_is_counted_timed_and_what_is_broken_listed(recipe, tmp_path, c
     assert json.loads((tmp_path / "report.json").read_text()) == report
 
 
-def test_a_part_of_a_source_is_read_where_asked_for_and_workers_read_as_well(recipe, scenes, capsys):
+def test_a_part_of_a_source_is_read_on_request_and_by_workers_too(recipe, scenes, capsys):
     (result,) = main([*recipe(dataloader_num_workers=2), "--samples", "5"])
     assert (result["images"], result["read"], result["broken"]) == (24, 5, [])
     assert "3 steps of 8" in capsys.readouterr().out
 
 
-def test_two_sources_in_one_folder_are_told_of_each_for_itself(recipe, folder):
+def test_two_sources_in_one_folder_are_reported_separately(recipe, folder):
     (folder / "b.jpg").write_bytes(b"no image")
     for name in ("a.png", "b.jpg"):
         images = [{"id": 1, "file_name": name}, {"id": 1, "file_name": name}]
@@ -50,13 +50,13 @@ def test_two_sources_in_one_folder_are_told_of_each_for_itself(recipe, folder):
     assert [result["repeated_ids"] for result in report] == [1, 1]
 
 
-def test_the_program_ends_with_1_where_something_is_broken(recipe, tmp_path, run_module):
+def test_the_program_exits_with_1_if_an_image_is_broken(recipe, tmp_path, run_module):
     list(damage_shards(tmp_path, write_shards(tmp_path, [2, 2])))
     assert run_module("training.check_data", recipe(images=tmp_path), check=False).returncode == 1
     assert run_module("training.check_data", recipe(), check=False).returncode == 0
 
 
-def test_what_a_source_passes_over_is_in_the_report_and_training_says_it(recipe, folder, capsys, caplog):
+def test_skipped_files_are_in_the_report_and_in_the_log_of_training(recipe, folder, capsys, caplog):
     for name in ("x.heic", "y.heic", "._a.png"):
         (folder / name).write_bytes(b"")
     (result,) = main(recipe(images=folder))
@@ -66,7 +66,7 @@ def test_what_a_source_passes_over_is_in_the_report_and_training_says_it(recipe,
     assert "passed over: 2 .heic" in capsys.readouterr().err + caplog.text
 
 
-def test_the_report_is_tried_before_anything_is_read(recipe, tmp_path, scenes):
+def test_an_unwritable_report_is_refused_before_anything_is_read(recipe, tmp_path, scenes):
     main([*recipe(), "--samples", "1", "--report", str(tmp_path / "new" / "folder" / "r.json")])
     assert json.loads((tmp_path / "new" / "folder" / "r.json").read_text())[0]["read"] == 1
     (tmp_path / "file").write_text("")
@@ -75,14 +75,14 @@ def test_the_report_is_tried_before_anything_is_read(recipe, tmp_path, scenes):
             main([*recipe(images="nowhere"), "--report", str(report)])
 
 
-def test_a_number_of_samples_is_one_or_more(recipe, capsys):
+def test_fewer_than_one_sample_is_refused(recipe, capsys):
     for samples in ("0", "-5"):
         with pytest.raises(SystemExit):
             main([*recipe(), "--samples", samples])
         assert "`--samples` is a whole number from 1 on" in capsys.readouterr().err
 
 
-def test_numbers_that_mean_nothing_and_a_missing_category_file_are_refused_by_their_key(recipe, capsys):
+def test_invalid_numbers_and_a_missing_category_file_are_refused_by_their_key(recipe, capsys):
     for key, method in (("image_size", "densevlm"), ("teacher_image_size", "densevlm"), ("crops", "clipself")):
         for value in ("-5", "0"):
             with pytest.raises(SystemExit):
@@ -93,13 +93,15 @@ def test_numbers_that_mean_nothing_and_a_missing_category_file_are_refused_by_th
         load_categories(data_args)
 
 
-def test_an_output_folder_that_cannot_be_made_is_said_before_anything_is_read(recipe, tmp_path, monkeypatch, capsys):
+def test_an_output_folder_that_cannot_be_created_is_refused_before_anything_is_read(
+    recipe, tmp_path, monkeypatch, capsys
+):
     (tmp_path / "file").write_text("")
     output = tmp_path / "file" / "output"
-    with pytest.raises(SystemExit, match="`output_dir`: the folder .* cannot be made"):
+    with pytest.raises(SystemExit, match="`output_dir`: the folder .* cannot be created"):
         train(recipe(output_dir=output, model="nowhere"))
     for program, argv in ((scenes_program, ["--train", "1"]), (pretrain_program, ["U"])):
         monkeypatch.setattr("sys.argv", ["program", *argv, "--output", str(output)])
         with pytest.raises(SystemExit):
             program()
-        assert "--output: the folder cannot be made" in capsys.readouterr().err
+        assert "--output: the folder cannot be created" in capsys.readouterr().err

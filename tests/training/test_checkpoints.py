@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""A checkpoint is whole or not there, and a run goes on only from one it can go on from exactly."""
+"""Checkpoints are atomic, and a run resumes only from one that it can continue exactly."""
 
 import os
 import resource
@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from tests import fork_server
 from training.cache_teacher import main as run_cache_teacher
-from training.engine.checkpoints import check_run, damage_of, find_checkpoint, last_checkpoint
+from training.engine.checkpoints import check_run, find_checkpoint, find_damage, last_checkpoint
 from training.teacher_cache import TeacherCache
 from training.train import main
 
@@ -37,66 +37,66 @@ def saved(recipe, tmp_path):
     return tmp_path / "run"
 
 
-def cut(file: Path) -> None:
+def truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
 @pytest.mark.parametrize(
     "name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
 )
-def test_a_checkpoint_with_a_file_cut_short_is_passed_over_and_the_file_named(saved, caplog, name):
+def test_a_checkpoint_with_a_truncated_file_is_skipped_and_the_file_named(saved, caplog, name):
     assert last_checkpoint(saved).endswith("checkpoint-3")
-    cut(saved / "checkpoint-3" / name)
+    truncate(saved / "checkpoint-3" / name)
     assert last_checkpoint(saved).endswith("checkpoint-2")
-    assert "checkpoint-3 is not complete and is passed over" in caplog.text and name in caplog.text
+    assert "checkpoint-3 is not complete and is skipped" in caplog.text and name in caplog.text
     with pytest.raises(SystemExit, match=f"checkpoint-3 is not complete: {name}"):
         find_checkpoint(str(saved / "checkpoint-3"), saved)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json"])
-def test_a_checkpoint_without_a_file_is_passed_over(saved, name):
+def test_a_checkpoint_with_a_missing_file_is_skipped(saved, name):
     (saved / "checkpoint-3" / name).unlink()
-    assert name in damage_of(saved / "checkpoint-3")
+    assert name in find_damage(saved / "checkpoint-3")
     assert last_checkpoint(saved).endswith("checkpoint-2")
 
 
-def test_names_that_are_no_checkpoints_are_passed_over(saved):
+def test_other_names_than_those_of_checkpoints_are_ignored(saved):
     (saved / "checkpoint-last").mkdir()
     (saved / "checkpoint-99").write_text("a file")
     assert last_checkpoint(saved).endswith("checkpoint-3")
 
 
-@pytest.mark.parametrize("asked", [None, "auto", "last"])
-def test_a_folder_with_checkpoints_none_of_which_is_complete_is_not_written_over(saved, recipe, asked):
-    """Those that lack an optimizer, say: of another program, or of a run that kept the models alone."""
+@pytest.mark.parametrize("resume", [None, "auto", "last"])
+def test_a_folder_with_only_incomplete_checkpoints_is_not_overwritten(saved, recipe, resume):
+    """E.g. checkpoints without an optimizer, of another program or of a run that saved models only."""
     for checkpoint in saved.glob("checkpoint-*"):
         (checkpoint / "optimizer.pt").unlink()
     before = sorted(saved.rglob("*"))
     with pytest.raises(SystemExit, match="checkpoint"):
-        main(recipe(**STEPS, **({} if asked is None else {"resume_from_checkpoint": asked})))
+        main(recipe(**STEPS, **({} if resume is None else {"resume_from_checkpoint": resume})))
     assert sorted(saved.rglob("*")) == before
 
 
-def test_auto_begins_anew_or_goes_on(recipe, tmp_path):
+def test_auto_starts_a_new_run_or_resumes(recipe, tmp_path):
     first = main(recipe(**STEPS | {"max_steps": 2}, resume_from_checkpoint="auto"))
     second = main(recipe(**STEPS, resume_from_checkpoint="auto"))
     assert [step for step, _ in losses_of(first)] == [1, 2] and [step for step, _ in losses_of(second)] == [1, 2, 3]
 
 
-def test_nothing_is_left_aside_and_old_checkpoints_go(recipe, tmp_path):
+def test_no_staging_folder_remains_and_old_checkpoints_are_deleted(recipe, tmp_path):
     main(recipe(**STEPS, save_total_limit=2))
     assert sorted(p.name for p in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
     assert not (tmp_path / "run" / ".saving").exists()
 
 
-def test_a_run_goes_on_from_an_older_checkpoint_and_replaces_the_newer_ones(saved, recipe):
+def test_a_run_resumed_from_an_older_checkpoint_replaces_the_newer_ones(saved, recipe):
     whole = load_file(saved / "model.safetensors")
     main(recipe(**STEPS, resume_from_checkpoint=saved / "checkpoint-1"))
     assert all(torch.equal(whole[name], tensor) for name, tensor in load_file(saved / "model.safetensors").items())
     assert last_checkpoint(saved).endswith("checkpoint-3") and not (saved / ".saving").exists()
 
 
-def test_the_checkpoints_of_a_course_that_was_given_up_are_not_gone_on_with(saved, recipe, caplog):
+def test_the_checkpoints_of_an_abandoned_continuation_are_not_resumed(saved, recipe, caplog):
     main(recipe(**STEPS | {"max_steps": 2}, save_total_limit=1, resume_from_checkpoint=saved / "checkpoint-1"))
     assert last_checkpoint(saved).endswith("checkpoint-2")
     assert {f.name for f in saved.glob("*checkpoint-*")} == {
@@ -107,14 +107,14 @@ def test_the_checkpoints_of_a_course_that_was_given_up_are_not_gone_on_with(save
     assert "is of a later step than" in caplog.text
 
 
-def test_a_run_elsewhere_leaves_the_checkpoints_alone_that_it_goes_on_from(saved, recipe, tmp_path):
+def test_a_run_in_another_folder_leaves_the_checkpoints_unchanged_that_it_resumes_from(saved, recipe, tmp_path):
     arguments = recipe(**STEPS, output_dir=tmp_path / "other", resume_from_checkpoint=saved / "checkpoint-1")
     main(arguments)
     assert {f.name for f in saved.glob("*checkpoint-*")} == {f"checkpoint-{step}" for step in (1, 2, 3)}
     assert last_checkpoint(tmp_path / "other").endswith("checkpoint-3")
 
 
-def test_a_checkpoint_of_ranks_that_held_shares_is_not_gone_on_with_by_one_that_holds_all(saved, recipe):
+def test_a_checkpoint_under_fsdp_is_not_resumed_without_fsdp_nor_the_reverse(saved, recipe):
     (saved / "checkpoint-3" / "pytorch_model_fsdp.bin").write_bytes(
         (saved / "checkpoint-3" / "optimizer.pt").read_bytes()
     )
@@ -133,12 +133,12 @@ def test_a_checkpoint_of_ranks_that_held_shares_is_not_gone_on_with_by_one_that_
         ({"dataloader_drop_last": False}, "another `dataloader_drop_last`"),
     ],
 )
-def test_a_run_whose_steps_stand_for_other_images_is_not_gone_on_with(saved, recipe, change, message):
+def test_a_run_whose_steps_stand_for_other_images_is_not_resumed(saved, recipe, change, message):
     with pytest.raises(SystemExit, match=message):
         main(recipe(**STEPS | {"max_steps": 5} | change, resume_from_checkpoint="last"))
 
 
-def test_a_run_on_other_images_of_the_same_number_is_not_gone_on_with(saved, recipe, scenes, tmp_path):
+def test_a_run_on_the_same_number_of_other_images_is_not_resumed(saved, recipe, scenes, tmp_path):
     shutil.copytree(scenes / "train" / "images", tmp_path / "images")
     (tmp_path / "images" / "000000.jpg").rename(tmp_path / "images" / "another.jpg")
     with pytest.raises(SystemExit, match="another list of images"):
@@ -159,24 +159,24 @@ def start(arguments, **options) -> subprocess.Popen:
 
 
 def limited(arguments, file_size: int) -> subprocess.Popen:
-    """A run that can write no file larger than `file_size` bytes."""
+    """A run that cannot write files larger than `file_size` bytes."""
     return start(
         arguments,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, resource.RLIM_INFINITY)),
     )
 
 
-def test_a_disk_that_is_full_while_saving_costs_a_checkpoint_and_not_the_run(recipe, tmp_path):
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(recipe, tmp_path):
     process = limited(recipe(**STEPS), file_size=100_000)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 1  # in the end, the result cannot be written either
     assert "The result could not be written in" in output and "Make room" in output
-    assert output.count("The checkpoint of step") == 3 and "those written before are whole" in output
+    assert output.count("The checkpoint of step") == 3 and "earlier checkpoints are complete" in output
     assert output.count("'loss'") == 3
     assert not list((tmp_path / "run").glob("checkpoint-*")) and not (tmp_path / "run" / ".saving").exists()
 
 
-def test_sigterm_saves_ends_cleanly_and_the_run_goes_on_as_if_nothing_had_been(recipe, run_module, tmp_path):
+def test_sigterm_saves_and_ends_cleanly_and_the_resumed_run_equals_an_uninterrupted_one(recipe, run_module, tmp_path):
     options = {"max_steps": 40, "save_strategy": "no", "dataloader_num_workers": 2, "per_device_train_batch_size": 4}
     run_module("training.train", recipe(**options, output_dir=tmp_path / "whole"))
     arguments = recipe(**options, output_dir=tmp_path / "stopped", resume_from_checkpoint="auto")
@@ -198,7 +198,7 @@ def test_sigterm_saves_ends_cleanly_and_the_run_goes_on_as_if_nothing_had_been(r
 
 
 def test_a_run_that_fails_with_workers_ends(recipe, tmp_path):
-    """Its workers see no SIGTERM, by which Python would end them: they must not keep it waiting."""
+    """Its workers block SIGTERM, with which Python would end them: it must not wait for them."""
     run_cache_teacher(recipe(teacher_cache=tmp_path / "retrieval"))
     (file,) = (tmp_path / "retrieval").glob("*.arrow")
     content = bytearray(file.read_bytes())

@@ -17,13 +17,13 @@ def test_the_golden_loss_of_the_reference_matches(golden):
     assert_close(student.grad, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
 
 
-def test_the_loss_is_one_minus_the_cosine_averaged():
+def test_the_loss_is_the_mean_of_one_minus_the_cosine():
     regions = torch.tensor([[2.0, 0.0], [1.0, 1.0]])
     crops = torch.tensor([[3.0, 0.0], [0.0, 5.0]])
     assert clipself_loss(regions, crops).item() == pytest.approx((0 + 1 - 2**-0.5) / 2)
 
 
-def test_parts_with_the_count_of_the_whole_add_up_to_the_whole():
+def test_micro_batches_with_the_global_count_add_up_to_the_whole_batch():
     regions, crops = torch.randn(7, 5), torch.randn(7, 5)
     parts = [clipself_loss(regions[r], crops[r], torch.tensor(7.0)) for r in (slice(0, 2), slice(2, 7))]
     assert_close(sum(parts), clipself_loss(regions, crops))

@@ -12,7 +12,7 @@ from training.sandbox.tokenizer import category_sentences, word_tokenizer
 
 
 def save_vit_b16(folder, tokenizer, seed):
-    """Freshly drawn: the real weights, and CLIP's own vocabulary, are not to be had in a test."""
+    """Randomly initialized: the real weights and CLIP's vocabulary are not available in a test."""
     import torch
 
     torch.manual_seed(seed)

@@ -11,7 +11,15 @@ from torch.testing import assert_close
 from modeling_densevlm import DenseVLMImageProcessor
 from modeling_densevlm.image_processing_densevlm import load_image, load_reduced
 from modeling_densevlm.region_pooling import grid_boxes
-from training.data import RegionCollator, RegionDataset, content_grid, cut, grid_shape, sample_rng, to_bytes
+from training.data import (
+    RegionCollator,
+    RegionDataset,
+    content_grid,
+    crop_boxes,
+    grid_shape,
+    resize_and_pad,
+    sample_rng,
+)
 from training.images.sources import Source, open_source
 
 
@@ -42,7 +50,7 @@ def test_rows_and_columns_take_every_value_up_to_the_largest():
     assert shapes == {(rows, columns) for rows in (1, 2, 3) for columns in (1, 2, 3)}
 
 
-def test_a_grid_depends_on_seed_epoch_and_sample_alone(folder):
+def test_a_grid_depends_only_on_seed_epoch_and_sample(folder):
     dataset = dataset_of(folder, seed=3)
     first = [dataset[0, i]["boxes"] for i in (0, 1, 2)]
     again = [dataset[0, i]["boxes"] for i in (2, 0, 1)]
@@ -51,7 +59,7 @@ def test_a_grid_depends_on_seed_epoch_and_sample_alone(folder):
     assert len(grids) > 1
 
 
-def test_a_teacher_with_another_processor_gets_its_own_pixels_of_the_same_image(folder):
+def test_a_teacher_with_another_image_size_gets_its_own_pixels_of_the_same_image(folder):
     dataset = dataset_of(folder, teacher_image_processor=DenseVLMImageProcessor(56))
     batch = RegionCollator(dataset)([dataset[0, 0], dataset[0, 1]])
     assert batch["pixel_values"].shape == (2, 3, 32, 32)
@@ -90,7 +98,7 @@ def test_images_of_other_modes_are_read(tmp_path, picture, mode):
     assert dataset_of(tmp_path)[0, 0]["pixel_values"].shape == (3, 32, 32)
 
 
-def test_an_image_that_claims_too_many_pixels_is_skipped(folder, monkeypatch):
+def test_an_image_with_too_many_pixels_in_its_header_is_skipped(folder, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     assert "DecompressionBombError" in dataset_of(folder)[0, 0]["skipped"]
 
@@ -103,40 +111,40 @@ def test_a_batch_of_damaged_images_becomes_one_blank_without_boxes(folder):
     assert batch["boxes"][0].shape == (0, 4) and batch["crop_pixel_values"].shape == (0, 3, 56, 56)
 
 
-def test_crops_are_what_is_under_the_boxes(folder):
+def test_crops_show_the_content_of_the_boxes(folder):
     image = Image.new("RGB", (80, 40))
     image.paste((255, 0, 0), (40, 0, 80, 20))
     boxes = grid_boxes(2, 2) * torch.tensor([1.0, 0.5, 1.0, 0.5])
-    assert [crop.getpixel((5, 5))[0] for crop in cut(image, boxes)] == [0, 255, 0, 0]
+    assert [crop.getpixel((5, 5))[0] for crop in crop_boxes(image, boxes)] == [0, 255, 0, 0]
     dataset = dataset_of(folder, crops=3)
     sample = dataset[0, 0]
     assert len(sample["crop_pixel_values"]) == len(sample["boxes"]) <= 3
 
 
 @pytest.mark.parametrize("size", [(80, 40), (300, 200), (33, 90), (32, 32), (10, 500)])
-def test_bytes_are_what_the_image_processor_makes_of_an_image(size):
+def test_resize_and_pad_matches_the_image_processor(size):
     noise = torch.randint(256, (size[1], size[0], 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     image = Image.fromarray(noise.numpy())
     processor = DenseVLMImageProcessor(32)
-    pixels = to_bytes(image, 32)
+    pixels = resize_and_pad(image, 32)
     expected = processor(image)["pixel_values"]
     levels = (processor.normalize(pixels[None]) - expected) * torch.tensor(processor.image_std)[:, None, None] * 255
     assert levels.abs().max() < 2.5 and levels.abs().mean() < 0.1
-    assert pixels.stride() == (1, 96, 3)  # rows of RGB, as convolutions like it
+    assert pixels.stride() == (1, 96, 3)  # channels_last, which convolutions prefer
 
 
-def test_a_large_jpeg_is_decoded_at_the_scale_that_is_needed_and_its_content_is_exact(tmp_path, picture):
+def test_a_large_jpeg_is_decoded_at_a_lower_resolution_and_its_extent_is_exact(tmp_path, picture):
     file = tmp_path / "large.jpg"
     Image.effect_mandelbrot((1024, 683), (-2, -1, 1, 1), 60).convert("RGB").save(file, quality=90)
     reduced, size = load_reduced(file, 96)
     assert reduced.size == (256, 171) and size == (1024, 683)
     whole = load_image(file)
-    assert load_reduced(file, 300)[0].size == whole.size  # a half would be below twice the side
-    difference = to_bytes(reduced, 96).float() - to_bytes(whole, 96).float()
+    assert load_reduced(file, 300)[0].size == whole.size  # half the size would be less than twice the side
+    difference = resize_and_pad(reduced, 96).float() - resize_and_pad(whole, 96).float()
     assert difference.abs().mean() < 1
 
 
-def test_a_turned_large_jpeg_is_as_its_author_saw_it(tmp_path):
+def test_a_rotated_large_jpeg_is_displayed_upright(tmp_path):
     image = Image.linear_gradient("L").resize((800, 400)).convert("RGB")
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
@@ -148,8 +156,8 @@ def test_a_turned_large_jpeg_is_as_its_author_saw_it(tmp_path):
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_the_grid_of_a_turned_tiff_lies_on_its_content(tmp_path, picture, orientation):
-    """Pillow turns TIFFs while it decodes them: Pillow#7381."""
+def test_the_grid_of_a_rotated_tiff_covers_its_content(tmp_path, picture, orientation):
+    """Pillow rotates TIFFs while decoding them: Pillow#7381."""
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     picture(80, 40).save(tmp_path / "turned.tif", exif=exif)

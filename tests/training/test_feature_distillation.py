@@ -10,7 +10,7 @@ from training.feature_distillation import feature_distillation_loss
 from training.train import main
 
 
-def test_the_loss_is_the_mean_distance_and_parts_add_up_to_the_whole():
+def test_the_loss_is_the_mean_distance_and_micro_batches_add_up_to_the_whole_batch():
     student, teacher = torch.tensor([[2.0, 0.0], [1.0, 1.0]]), torch.tensor([[3.0, 0.0], [0.0, 5.0]])
     count = torch.tensor(2.0)
     assert feature_distillation_loss(student, teacher, count).item() == pytest.approx((0 + 1 - 2**-0.5) / 2)
@@ -22,7 +22,7 @@ def test_the_loss_is_the_mean_distance_and_parts_add_up_to_the_whole():
 
 
 @pytest.mark.parametrize("distance", ["cosine", "mse"])
-def test_its_recipe_trains_between_equal_widths_and_lowers_the_loss(student, scenes, tmp_path, clip_folder, distance):
+def test_the_recipe_trains_and_lowers_the_loss(student, scenes, tmp_path, clip_folder, distance):
     file = ROOT / "training" / "recipes" / "sandbox_feature_distillation.yaml"
     recipe = yaml.safe_load(file.read_text())
     overrides = {"images": scenes / "train" / "images", "output_dir": tmp_path / distance, "distance": distance}
@@ -33,6 +33,6 @@ def test_its_recipe_trains_between_equal_widths_and_lowers_the_loss(student, sce
     assert recipe["method"] == "feature_distillation" and sum(losses[-3:]) < sum(losses[:3])
 
 
-def test_unequal_widths_are_one_clear_line(recipe):
+def test_different_widths_are_refused(recipe):
     with pytest.raises(SystemExit, match="Features of the teacher have 40 dimensions, those of the student 24"):
         main(recipe(method="feature_distillation"))

@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Trainers from Python, as those of TRL: names in, a trained folder out, by the constructor that the program uses."""
+"""Trainers from Python, used like those of TRL, with the same constructor as the program."""
 
 import re
 
@@ -33,8 +33,8 @@ def losses_of(trainer):
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-def test_the_lines_of_the_docs_run_as_they_stand(student, teacher, scenes, tmp_path):
-    """But for the names of models and images, and for categories that a tokenizer of few words knows."""
+def test_the_example_of_the_docs_runs(student, teacher, scenes, tmp_path):
+    """With other models and images, and categories within the vocabulary of the test's tokenizer."""
     lines = re.search(r"```python\n(.+?)```", (ROOT / "docs" / "training_from_python.md").read_text(), re.DOTALL)[1]
     for name, mine in (
         ("openai/clip-vit-base-patch16", student),
@@ -51,7 +51,7 @@ def test_the_lines_of_the_docs_run_as_they_stand(student, teacher, scenes, tmp_p
     assert DenseVLMProcessor.from_pretrained(tmp_path / "run").image_processor.size == {"longest_edge": 96}
 
 
-def test_the_same_trainer_comes_from_names_from_objects_and_from_a_recipe(student, teacher, scenes, recipe, arguments):
+def test_names_objects_and_a_recipe_give_the_same_trainer(student, teacher, scenes, recipe, arguments):
     images = scenes / "train" / "images"
     categories = CategorySet.load(scenes / "categories.json")
     by_recipe = build_trainer(parse_arguments(recipe()))
@@ -104,7 +104,7 @@ def test_images_are_a_column_of_a_dataset_encoded_decoded_or_as_paths(student, s
             CLIPSelfTrainer(train_dataset=dataset, **common)
 
 
-def test_all_blocks_are_trained_unless_some_parameters_are_frozen_already(student, scenes, arguments):
+def test_all_blocks_are_trained_unless_some_parameters_are_already_frozen(student, scenes, arguments):
     index = open_source(Source(str(scenes / "train" / "images")))
     args = arguments(CLIPSelfArguments, crops=2, ensemble_alpha=0.25, max_steps=1, learning_rate=1e-2, warmup_steps=0)
     trainer = CLIPSelfTrainer(str(student), args=args, train_dataset=index)
@@ -120,12 +120,12 @@ def test_all_blocks_are_trained_unless_some_parameters_are_frozen_already(studen
     trainer.save_model(args.output_dir)
     after = load_file(f"{args.output_dir}/model.safetensors")
     assert sum(not torch.equal(before[name], after[name]) for name in before) == len(last)
-    # A quarter of what AdamW's first step moves, less rounding: the weights are mixed from Python, too.
+    # A quarter of AdamW's first step, up to rounding: the weight-space ensemble works from Python, too.
     moved = max(float((after[name] - before[name]).abs().max()) for name in before)
     assert moved == pytest.approx(0.25e-2, rel=0.02)
 
 
-def test_what_is_missing_or_does_not_fit_is_one_clear_line(student, teacher, scenes, arguments):
+def test_missing_and_mismatched_arguments_are_refused_by_name(student, teacher, scenes, arguments):
     index = open_source(Source(str(scenes / "train" / "images")))
     with pytest.raises(ValueError, match="`teacher` is missing"):
         DenseVLMTrainer(str(student), args=arguments(), train_dataset=index)
@@ -133,7 +133,7 @@ def test_what_is_missing_or_does_not_fit_is_one_clear_line(student, teacher, sce
     model.name_or_path = ""
     with pytest.raises(ValueError, match="give `processing_class`"):
         CLIPSelfTrainer(model, args=arguments(CLIPSelfArguments), train_dataset=index)
-    with pytest.raises(ValueError, match="`categories` means nothing to CLIPSelfTrainer"):
+    with pytest.raises(ValueError, match="CLIPSelfTrainer does not use `categories`"):
         CLIPSelfTrainer(str(student), args=arguments(CLIPSelfArguments), train_dataset=index, categories="any")
     embeddings = [
         CategoryEmbeddings(torch.eye(dim)[:2], ["a", other], [True, False], [[], []], [], "")

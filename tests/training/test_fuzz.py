@@ -25,19 +25,19 @@ from training.recipe import parse_arguments
 from training.teacher_cache import TeacherCache
 
 
-IMAGES, TARS, ANNOTATIONS, RECIPES, ANSWERS, CHECKPOINTS = 300, 250, 150, 150, 100, 50
-"""A thousand in all."""
+IMAGES, TARS, ANNOTATIONS, RECIPES, CACHES, CHECKPOINTS = 300, 250, 150, 150, 100, 50
+"""A thousand in total."""
 
 
 @contextmanager
-def seconds(most: int):
-    """Fails where something takes longer."""
+def time_limit(seconds: int):
+    """Fails if the block takes longer."""
 
     def too_long(*_):
-        raise AssertionError(f"still at it after {most} s")
+        raise AssertionError(f"not finished after {seconds} s")
 
     before = signal.signal(signal.SIGALRM, too_long)
-    signal.alarm(most)
+    signal.alarm(seconds)
     try:
         yield
     finally:
@@ -46,7 +46,7 @@ def seconds(most: int):
 
 
 def mutate(content: bytes, rng: random.Random) -> bytes:
-    """Flips bytes, cuts, doubles, swaps, overwrites or inserts stretches."""
+    """Changes bytes, truncates, deletes, duplicates, overwrites or inserts ranges."""
     data = bytearray(content)
     for _ in range(rng.choice((1, 1, 2, 5))):
         at, length = rng.randrange(max(len(data), 1)), rng.choice((1, 2, 4, 16, 64, 512))
@@ -91,7 +91,7 @@ def test_mutated_images_are_read_or_skipped_by_name(tmp_path):
     assert len(index) == IMAGES
     collator, read, skipped = RegionCollator(dataset), 0, 0
     for number in range(IMAGES):
-        with seconds(20):
+        with time_limit(20):
             batch = collator([dataset[0, number]])
         if batch["skipped"]:
             assert f"{number:04d}." in batch["skipped"][0]
@@ -101,7 +101,7 @@ def test_mutated_images_are_read_or_skipped_by_name(tmp_path):
     assert read + skipped == IMAGES and min(read, skipped) > IMAGES // 10
 
 
-def test_of_mutated_tars_every_image_is_read_as_it_was_or_the_tar_says_what_is_wrong(tmp_path):
+def test_of_mutated_tars_every_image_is_read_unchanged_or_the_damage_is_reported(tmp_path):
     rng = random.Random(1)
     members = sa1b_members(1, 4)
     whole = {name: content for name, content in members.items() if name.endswith(".jpg")}
@@ -109,22 +109,22 @@ def test_of_mutated_tars_every_image_is_read_as_it_was_or_the_tar_says_what_is_w
     file = tmp_path / "mutated.tar"
     for _ in range(TARS):
         file.write_bytes(mutate(original, rng))
-        with seconds(20):
+        with time_limit(20):
             rows = list(walk_tars([str(file)]))
-        sound, told = {}, max(len(original) - file.stat().st_size, 0)
+        readable, reported = {}, max(len(original) - file.stat().st_size, 0)
         for row in rows:
             if row["error"] is None:
-                sound[row["id"]] = read_bytes(row)
+                readable[row["id"]] = read_bytes(row)
                 continue
             with pytest.raises(OSError):
                 read_bytes(row)
             first, last = (re.findall(r"bytes (\d+) to (\d+)", row["error"]) or [(0, row["size"])])[0]
-            told += int(last) - int(first)
-        lost = [name for name, content in whole.items() if content not in sound.values()]
-        # A change within an image's own bytes shows when it is decoded; its member is there all the same.
-        missing = [name for name in lost if name not in sound]
-        # What is said to be damaged is at least as long as all that is missing.
-        assert sum(len(whole[name]) for name in missing) <= told, (missing, rows)
+            reported += int(last) - int(first)
+        lost = [name for name, content in whole.items() if content not in readable.values()]
+        # A change within an image's bytes is detected by decoding; its member is found nevertheless.
+        missing = [name for name in lost if name not in readable]
+        # The ranges reported as damaged are at least as long as the missing images.
+        assert sum(len(whole[name]) for name in missing) <= reported, (missing, rows)
 
 
 def test_mutated_annotation_files_are_read_or_refused_by_name(tmp_path):
@@ -135,7 +135,7 @@ def test_mutated_annotation_files_are_read_or_refused_by_name(tmp_path):
     file, read = tmp_path / "instances.json", 0
     for _ in range(ANNOTATIONS):
         file.write_bytes(mutate(original, rng))
-        with seconds(20):
+        with time_limit(20):
             try:
                 index = open_source(Source(tmp_path, file))
             except (ValueError, FileNotFoundError) as error:
@@ -150,7 +150,7 @@ def test_mutated_annotation_files_are_read_or_refused_by_name(tmp_path):
     assert 0 < read < ANNOTATIONS
 
 
-def test_mutated_recipes_are_taken_or_refused_by_name(tmp_path, capsys):
+def test_mutated_recipes_are_parsed_or_refused_by_name(tmp_path, capsys):
     rng = random.Random(3)
     recipe = {
         "model": "u",
@@ -169,7 +169,7 @@ def test_mutated_recipes_are_taken_or_refused_by_name(tmp_path, capsys):
     file, refused = tmp_path / "recipe.yaml", 0
     for _ in range(RECIPES):
         file.write_bytes(mutate(original, rng))
-        with seconds(20):
+        with time_limit(20):
             try:
                 parse_arguments([str(file)])
             except SystemExit as end:
@@ -180,38 +180,38 @@ def test_mutated_recipes_are_taken_or_refused_by_name(tmp_path, capsys):
     assert 0 < refused < RECIPES
 
 
-def test_mutated_answers_of_a_teacher_are_refused_or_the_same(recipe, scenes, tmp_path):
+def test_mutated_teacher_caches_are_refused_or_unchanged(recipe, scenes, tmp_path):
     rng = random.Random(4)
     folder = tmp_path / "retrieval"
     run_cache_teacher(recipe(teacher_cache=folder, teacher_cache_top_k=8))
     images = [file.read_bytes() for file in sorted((scenes / "train" / "images").iterdir())]
-    sound = TeacherCache(folder)
-    expected = [sound.look_up(number, content, 3, 2) for number, content in enumerate(images)]
+    original = TeacherCache(folder)
+    expected = [original.look_up(number, content, 3, 2) for number, content in enumerate(images)]
     (arrow,) = folder.glob("*.arrow")
     files = {file: file.read_bytes() for file in (arrow, folder / "retrieval.json")}
     refused = 0
-    for number in range(ANSWERS):
+    for number in range(CACHES):
         target = arrow if number % 4 else folder / "retrieval.json"
         for file, content in files.items():
             file.write_bytes(mutate(content, rng) if file == target else content)
-        with seconds(20):
+        with time_limit(20):
             try:
                 cache = TeacherCache(folder)
                 found = [cache.look_up(number, content, 3, 2) for number, content in enumerate(images)]
             except (ValueError, FileNotFoundError) as error:
                 assert "`teacher_cache`" in str(error)
                 refused += 1
-            except UnreadableImage as error:  # the mark of a skipped image: skipped and named
-                assert "so when the cache was filled" in str(error)
+            except UnreadableImage as error:  # the mutated mark of a skipped image: skipped and named
+                assert "when the cache was filled" in str(error)
                 refused += 1
             else:
-                for (kept, answer), (kept_before, before) in zip(found, expected):
+                for (kept, targets), (kept_before, before) in zip(found, expected):
                     assert np.array_equal(kept, kept_before)
-                    assert all(np.array_equal(answer[name], before[name]) for name in before)
-    assert 0 < refused <= ANSWERS
+                    assert all(np.array_equal(targets[name], before[name]) for name in before)
+    assert 0 < refused <= CACHES
 
 
-def test_mutated_checkpoints_are_passed_over_or_whole(recipe, tmp_path):
+def test_mutated_checkpoints_are_skipped_or_complete(recipe, tmp_path):
     from training.train import main
 
     rng = random.Random(5)
@@ -222,7 +222,7 @@ def test_mutated_checkpoints_are_passed_over_or_whole(recipe, tmp_path):
     for _ in range(CHECKPOINTS):
         target = rng.choice(sorted(files))
         target.write_bytes(files[target][: rng.randrange(len(files[target]))])
-        with seconds(20):
+        with time_limit(20):
             found = last_checkpoint(run)
         if target.name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"):
             assert found == str(run / "checkpoint-1"), target

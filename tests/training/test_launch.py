@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Configurations of `accelerate launch`: accelerate knows them, a recipe is the same under each, two are run."""
+"""Configurations of `accelerate launch`: all are valid, the global batch is the same under each, two are run."""
 
 import re
 import subprocess
@@ -35,13 +35,13 @@ def file(request):
     return request.param
 
 
-def test_accelerate_knows_every_key(file):
-    config = load_config_from_file(str(file))  # raises for those it does not know
+def test_every_key_is_known_to_accelerate(file):
+    config = load_config_from_file(str(file))  # raises for unknown keys
     known = {action.dest for action in launch_command_parser()._actions}
     assert set(config.fsdp_config) <= known
 
 
-def test_the_file_says_how_it_is_used_and_has_as_many_processes_as_its_name_tells(file):
+def test_the_file_documents_its_command_and_has_the_number_of_processes_in_its_name(file):
     assert f"accelerate launch --config_file training/recipes/launch/{file.name}" in file.read_text()
     numbers = [int(number) for number in re.findall(r"\d+", file.stem)]
     processes = numbers[0] * numbers[1] if "nodes" in file.stem else numbers[0]
@@ -59,8 +59,10 @@ def test_a_step_of_the_coco_recipe_is_192_images_on_any_number_of_processes():
     assert [line.split() for line in done.stdout.splitlines()] == [[str(n), "192"] for n in processes]
 
 
-def test_two_processes_of_accelerate_launch_train_alike_under_ddp_and_fsdp(recipe, run_module, tmp_path, monkeypatch):
-    """On CPUs, and with the bfloat16 of the files: autocast chooses the same operations for both."""
+def test_two_processes_of_accelerate_launch_train_the_same_under_ddp_and_fsdp(
+    recipe, run_module, tmp_path, monkeypatch
+):
+    """On CPUs, with the files' bfloat16: autocast applies to the same operations under both."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     weights = []
     for name, module in (("4_gpus", "training.train"), ("8_gpus_fsdp", "tests.distributed.train_with_fsdp")):

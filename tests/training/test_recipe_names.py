@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Recipes by name: the shipped ones, from any folder."""
+"""Shipped recipes by name, from any folder."""
 
 from pathlib import Path
 
@@ -36,6 +36,6 @@ def test_an_unknown_name_lists_the_known_ones(capsys):
     for name in ("cocoo", "8_gpus"):
         with pytest.raises(SystemExit):
             parse_arguments([name])
-        told = capsys.readouterr().err
-        assert f"there is no recipe {name}" in told and all(file.stem in told for file in SHIPPED)
-        assert ("did you mean `coco`" in told) == (name == "cocoo")
+        error = capsys.readouterr().err
+        assert f"there is no recipe {name}" in error and all(file.stem in error for file in SHIPPED)
+        assert ("did you mean `coco`" in error) == (name == "cocoo")

@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""The order of images: every image once a visit, whatever the number of processes and workers."""
+"""The order of images: every image once per visit, for any number of processes and workers."""
 
 import time
 import tracemalloc
@@ -15,7 +15,7 @@ from training.images.sampling import EpochSampler, shard_starts, shares, shuffle
 
 
 def index_of(*shards: int) -> datasets.Dataset:
-    """An index of shards with so many images."""
+    """An index of shards with the given numbers of images."""
     files = [f"{number}.tar" for number, count in enumerate(shards) for _ in range(count)]
     return datasets.Dataset.from_dict({"file": files})
 
@@ -32,15 +32,15 @@ def test_an_epoch_takes_every_image_once(shards, batch_size):
         assert {visit for visit, _ in pairs} == {epoch}
 
 
-def test_the_last_images_that_make_no_whole_batch_are_left_out_or_the_batch_filled_up_with_none():
-    left_out = EpochSampler([index_of(10)], 4, drop_last=True)
-    assert len(left_out) == len(list(left_out)) == 8
-    filled = EpochSampler([index_of(10)], 4, drop_last=False)
-    assert len(filled) == 12 and [number for _, number in filled][10:] == [-1, -1]
-    assert list(left_out) == list(filled)[:8]
+def test_the_last_incomplete_batch_is_dropped_or_padded():
+    dropped = EpochSampler([index_of(10)], 4, drop_last=True)
+    assert len(dropped) == len(list(dropped)) == 8
+    padded = EpochSampler([index_of(10)], 4, drop_last=False)
+    assert len(padded) == 12 and [number for _, number in padded][10:] == [-1, -1]
+    assert list(dropped) == list(padded)[:8]
 
 
-def test_epochs_and_seeds_have_orders_of_their_own_and_the_same_every_time():
+def test_epochs_and_seeds_have_different_orders_that_are_reproducible():
     index = index_of(20, 20, 20)
 
     def order(seed, epoch):
@@ -74,8 +74,8 @@ def test_a_step_has_the_same_images_on_any_number_of_processes(ranks, accumulati
     assert steps == expected
 
 
-def test_workers_keep_to_pieces_of_shards_of_their_own_and_read_them_from_front_to_back():
-    """Two ranks of two workers: each reads ever further in its own parts of the sequence of pieces."""
+def test_workers_read_their_own_pieces_of_shards_sequentially():
+    """Two ranks with two workers each: every worker reads its own parts of the sequence of pieces sequentially."""
     index, batch_size = index_of(*[50] * 128), 4
     pairs = list(EpochSampler([index], batch_size))
     taken = {}
@@ -91,7 +91,7 @@ def test_workers_keep_to_pieces_of_shards_of_their_own_and_read_them_from_front_
             stretches.setdefault(place % (lanes // 4), []).append(image)
         for stretch in stretches.values():
             assert len(stretch) == 100
-            assert (np.diff(stretch) != 1).sum() <= 4  # 50 neighbours in a row, but where a lane begins or ends
+            assert (np.diff(stretch) != 1).sum() <= 4  # 50 consecutive images, except where a lane starts or ends
 
 
 def test_shards_are_found_where_the_file_changes():
@@ -99,19 +99,19 @@ def test_shards_are_found_where_the_file_changes():
     assert shard_starts(index_of(1, 1, 1)).tolist() == [0, 1, 2]
 
 
-def test_shuffle_is_a_permutation_that_reads_across_lanes():
+def test_shuffle_is_a_permutation_that_reads_lanes_round_robin():
     order = shuffle(np.array([0]), 10, np.random.default_rng(0), lanes=3, piece=10)
     assert order.tolist() == [0, 4, 7, 1, 5, 8, 2, 6, 9, 3]
 
 
-def test_shares_follow_the_weights_until_a_source_is_used_up():
+def test_shares_follow_the_weights_until_a_source_is_exhausted():
     assert shares([100, 100], [1, 1]) == [100, 100]
     assert shares([100, 1000], [1, 1]) == [100, 100]
     assert shares([100, 1000], [1, 3]) == [100, 300]
     assert shares([100, 1000], [1, 30]) == [33, 1000]
 
 
-def test_a_mix_goes_through_the_larger_source_over_the_epochs_before_an_image_comes_again():
+def test_a_mix_takes_every_image_of_the_larger_source_before_it_repeats_one():
     sampler = EpochSampler([index_of(4), index_of(12)], 4, weights=[1, 1])
     seen = []
     for epoch in range(3):
@@ -128,17 +128,17 @@ def test_a_mix_goes_through_the_larger_source_over_the_epochs_before_an_image_co
 
 @pytest.mark.parametrize("run", [2, 8])
 @pytest.mark.parametrize(("length", "lanes"), [(1, 4), (10, 3), (64, 4), (100, 7), (4, 16)])
-def test_runs_of_a_lane_that_follow_on_each_other_are_a_permutation_too(run, length, lanes):
+def test_shuffle_with_runs_is_a_permutation(run, length, lanes):
     order = shuffle(np.array([0]), length, np.random.default_rng(0), lanes, length, run)
     assert sorted(order.tolist()) == list(range(length))
 
 
-def test_runs_of_a_lane_follow_on_each_other():
+def test_runs_of_a_lane_are_consecutive():
     order = shuffle(np.array([0]), 14, np.random.default_rng(0), lanes=3, piece=14, run=2)
     assert order.tolist() == [0, 1, 5, 6, 10, 11, 2, 3, 7, 8, 12, 13, 4, 9]
 
 
-def test_eleven_million_images_are_ordered_in_seconds_and_little_memory():
+def test_eleven_million_images_are_shuffled_in_seconds_and_little_memory():
     starts = np.arange(0, 11_000_000, 11_000)
     tracemalloc.start()
     began = time.perf_counter()

@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""The sandbox: its scenes, its tokenizer, its tiny models and the folders they are shipped in."""
+"""The sandbox: scenes, tokenizer, tiny models and their shipped folders."""
 
 import json
 from pathlib import Path
@@ -32,31 +32,31 @@ def test_segments_cover_the_scene_exactly():
         assert scene.image.shape == (SIZE, SIZE, 3)
         numbers = np.unique(scene.segment_ids[scene.segment_ids > 0])
         assert numbers.tolist() == list(range(1, len(scene.names) + 1))
-        assert (scene.segment_ids == 0).mean() < 0.02  # only what was left of segments hidden almost wholly
+        assert (scene.segment_ids == 0).mean() < 0.02  # pixels of segments that were dropped as hidden
 
 
 @pytest.mark.parametrize(("split", "share"), [("train", 0.5), ("test", 0.125)])
-def test_things_stand_on_their_home_as_often_as_the_split_says(split, share):
+def test_the_share_of_things_on_their_home_is_that_of_the_split(split, share):
     scenes = [make_scene(0, split, index) for index in range(300)]
     at_home = [home for s in scenes for name, home in zip(s.names, s.at_home) if name in THINGS]
     assert np.mean(at_home) == pytest.approx(share, abs=0.06)
 
 
-def test_a_caption_names_every_thing_and_stuff_seldom():
+def test_a_caption_mentions_every_thing_and_rarely_stuff():
     rng = np.random.default_rng(0)
     scenes = [make_scene(0, "train", index) for index in range(200)]
-    named, told = 0, 0
+    named, present = 0, 0
     for scene in scenes:
         words = caption(scene, rng, stuff_probability=0.1).split()
         things = [name for name in scene.names if name in THINGS]
         assert all(name in words for name in things)
         if things:
             named += sum(name in words for name in scene.names if name in STUFF)
-            told += sum(name in STUFF for name in scene.names)
-    assert named / told == pytest.approx(0.1, abs=0.05)
+            present += sum(name in STUFF for name in scene.names)
+    assert named / present == pytest.approx(0.1, abs=0.05)
 
 
-def test_a_scene_without_things_names_its_stuff():
+def test_the_caption_of_a_scene_without_things_mentions_its_stuff():
     rng = np.random.default_rng(0)
     bare = next(s for s in (make_scene(0, "train", i) for i in range(200)) if not set(s.names) & set(THINGS))
     assert all(name in caption(bare, rng, 0.0).split() for name in bare.names)
@@ -119,6 +119,6 @@ def test_the_shipped_models_train_and_evaluate_through_the_command_lines(scenes,
         arguments += ["--panoptic", test / "panoptic", "--templates", "short", "--output", output]
         run_module("evaluation.evaluate_regions", arguments)
         metrics[name] = json.loads(output.read_text())
-    # Ten scenes tell no more than this: the teacher knows things where the plain CLIP does not.
+    # Ten scenes suffice for this only: the teacher recognises things that the plain CLIP does not.
     assert metrics["p"]["boxes_top1"] > 2 * metrics["u"]["boxes_top1"]
     assert metrics["run"]["images"] == 10

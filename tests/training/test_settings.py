@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Every setting of transformers and accelerate works, is fixed, or is refused by its key before a model is read."""
+"""Settings of transformers and accelerate work, are fixed, or are refused by key before a model is loaded."""
 
 import re
 from dataclasses import fields
@@ -56,7 +56,7 @@ REFUSED_EXAMPLES = {
     "optim_target_modules": "all-linear",
     "deepspeed": "zero.json",
 }
-"""Values other than the default of those refused settings that are no flags; of a flag it is true."""
+"""Values other than the default for refused settings that are not booleans."""
 
 ELSEWHERE = {
     "activation_checkpointing": "tests/training/test_train.py",
@@ -88,10 +88,10 @@ ELSEWHERE = {
     "gradient_accumulation_steps": "tests/training/test_arguments.py",
     "weight_decay": "tests/training/test_train.py",
 }
-"""Settings whose effect is tested there."""
+"""Setting → the file that tests its effect."""
 
-OF_A_GPU = {"dataloader_pin_memory", "fp16", "tf32", "torch_empty_cache_steps"}
-"""They do something on a GPU alone."""
+GPU_ONLY = {"dataloader_pin_memory", "fp16", "tf32", "torch_empty_cache_steps"}
+"""Settings that have an effect on GPUs only."""
 
 
 def given(**values) -> list[str]:
@@ -103,7 +103,7 @@ def parse(**values):
     return parse_arguments(given(**required | values))[2]
 
 
-def test_every_field_of_the_installed_transformers_is_classed_once():
+def test_every_field_of_the_installed_transformers_is_in_exactly_one_list():
     names = [field.name for field in fields(TrainingArguments)]
     assert sorted(names) == sorted([*WORKS, *FIXED, *REFUSED])
     assert sorted(f.name for f in fields(AcceleratorConfig)) == sorted([*ACCELERATOR_WORKS, *ACCELERATOR_REFUSED])
@@ -112,17 +112,17 @@ def test_every_field_of_the_installed_transformers_is_classed_once():
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_refused_setting_stops_by_its_key_before_a_model_is_read(name):
+def test_a_refused_setting_is_named_before_a_model_is_loaded(name):
     objects = {"parallelism_config": ParallelismConfig(), "liger_kernel_config": {"rope": True}}
-    with pytest.raises(SystemExit, match=f"`{name}` is not for this program"):
-        if name in objects:  # no text of a command line
+    with pytest.raises(SystemExit, match=f"`{name}` is not supported"):
+        if name in objects:  # not representable on a command line
             DistillationArguments(output_dir="run", use_cpu=True, **{name: objects[name]})
         else:
             parse(**{name: REFUSED_EXAMPLES.get(name, True)})
 
 
 @pytest.mark.parametrize("name", ACCELERATOR_REFUSED)
-def test_a_refused_setting_of_accelerate_stops_by_its_key(name):
+def test_a_refused_setting_of_accelerate_is_named(name):
     value = {"even_batches": "false", "use_seedable_sampler": "false", "gradient_accumulation_kwargs": '{"a": 1}'}
     with pytest.raises(SystemExit, match=f"`accelerator_config`: `{name}`"):
         parse(accelerator_config=f'{{"{name}": {value.get(name, "true")}}}')
@@ -131,23 +131,23 @@ def test_a_refused_setting_of_accelerate_stops_by_its_key(name):
 @pytest.mark.parametrize(
     ("name", "value"), [(name, value) for name, (values, _) in REFUSED_VALUES.items() for value in values]
 )
-def test_a_refused_value_stops_by_its_key(name, value):
+def test_the_key_of_a_refused_value_is_named(name, value):
     full = {"galore": "galore_adamw", "apollo": "apollo_adamw"}.get(value, value)
-    with pytest.raises(SystemExit, match=f"`{name}` is not for this program, got '{full}'"):
+    with pytest.raises(SystemExit, match=f"`{name}` is not supported, got '{full}'"):
         parse(**{name: full})
 
 
 @pytest.mark.parametrize(
     "values",
     [{"optim_args": "momentum=0.9"}, {"optim": "sgd", "optim_args": "momentun=0.9"}],
-    ids=["of AdamW, which takes none", "misspelt"],
+    ids=["of AdamW, which ignores them", "misspelt"],
 )
-def test_arguments_of_the_optimizer_that_it_would_pass_over_are_refused(values):
+def test_arguments_that_the_optimizer_would_ignore_are_refused(values):
     with pytest.raises(SystemExit, match="`optim_args`"):
         parse(**values)
 
 
-def test_defaults_may_be_written_out_as_a_bare_no_of_yaml_too():
+def test_defaults_may_be_given_explicitly_also_as_a_bare_no_of_yaml():
     args = parse(eval_strategy="no", include_num_input_tokens_seen="no", do_eval=False, label_smoothing_factor=0.0)
     assert args.eval_strategy == "no"
 
@@ -155,17 +155,17 @@ def test_defaults_may_be_written_out_as_a_bare_no_of_yaml_too():
 def test_float16_is_refused_on_a_cpu(capsys):
     with pytest.raises(SystemExit):
         parse(fp16=True)
-    assert "`fp16` is for GPUs" in capsys.readouterr().err
+    assert "`fp16` needs a GPU" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("variable", LAUNCHER_REFUSED)
-def test_what_a_configuration_of_accelerate_asks_for_in_vain_is_refused(monkeypatch, variable):
+def test_unsupported_settings_in_a_configuration_of_accelerate_are_refused(monkeypatch, variable):
     monkeypatch.setenv(variable, "true")
     with pytest.raises(SystemExit, match=f"accelerate's configuration: `{LAUNCHER_REFUSED[variable]}`"):
         parse()
 
 
-def test_the_precision_of_accelerates_configuration_counts_and_is_in_the_recipe(monkeypatch):
+def test_mixed_precision_of_accelerates_configuration_is_applied(monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     assert parse().bf16
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
@@ -178,7 +178,7 @@ def test_every_setting_that_works_is_tested(name):
     if name in ELSEWHERE:
         assert re.search(rf"\b{name}\b", (ROOT / ELSEWHERE[name]).read_text(), re.IGNORECASE)
     else:
-        assert name in OF_A_GPU or re.search(rf"\b{name}=", Path(__file__).read_text())
+        assert name in GPU_ONLY or re.search(rf"\b{name}=", Path(__file__).read_text())
 
 
 # What works
@@ -188,7 +188,7 @@ def losses(trainer) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-def test_the_schedule_and_the_optimizer_are_those_asked_for(recipe):
+def test_the_schedule_and_the_optimizer_are_those_of_the_recipe(recipe):
     trainer = main(
         recipe(
             lr_scheduler_type="polynomial",
@@ -202,7 +202,7 @@ def test_the_schedule_and_the_optimizer_are_those_asked_for(recipe):
     )
     assert trainer.optimizer.defaults["betas"] == (0.8, 0.95) and trainer.optimizer.defaults["eps"] == 1e-6
     rates = [entry["learning_rate"] for entry in trainer.state.log_history if "loss" in entry]
-    # The rate after each step: all of it after the first, then what remains to the second power, down to `lr_end`.
+    # The rate per step: warm-up, the full rate, then quadratic decay to `lr_end`.
     assert rates == pytest.approx([0.0, 1e-3, 0.9e-3 * 0.5**2 + 1e-4], rel=1e-6)
 
 
@@ -212,7 +212,7 @@ def test_sgd_takes_a_momentum(recipe):
 
 
 @pytest.mark.parametrize("kind", ["spawn", "forkserver"])
-def test_workers_may_be_started_another_way_and_read_the_same(recipe, tmp_path, kind):
+def test_workers_started_by_spawn_and_forkserver_read_the_same(recipe, tmp_path, kind):
     one = main(recipe(output_dir=tmp_path / "one", max_steps=2))
     two = main(
         recipe(
@@ -227,7 +227,7 @@ def test_workers_may_be_started_another_way_and_read_the_same(recipe, tmp_path, 
     assert losses(one) == losses(two)
 
 
-def test_settings_of_memory_repeatability_and_debugging_leave_the_numbers_as_they_are(recipe, tmp_path):
+def test_settings_of_memory_determinism_and_debugging_do_not_change_the_numbers(recipe, tmp_path):
     plain = main(recipe(output_dir=tmp_path / "plain"))
     try:
         other = main(
@@ -249,7 +249,7 @@ def test_settings_of_memory_repeatability_and_debugging_leave_the_numbers_as_the
     assert again.debug == other.args.debug and again.accelerator_config.non_blocking
 
 
-def test_the_log_is_as_asked_for(recipe, tmp_path, monkeypatch):
+def test_the_settings_of_the_log_are_applied(recipe, tmp_path, monkeypatch):
     trainer = main(
         recipe(
             logging_steps=2,
@@ -265,8 +265,8 @@ def test_the_log_is_as_asked_for(recipe, tmp_path, monkeypatch):
     assert not losses(quiet)
 
 
-def test_a_tracker_is_given_the_names_and_places_of_the_recipe(recipe, tmp_path, monkeypatch):
-    """All but the Space, which would need the network: the run itself is tracked in a folder."""
+def test_a_tracker_receives_the_settings_of_the_recipe(recipe, tmp_path, monkeypatch):
+    """The run is tracked in a local folder, since a Space would need the network."""
     trackio = pytest.importorskip("trackio", reason="a tracker (extra `tracking`)")
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     init, seen = trackio.init, {}
@@ -292,13 +292,13 @@ def test_a_tracker_is_given_the_names_and_places_of_the_recipe(recipe, tmp_path,
     assert [seen[key] for key in named] == ["run", "project", True, "space", "bucket"]
 
 
-def test_a_compiled_run_takes_its_backend_and_mode(recipe):
+def test_backend_and_mode_of_torch_compile_are_applied(recipe):
     args = parse(torch_compile_backend="eager", torch_compile_mode="default")
     assert args.torch_compile and args.torch_compile_backend == "eager" and args.torch_compile_mode == "default"
 
 
 @pytest.mark.parametrize("name", FSDP_REFUSED)
-def test_a_setting_of_fsdp_that_means_nothing_here_is_refused(model, monkeypatch, name):
+def test_an_unsupported_setting_of_fsdp_is_refused(model, monkeypatch, name):
     monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "false")
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2, state_dict_type="FULL_STATE_DICT")
     setattr(plugin, name, CPUOffloadPolicy() if name == "cpu_offload" else ["x"])

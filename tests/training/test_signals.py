@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Steps that are not finite, and what a run says of itself while it goes."""
+"""Steps that are not finite, the log of a run, and signals."""
 
 import multiprocessing
 import os
@@ -19,14 +19,14 @@ from training.train import main
 
 
 def spoiled(recipe, steps, **options):
-    """A trainer in some of whose steps the gradient is not a number."""
+    """A trainer whose gradient is NaN in the given steps."""
     trainer = build_trainer(parse_arguments(recipe(**options)))
     parameter = next(p for p in trainer.model.parameters() if p.requires_grad)
     parameter.register_hook(lambda g: g * float("nan") if trainer.state.global_step + 1 in steps else g)
     return trainer
 
 
-def test_a_step_whose_gradient_is_not_finite_is_left_out_named_and_counted(recipe, caplog):
+def test_a_step_whose_gradient_is_not_finite_is_skipped_named_and_counted(recipe, caplog):
     options = {"max_steps": 6, "lr_scheduler_type": "constant", "weight_decay": 0.0}
     trainer = spoiled(recipe, steps={3}, **options)
     seen = {}
@@ -40,19 +40,22 @@ def test_a_step_whose_gradient_is_not_finite_is_left_out_named_and_counted(recip
     assert all(torch.equal(seen[2][name], seen[3][name]) for name in seen[2])
     assert any(not torch.equal(seen[3][name], seen[4][name]) for name in seen[3])
     assert all(tensor.isfinite().all() for tensor in seen[6].values())
-    assert "Step 3 is left out: its gradient is not finite. Its images here: " in caplog.text and ".jpg" in caplog.text
+    assert (
+        "Step 3 is skipped: its gradient is not finite. Its images on this process: " in caplog.text
+        and ".jpg" in caplog.text
+    )
     entries = [e for e in trainer.state.log_history if "loss" in e]
     assert [e["steps_left_out"] for e in entries] == [0, 0, 1, 1, 1, 1]
 
 
-def test_many_such_steps_in_a_row_end_the_run_before_its_weights_are_lost(recipe, student):
+def test_many_consecutive_such_steps_end_the_run_before_its_weights_are_lost(recipe, student):
     trainer = spoiled(recipe, steps=set(range(2, 50)), max_steps=50)
-    with pytest.raises(RuntimeError, match="The gradients of 10 steps in a row were not finite"):
+    with pytest.raises(RuntimeError, match="The gradients of 10 consecutive steps were not finite"):
         trainer.train()
     assert all(p.isfinite().all() for p in trainer.model.parameters())
 
 
-def test_a_loss_that_is_not_a_number_stays_out_of_the_log_of_later_steps(recipe):
+def test_a_loss_that_is_nan_does_not_affect_the_log_of_later_steps(recipe):
     trainer = build_trainer(parse_arguments(recipe(max_steps=4, learning_rate=1e-4)))
     compute_loss = trainer.compute_loss
     trainer.compute_loss = lambda *args, **kwargs: (
@@ -63,7 +66,7 @@ def test_a_loss_that_is_not_a_number_stays_out_of_the_log_of_later_steps(recipe)
     assert losses[1] == 0 and all(0 < loss < 100 for loss in [losses[0], *losses[2:]])
 
 
-def test_the_log_tells_what_a_run_does(recipe):
+def test_the_log_has_waiting_time_memory_speed_and_remaining_time(recipe):
     trainer = main(recipe(max_steps=4, logging_steps=2))
     entries = [e for e in trainer.state.log_history if "loss" in e]
     assert len(entries) == 2
@@ -74,7 +77,7 @@ def test_the_log_tells_what_a_run_does(recipe):
     assert entries[0]["seconds_left"] >= entries[1]["seconds_left"] == 0
 
 
-def test_pictures_of_what_is_retrieved_are_drawn_where_asked_for(recipe, tmp_path):
+def test_pictures_of_the_retrieval_are_saved_on_request(recipe, tmp_path):
     main(recipe(max_steps=4, retrieval_picture_steps=2))
     files = sorted((tmp_path / "run" / "retrievals").iterdir())
     assert [file.name for file in files] == ["step-0000000.jpg", "step-0000002.jpg"]
@@ -88,7 +91,7 @@ def test_a_picture_that_cannot_be_written_does_not_end_the_run(recipe, tmp_path,
     assert "step-0000001.jpg could not be written" in caplog.text
 
 
-def test_the_last_step_of_an_epoch_is_filled_up_with_nothing_where_all_images_are_to_be_seen(recipe):
+def test_the_last_step_of_an_epoch_is_smaller_without_drop_last(recipe):
     arguments = recipe(dataloader_drop_last=False, per_device_train_batch_size=10, max_steps=3)
     trainer, seen = build_trainer(parse_arguments(arguments)), []
 
@@ -104,8 +107,8 @@ def test_the_last_step_of_an_epoch_is_filled_up_with_nothing_where_all_images_ar
     assert len({name for names in seen for name in names}) == 24
 
 
-def test_a_run_with_workers_is_ended_at_once(recipe):
-    """A loader that is collected with its run waits five seconds for each worker, which it cannot tell to end."""
+def test_a_run_with_workers_ends_without_delay(recipe):
+    """A data loader that is collected waits five seconds for each worker that blocks SIGTERM."""
     main(recipe(dataloader_num_workers=2, max_steps=1))
     began = time.perf_counter()
     close_process_group()
@@ -113,7 +116,7 @@ def test_a_run_with_workers_is_ended_at_once(recipe):
     assert not multiprocessing.active_children()
 
 
-def test_after_a_run_and_in_children_of_it_sigterm_ends_a_process_as_ever(recipe):
+def test_after_a_run_and_in_its_children_sigterm_ends_a_process_as_usual(recipe):
     before = signal.getsignal(signal.SIGTERM)
     main(recipe(max_steps=1))
     assert signal.getsignal(signal.SIGTERM) is before
@@ -122,10 +125,10 @@ def test_after_a_run_and_in_children_of_it_sigterm_ends_a_process_as_ever(recipe
         begun = context.Event()
         child = context.Process(target=lambda: (begun.set(), time.sleep(60)))
         child.start()
-        assert begun.wait(timeout=60)  # a signal that comes while Python is being copied is lost
+        assert begun.wait(timeout=60)  # a signal during the fork is lost
         child.terminate()
         child.join(timeout=10)
         assert child.exitcode == -signal.SIGTERM and not stop.received
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.received
-        os.kill(os.getpid(), signal.SIGTERM)  # a launcher passes on what a rank has got already
+        os.kill(os.getpid(), signal.SIGTERM)  # a launcher forwards signals that a rank has received already

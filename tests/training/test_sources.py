@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Where images lie: every kind of source becomes an index, and what is broken there is a row of it."""
+"""Sources: every kind becomes an index, and damage is a row of it."""
 
 import http.server
 import io
@@ -18,13 +18,13 @@ import pytest
 from tests.shards import bomb, damage_shards, jpeg, sa1b_members, write_shards, write_tar
 from training.images import parquet_rows
 from training.images.sampling import EpochSampler
-from training.images.sources import Source, fingerprint, name_of, open_source, passed_over, read_bytes
+from training.images.sources import Source, fingerprint, image_name, open_source, passed_over, read_bytes
 from training.images.tar_members import walk_tars
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory, monkeypatch):
-    """Indices of tars are kept in the cache of `datasets`; here in one of the test's own."""
+    """A separate cache of `datasets`, where indices of tars are cached."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
 
 
@@ -53,13 +53,13 @@ def test_an_empty_folder_and_a_missing_one_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["[]", '{"images": [{"id": 1}]}', '{"images": []}', '{"images": [5]}', "5"])
-def test_an_annotation_file_of_another_kind_is_refused(folder, content):
+def test_an_annotation_file_in_another_format_is_refused(folder, content):
     (folder / "x.json").write_text(content)
     with pytest.raises(ValueError, match=r"x\.json has no list `images`"):
         open_source(Source(folder, folder / "x.json"))
 
 
-def test_an_annotation_file_is_read_in_every_encoding_of_json_and_one_that_is_cut_off_is_said_to_be(folder):
+def test_an_annotation_file_is_read_in_every_encoding_of_json_and_a_truncated_one_is_refused(folder):
     records = [{"id": 7, "file_name": "b.jpg"}, {"id": 3.0, "file_name": "a.png"}]
     file, text = folder / "x.json", json.dumps({"images": records})
     for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-32"):
@@ -67,7 +67,7 @@ def test_an_annotation_file_is_read_in_every_encoding_of_json_and_one_that_is_cu
         assert ids(folder, file) == ["7", "3"], encoding
     for content in (text[:-10].encode(), b"", b"{", b"\x1f\x8b\x08", text.encode("latin-1")[:20] + b"\xff"):
         file.write_bytes(content)
-        with pytest.raises(ValueError, match=r"x\.json is no JSON: .* Is it cut off\?"):
+        with pytest.raises(ValueError, match=r"x\.json is not JSON: .* Is it cut off\?"):
             open_source(Source(folder, file))
 
 
@@ -82,10 +82,10 @@ def test_an_annotation_file_is_read_in_every_encoding_of_json_and_one_that_is_cu
         ({"id": 9, "file_name": ""}, 'has the `file_name` ""'),
         ({"id": 9, "file_name": "a\0.png"}, "has a `file_name` with a zero byte"),
         ("a.png", 'is "a.png" and no record'),
-        ({"id": 9, "file_name": "\ud800.png"}, "its name is no UTF-8"),
+        ({"id": 9, "file_name": "\ud800.png"}, "its name is not UTF-8"),
     ],
 )
-def test_one_bad_record_of_an_annotation_file_is_skipped_and_named_by_place_and_field(folder, record, fault):
+def test_a_bad_record_of_an_annotation_file_is_skipped_and_named_by_position_and_field(folder, record, fault):
     records = [{"id": 7, "file_name": "b.jpg"}, record, {"id": 3, "file_name": "a.png"}]
     (folder / "x.json").write_text(json.dumps({"images": records}))
     index = open_source(Source(folder, folder / "x.json"))
@@ -95,7 +95,7 @@ def test_one_bad_record_of_an_annotation_file_is_skipped_and_named_by_place_and_
         read_bytes(index[1])
 
 
-def test_an_annotation_none_of_whose_images_exist_is_refused(folder):
+def test_an_annotation_file_without_any_existing_image_is_refused(folder):
     (folder / "x.json").write_text(json.dumps({"images": [{"id": 1, "file_name": "gone.jpg"}]}))
     with pytest.raises(FileNotFoundError, match="none of the first images"):
         open_source(Source(folder, folder / "x.json"))
@@ -114,7 +114,7 @@ def test_tars_are_read_by_pattern_by_folder_and_by_a_list_of_them(tmp_path):
     assert [read_bytes(row) for row in index] == [jpeg(number) for number in range(1, 6)]
 
 
-def test_an_index_of_tars_is_made_once_and_again_when_a_tar_has_changed(tmp_path):
+def test_an_index_of_tars_is_cached_until_a_tar_changes(tmp_path):
     (tar,) = write_shards(tmp_path / "sa1b", [2])
     (file,) = open_source(Source(tar)).cache_files
     written = Path(file["filename"]).stat().st_mtime_ns
@@ -174,28 +174,28 @@ def server(tmp_path):
     server.shutdown()
 
 
-def test_tars_behind_an_address_are_read_by_ranges(tmp_path, server):
+def test_remote_tars_are_read_by_ranges(tmp_path, server):
     large = {f"sa_{number}.jpg": jpeg(number) + bytes(10**6) for number in range(5)}
     write_tar(tmp_path / "sa.tar", large)
     index = open_source(Source(f"http://127.0.0.1:{server.server_port}/sa.tar"))
-    assert server.sent < 300_000  # headers, of five million bytes
+    assert server.sent < 300_000  # the headers of a file of five million bytes
     server.sent = 0
     assert read_bytes(index[2]) == large["sa_2.jpg"]
-    assert server.sent == len(large["sa_2.jpg"])  # this image alone
+    assert server.sent == len(large["sa_2.jpg"])  # only this image
 
 
-def test_a_tar_that_cannot_be_read_for_a_while_is_refused_and_not_forgotten_for_good(tmp_path, server):
+def test_a_temporarily_unreadable_tar_is_refused_and_no_index_without_it_cached(tmp_path, server):
     (tar,) = write_shards(tmp_path, [4])
     address = f"http://127.0.0.1:{server.server_port}/{tar.name}"
     server.failures = 10**6
-    with pytest.raises(ValueError, match=f"`images`: .*{tar.name}: it cannot be read .*503.* take the file out"):
+    with pytest.raises(ValueError, match=f"`images`: .*{tar.name}: it cannot be read .*503.* remove the file from"):
         open_source(Source(address))
     server.failures = 0
     assert len(open_source(Source(address))) == 4
 
 
 @pytest.mark.parametrize("status", [401, 403, 429, 500, 503])
-def test_a_server_that_refuses_a_file_does_not_make_it_missing(tmp_path, server, status):
+def test_a_file_that_a_server_refuses_is_not_taken_for_missing(tmp_path, server, status):
     """Signed links expire: segment-anything#850."""
     address = f"http://127.0.0.1:{server.server_port}"
     datasets.Dataset.from_dict({"image": [{"bytes": jpeg(1)}]}).to_parquet(tmp_path / "b.parquet")
@@ -222,14 +222,14 @@ def test_a_file_that_a_server_does_not_have_is_missing(tmp_path, server, status)
         open_source(Source(f"{address}/sa_000001.tar"))
 
 
-def test_a_server_that_is_silent_is_not_one_without_the_file(tmp_path, server):
+def test_a_file_of_a_server_that_does_not_respond_is_not_taken_for_missing(tmp_path, server):
     (tmp_path / "list.txt").write_text("http://127.0.0.1:9/a.tar\n")
     for images in (tmp_path / "list.txt", "http://127.0.0.1:9/a.tar"):
         with pytest.raises(ValueError, match="cannot be read"):
             open_source(Source(images))
 
 
-def test_what_keeps_a_source_from_being_opened_is_said_with_the_remedy(tmp_path, monkeypatch):
+def test_a_source_that_cannot_be_opened_is_refused_with_the_remedy(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="`images`: nowhere://a.tar cannot be read"):
         open_source(Source("nowhere://a.tar"))
     for address, package in (("oci://bucket@space/a*.tar", "ocifs"), ("oss://bucket/a.parquet", "ossfs")):
@@ -237,7 +237,9 @@ def test_what_keeps_a_source_from_being_opened_is_said_with_the_remedy(tmp_path,
             open_source(Source(address))
     (tar,) = write_shards(tmp_path, [1])
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tar / "cache")
-    with pytest.raises(ValueError, match="the index cannot be kept in .* set HF_DATASETS_CACHE to a folder"):
+    with pytest.raises(
+        ValueError, match="the index cannot be written to .* set HF_DATASETS_CACHE to a writable folder"
+    ):
         open_source(Source(tar))
 
 
@@ -245,7 +247,7 @@ ODD_NAMES = ["a::b", "[2024] *?", "100% #1", "http:", "zip::c", "~x", "a b"]
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
-def test_a_path_that_exists_is_meant_as_it_stands(tmp_path, name):
+def test_an_existing_path_is_taken_literally(tmp_path, name):
     """Also datasets#7468, fsspec#838."""
     root = tmp_path / name
     (root / "images" / name).mkdir(parents=True)
@@ -277,14 +279,14 @@ def test_a_path_that_exists_is_meant_as_it_stands(tmp_path, name):
     assert read_bytes(row) == jpeg(1)
 
 
-def test_a_name_that_is_no_utf8_is_one_named_row_and_within_a_tar_does_not_matter(tmp_path):
+def test_a_file_name_that_is_not_utf8_is_one_named_row_and_allowed_within_a_tar(tmp_path):
     bad = os.fsdecode(b"caf\xe9")
     folder = tmp_path / "folder"
     folder.mkdir()
     for name in (bad, "good"):
         (folder / f"{name}.jpg").write_bytes(jpeg(1))
     index = open_source(Source(folder))
-    assert sorted(row["error"] or "" for row in index) == ["", "its name is no UTF-8: rename it"]
+    assert sorted(row["error"] or "" for row in index) == ["", "its name is not UTF-8: rename it"]
     assert any(row["error"] and row["id"] == r"caf\xe9.jpg" for row in index)
     tars = tmp_path / "tars"
     tars.mkdir()
@@ -297,7 +299,7 @@ def test_a_name_that_is_no_utf8_is_one_named_row_and_within_a_tar_does_not_matte
     (tmp_path / "list.txt").write_bytes(b"".join(os.fsencode(f"{file}\n") for file in sorted(tars.iterdir())))
     for images in (tars, f"{tars}/*.tar", tmp_path / "list.txt"):
         rows = {row["file"].rsplit("/", 1)[-1]: row["error"] for row in open_source(Source(images))}
-        assert rows == {"good.tar": None, r"caf\xe9.tar": "its name is no UTF-8: rename it"}
+        assert rows == {"good.tar": None, r"caf\xe9.tar": "its name is not UTF-8: rename it"}
     parquet = tmp_path / "parquet"
     parquet.mkdir()
     for name in ("good", bad):
@@ -306,7 +308,7 @@ def test_a_name_that_is_no_utf8_is_one_named_row_and_within_a_tar_does_not_matte
     assert sorted(row["error"] is None for row in open_source(Source(parquet))) == [False, True]
 
 
-def test_linked_folders_are_entered_each_once(tmp_path):
+def test_linked_folders_are_followed_once_each(tmp_path):
     root, elsewhere = tmp_path / "images", tmp_path / "elsewhere"
     (root / "tree").mkdir(parents=True)
     (elsewhere / "deep").mkdir(parents=True)
@@ -322,9 +324,9 @@ def test_linked_folders_are_entered_each_once(tmp_path):
     index = open_source(Source(root))
     assert list(index["id"]) == ["d.jpg", "linked/b.jpg", "linked/deep/c.jpg", "tree/a.jpg"]
     assert passed_over(index) == {"folders linked again": 3, "others": 1}
-    for kind, sign in (("tars", "tar"), ("set", "parquet")):
+    for kind, suffix in (("tars", "tar"), ("set", "parquet")):
         real = tmp_path / f"real {kind}"
-        if sign == "tar":
+        if suffix == "tar":
             write_shards(real, [2])
         else:
             real.mkdir()
@@ -336,7 +338,7 @@ def test_linked_folders_are_entered_each_once(tmp_path):
         assert len(open_source(Source(tmp_path / kind))) == 2
 
 
-SEEN = ["a.jpg", "b.JPEG", "c.jfif", "d.jpe", "e.avif", "f.jp2", "g.ppm", "h.tiff", "i.tar.jpg"]
+IMAGES = ["a.jpg", "b.JPEG", "c.jfif", "d.jpe", "e.avif", "f.jp2", "g.ppm", "h.tiff", "i.tar.jpg"]
 PASSED_OVER = {
     "j.heic": ".heic",
     "k.heic": ".heic",
@@ -363,9 +365,9 @@ def counts_of(names):
     return counts
 
 
-def test_of_folders_and_tars_nothing_is_passed_over_uncounted_and_litter_is_no_image(tmp_path):
+def test_skipped_files_of_folders_and_tars_are_counted_and_system_files_are_not_images(tmp_path):
     root = tmp_path / "images"
-    names = [*SEEN, *PASSED_OVER, *LITTER]
+    names = [*IMAGES, *PASSED_OVER, *LITTER]
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(jpeg(1))
@@ -373,18 +375,18 @@ def test_of_folders_and_tars_nothing_is_passed_over_uncounted_and_litter_is_no_i
     os.mkfifo(root / "pipe.jpg")
     expected = counts_of([*PASSED_OVER.values(), *["hidden or of a system"] * len(LITTER)])
     index = open_source(Source(root))
-    assert list(index["id"]) == SEEN
+    assert list(index["id"]) == IMAGES
     assert passed_over(index) == expected | {"pipes, sockets or devices": 1}
     write_tar(tmp_path / "a.tar", {f"./{name}": jpeg(1) for name in names})
     write_tar(tmp_path / "b.tar", {"x.jpg": jpeg(1), "x.json": b"{}", "x.txt": b""})
     index = open_source(Source(f"{tmp_path}/*.tar"))
-    assert list(index["id"]) == [*(f"./{name}" for name in SEEN), "x.jpg"]
+    assert list(index["id"]) == [*(f"./{name}" for name in IMAGES), "x.jpg"]
     assert passed_over(index) == expected | {".json": 1, ".txt": 2}
-    # Also where the index is read from the cache, and where only a part of it is used.
+    # Also if the index is read from the cache, and if only a part of it is used.
     assert passed_over(open_source(Source(f"{tmp_path}/*.tar", max_samples=1))) == expected | {".json": 1, ".txt": 2}
 
 
-def test_a_folder_of_several_kinds_is_refused_and_a_pattern_chooses(tmp_path, parquet):
+def test_a_folder_of_several_kinds_is_refused_and_a_pattern_selects_one(tmp_path, parquet):
     write_shards(tmp_path / "tars", [2, 2])
     (tmp_path / "tars" / "preview.png").write_bytes(jpeg(1))
     with pytest.raises(ValueError, match=r"1 images \(preview\.png\) and 2 tars \(sa_000000\.tar\): which are meant"):
@@ -406,7 +408,7 @@ def test_a_folder_of_several_kinds_is_refused_and_a_pattern_chooses(tmp_path, pa
         open_source(Source(tmp_path / "tars"))
 
 
-def test_of_a_folder_with_tables_of_other_kinds_the_parquet_files_of_the_split_are_taken(parquet):
+def test_of_a_folder_with_other_tables_the_parquet_files_of_the_split_are_read(parquet):
     shutil.copy(parquet / "data" / "train-00000-of-00002.parquet", parquet / "data" / "test-00000-of-00001.parquet")
     for name in ("a.csv", "b.csv", "c.json"):
         (parquet / name).write_text("{}")
@@ -421,7 +423,7 @@ def test_of_a_folder_with_tables_of_other_kinds_the_parquet_files_of_the_split_a
     }
 
 
-def test_damage_of_a_tar_is_a_row_of_its_index_and_what_follows_is_found_again(tmp_path):
+def test_damage_in_a_tar_is_a_row_of_its_index_and_later_members_are_found(tmp_path):
     whole, cut, hole = write_shards(tmp_path, [3, 3, 3])
     cut.write_bytes(cut.read_bytes()[: -10240 - 512 - 600])  # within the last image: its JSON and the end are gone
     content = bytearray(hole.read_bytes())
@@ -438,8 +440,8 @@ def test_damage_of_a_tar_is_a_row_of_its_index_and_what_follows_is_found_again(t
     assert any(error and "are no file: damaged" in error for _, error in found[hole.name])
 
 
-def test_behind_a_damaged_member_of_a_long_name_the_others_are_found_again(tmp_path):
-    """Python's own `tar.add` gives every member two headers: times have fractions there."""
+def test_members_after_a_damaged_one_with_a_long_name_are_found(tmp_path):
+    """Python's `tar.add` writes two headers per member, for fractions of seconds."""
     file, names = tmp_path / "sa.tar", [f"sa_{number}.jpg" for number in range(5)]
     with tarfile.open(file, "w", format=tarfile.PAX_FORMAT) as tar:
         for number, name in enumerate(names):
@@ -456,7 +458,7 @@ def test_behind_a_damaged_member_of_a_long_name_the_others_are_found_again(tmp_p
     assert all(read_bytes(row) == jpeg(int(row["id"][3])) for row in rows if row["error"] is None)
 
 
-def test_a_hole_of_zeros_is_told_of(tmp_path):
+def test_a_hole_of_zeros_is_reported(tmp_path):
     """As in a file of full length whose middle was not downloaded."""
     members = {f"sa_{number}.jpg": jpeg(number, 400, 300) for number in range(6)}
     file = write_tar(tmp_path / "sa.tar", members)
@@ -471,7 +473,7 @@ def test_a_hole_of_zeros_is_told_of(tmp_path):
     ]
 
 
-def test_a_tar_cut_anywhere_tells_of_it(tmp_path):
+def test_a_tar_truncated_anywhere_is_reported(tmp_path):
     (tar,) = write_shards(tmp_path, [2])
     content = tar.read_bytes()
     end = len(content.rstrip(b"\0"))  # within the last member
@@ -487,7 +489,7 @@ def test_a_tar_cut_anywhere_tells_of_it(tmp_path):
                 assert len(read_bytes(row)) == row["size"]
 
 
-def test_joined_tars_are_one_tar(tmp_path):
+def test_concatenated_tars_are_one_tar(tmp_path):
     first, second = write_shards(tmp_path, [2, 2])
     first.write_bytes(first.read_bytes() + second.read_bytes())
     rows = list(walk_tars([str(first)]))
@@ -495,7 +497,7 @@ def test_joined_tars_are_one_tar(tmp_path):
     assert not any(row.get("error") for row in rows)
 
 
-def test_tars_none_of_which_holds_an_image_are_refused(tmp_path):
+def test_tars_without_any_image_are_refused(tmp_path):
     write_tar(tmp_path / "a.tar", {"notes.txt": b"nothing"})
     with pytest.raises(ValueError, match=r"no image is in .*a\.tar: the tar holds no image"):
         open_source(Source(tmp_path))
@@ -509,7 +511,7 @@ def test_a_compressed_tar_is_refused_with_the_remedy(tmp_path):
         open_source(Source(tmp_path / "x.tar.gz"))
 
 
-def test_lists_of_other_things_are_refused(tmp_path):
+def test_lists_of_other_files_are_refused(tmp_path):
     (tmp_path / "list.txt").write_text("a.jpg\n")
     with pytest.raises(ValueError, match=r"lists tars, one per line; 'a\.jpg' is none"):
         open_source(Source(tmp_path / "list.txt"))
@@ -520,17 +522,17 @@ def test_lists_of_other_things_are_refused(tmp_path):
         open_source(Source(tmp_path / "nowhere.txt"))
 
 
-def test_a_listed_tar_that_is_missing_is_a_row_that_says_so(tmp_path):
+def test_a_listed_tar_that_is_missing_is_a_row_with_an_error(tmp_path):
     (tar,) = write_shards(tmp_path, [2])
     (tmp_path / "list.txt").write_text(f"{tar}\n{tmp_path}/gone.tar\n")
     index = open_source(Source(tmp_path / "list.txt"))
     assert [row["error"] is None for row in index] == [True, True, False]
-    assert "FileNotFoundError" in index[2]["error"] and "gone.tar" in name_of(index[2])
+    assert "FileNotFoundError" in index[2]["error"] and "gone.tar" in image_name(index[2])
 
 
 @pytest.fixture
 def parquet(tmp_path):
-    """A dataset as the Hub has it: two files, row groups of three."""
+    """A dataset as on the Hub: two files, row groups of three."""
     for part in range(2):
         images = [{"bytes": jpeg(10 * part + number), "path": None} for number in range(7)]
         rows = datasets.Dataset.from_dict({"image": images, "caption": ["a"] * 7})
@@ -549,8 +551,8 @@ def test_parquet_datasets_are_read_row_by_row_in_any_order(parquet):
 
 
 @pytest.mark.parametrize(("groups", "rows"), [(118, 1000), (1183, 100), (1100, 1000)])
-def test_training_decodes_few_parquet_rows_more_than_it_uses(monkeypatch, groups, rows):
-    """A row cannot be read without those before it in its group. As for COCO, on one GPU with eight workers."""
+def test_training_decodes_few_more_parquet_rows_than_it_uses(monkeypatch, groups, rows):
+    """A row cannot be read without the rows before it in its group. The numbers of COCO, one GPU, eight workers."""
     decoded = 0
 
     class Counted:
@@ -581,14 +583,14 @@ def test_a_parquet_file_without_a_row_is_refused(tmp_path):
         open_source(Source(tmp_path))
 
 
-def test_a_table_beside_folders_of_images_does_not_make_them_a_dataset(folder):
+def test_a_table_beside_images_does_not_make_the_folder_a_parquet_dataset(folder):
     datasets.Dataset.from_dict({"caption": ["a"]}).to_parquet(folder / "captions.parquet")
     for file in (folder / "a.png", folder / "b.jpg"):
         file.unlink()
     assert ids(folder) == ["sub/c.webp"]
 
 
-def test_workers_read_parquet_files_that_the_main_process_has_read_before(parquet):
+def test_workers_read_parquet_files_that_the_main_process_has_opened(parquet):
     import torch
 
     index = open_source(Source(parquet))
@@ -604,14 +606,14 @@ def test_a_dataset_without_the_split_or_the_column_is_refused(parquet):
         open_source(Source(parquet, column="picture"))
 
 
-def test_a_damaged_parquet_file_is_a_row_that_says_so(parquet):
+def test_a_damaged_parquet_file_is_a_row_with_an_error(parquet):
     file = sorted(parquet.rglob("*.parquet"))[0]
     file.write_bytes(file.read_bytes()[:500])
     index = open_source(Source(parquet))
     assert len(index) == 8 and [row["error"] is None for row in index] == [False] + [True] * 7
 
 
-def test_a_column_without_images_is_an_error_of_its_rows(parquet):
+def test_a_column_without_images_is_an_error_per_row(parquet):
     with pytest.raises(ValueError, match="column 'caption' holds no encoded image"):
         read_bytes(open_source(Source(parquet, column="caption"))[0])
 
@@ -632,7 +634,7 @@ def test_every_kind_of_damage_is_named(tmp_path):
     assert len(bomb()) < 5000
 
 
-def test_the_fingerprint_is_of_the_images_and_their_order(folder, tmp_path):
+def test_the_fingerprint_depends_on_the_images_and_their_order(folder, tmp_path):
     index = open_source(Source(folder))
     assert fingerprint(index) == fingerprint(open_source(Source(folder)))
     assert fingerprint(index) != fingerprint(index.select([1, 0, 2]))

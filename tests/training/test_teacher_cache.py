@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""The teacher's answers, kept: the same loss as asking it, and refused where they are answers to something else."""
+"""Cached teacher predictions: the same loss as with the teacher, and refused if they do not fit the run."""
 
 import json
 import resource
@@ -28,7 +28,7 @@ def logits_of(regions: int, categories: int, seed: int = 0) -> torch.Tensor:
 
 
 def read_back(packed, top_k, categories, groups=2):
-    """The arrays of one image as [`TeacherCache.look_up`] gives them."""
+    """The arrays of one image as returned by [`TeacherCache.look_up`]."""
     count = len(packed["regions"])
     tensors = {name: torch.from_numpy(packed[name].astype("float32")).reshape(count, -1) for name in packed}
     return {
@@ -39,7 +39,7 @@ def read_back(packed, top_k, categories, groups=2):
     }
 
 
-def test_the_regions_of_all_grids_are_numbered_in_turn():
+def test_the_regions_of_all_grids_are_numbered_consecutively():
     starts = grid_starts(2)
     assert starts == {(1, 1): 0, (1, 2): 1, (2, 1): 3, (2, 2): 5}
     boxes = all_boxes((1.0, 0.5), 2)
@@ -48,7 +48,7 @@ def test_the_regions_of_all_grids_are_numbered_in_turn():
     assert len(all_boxes((1.0, 1.0), 6)) == 441
 
 
-def test_all_categories_give_the_distribution_to_half_precision():
+def test_all_categories_give_the_distribution_in_half_precision():
     retrieval = retrieve(logits_of(50, 8), IS_THING, threshold=0.4)
     back = expand(read_back(compress(retrieval, IS_THING, top_k=0), 0, 8), IS_THING)
     kept = retrieval.kept
@@ -58,7 +58,7 @@ def test_all_categories_give_the_distribution_to_half_precision():
 
 
 @pytest.mark.parametrize("top_k", [1, 3, 6])
-def test_of_the_best_categories_nothing_is_lost_and_the_rest_is_spread_within_its_group(top_k):
+def test_the_top_k_are_exact_and_the_rest_is_spread_within_its_group(top_k):
     retrieval = retrieve(logits_of(20, 8), IS_THING, threshold=0.0)
     back = expand(read_back(compress(retrieval, IS_THING, top_k), top_k, 8), IS_THING).logits.softmax(-1)
     before = retrieval.logits.softmax(-1)
@@ -72,22 +72,22 @@ def test_of_the_best_categories_nothing_is_lost_and_the_rest_is_spread_within_it
                 torch.testing.assert_close(back[region, others], expected.expand(len(others)), atol=1e-3, rtol=5e-3)
 
 
-def test_more_best_categories_than_there_are_means_all():
+def test_a_top_k_of_all_categories_stores_all():
     retrieval = retrieve(logits_of(5, 8), IS_THING, threshold=0.0)
     assert compress(retrieval, IS_THING, top_k=8)["categories"].size == 0
 
 
-def test_fewer_categories_than_are_to_be_kept_are_all_of_them_also_where_nothing_is_kept_of_an_image(recipe, tmp_path):
+def test_a_top_k_above_the_number_of_categories_stores_all_also_for_images_without_kept_regions(recipe, tmp_path):
     options = {"threshold": 0.5, "teacher_cache": tmp_path / "retrieval", "teacher_cache_top_k": 32}
     cache = run_cache_teacher(recipe(**options))
     kept = [len(row["regions"][0]) for row in cache.rows.iter(batch_size=1)]
     assert 0 in kept and max(kept) > 0
     trained = run_train(recipe(**options, output_dir=tmp_path / "cached"))
-    asked = run_train(recipe(threshold=0.5, output_dir=tmp_path / "asked"))
-    assert losses_of(trained) == pytest.approx(losses_of(asked), rel=1e-4)
+    online = run_train(recipe(threshold=0.5, output_dir=tmp_path / "online"))
+    assert losses_of(trained) == pytest.approx(losses_of(online), rel=1e-4)
 
 
-def test_the_loss_of_all_categories_is_that_of_the_teacher_itself():
+def test_the_loss_with_all_categories_is_that_of_the_teacher():
     generator = torch.Generator().manual_seed(1)
     student, text = torch.randn(400, 16, generator=generator), torch.randn(8, 16, generator=generator)
     text = torch.nn.functional.normalize(text, dim=-1)
@@ -101,13 +101,13 @@ def test_the_loss_of_all_categories_is_that_of_the_teacher_itself():
 
 @pytest.fixture
 def cached(recipe, tmp_path):
-    """Answers for the scenes, all categories of each region."""
+    """A teacher cache of the scenes with all categories of each region."""
     folder = tmp_path / "retrieval"
     run_cache_teacher(recipe(teacher_cache=folder, teacher_cache_top_k=0))
     return folder
 
 
-def test_training_from_kept_answers_is_training_with_the_teacher(recipe, cached, tmp_path, student):
+def test_training_with_the_cache_equals_training_with_the_teacher(recipe, cached, tmp_path, student):
     options = {"optim": "sgd", "learning_rate": 0.05, "warmup_steps": 0, "lr_scheduler_type": "constant"}
     online = run_train(recipe(output_dir=tmp_path / "online", **options))
     offline = run_train(recipe(output_dir=tmp_path / "offline", teacher_cache=cached, **options))
@@ -123,14 +123,14 @@ def test_training_from_kept_answers_is_training_with_the_teacher(recipe, cached,
     assert moved > 1e-3 and apart < 0.01 * moved
 
 
-def test_training_from_kept_answers_needs_no_teacher_at_all(recipe, cached, tmp_path):
+def test_training_with_the_cache_needs_no_teacher(recipe, cached, tmp_path):
     arguments = recipe(output_dir=tmp_path / "offline", teacher_cache=cached)
     at = arguments.index("--teacher")
     trainer = run_train(arguments[:at] + arguments[at + 2 :])
     assert trainer.teacher is None and losses_of(trainer)[0] > 0
 
 
-def test_the_best_categories_alone_give_nearly_the_same_loss(recipe, tmp_path):
+def test_the_top_k_categories_give_nearly_the_same_loss(recipe, tmp_path):
     online = run_train(recipe(output_dir=tmp_path / "online", max_steps=1))
     run_cache_teacher(recipe(teacher_cache=tmp_path / "top", teacher_cache_top_k=12))
     offline = run_train(recipe(output_dir=tmp_path / "offline", teacher_cache=tmp_path / "top", max_steps=1))
@@ -148,12 +148,12 @@ def test_the_best_categories_alone_give_nearly_the_same_loss(recipe, tmp_path):
         ({"teacher_image_size": 126}, "another `teacher_image_size`: 112, the run has 126"),
     ],
 )
-def test_answers_to_another_question_are_refused(recipe, cached, tmp_path, change, message):
+def test_a_cache_with_other_settings_is_refused(recipe, cached, tmp_path, change, message):
     with pytest.raises(SystemExit, match=message):
         run_train(recipe(output_dir=tmp_path / "run", teacher_cache=cached, **change))
 
 
-def test_answers_of_another_teacher_are_refused(recipe, cached, tmp_path, teacher):
+def test_a_cache_of_another_teacher_is_refused(recipe, cached, tmp_path, teacher):
     other = tmp_path / "other"
     shutil.copytree(teacher, other)
     weights = load_file(other / "model.safetensors")
@@ -163,7 +163,7 @@ def test_answers_of_another_teacher_are_refused(recipe, cached, tmp_path, teache
         run_train(recipe(teacher_cache=cached, teacher=other))
 
 
-def test_answers_about_other_categories_are_refused(recipe, cached, tmp_path, scenes):
+def test_a_cache_of_other_categories_is_refused(recipe, cached, tmp_path, scenes):
     content = json.loads((scenes / "categories.json").read_text())
     content["categories"][0]["is_thing"] = not content["categories"][0]["is_thing"]
     (tmp_path / "flags.json").write_text(json.dumps(content))
@@ -176,22 +176,22 @@ def test_answers_about_other_categories_are_refused(recipe, cached, tmp_path, sc
         run_train(recipe(teacher_cache=cached, categories=tmp_path / "names.json"))
 
 
-def test_answers_about_other_images_are_refused_and_about_more_images_used(recipe, cached, scenes, tmp_path):
+def test_a_cache_of_other_images_is_refused_and_one_of_more_images_used(recipe, cached, scenes, tmp_path):
     for number, file in enumerate(sorted((scenes / "test" / "images").iterdir())):
         (tmp_path / "renamed").mkdir(exist_ok=True)
         shutil.copy(file, tmp_path / "renamed" / f"another-{number}.jpg")
     with pytest.raises(SystemExit, match="is of other images: it has 24, the run 10"):
         run_train(recipe(teacher_cache=cached, images=tmp_path / "renamed"))
-    with pytest.raises(SystemExit, match=r"the teacher was shown another image 000000\.jpg"):  # of the same name
+    with pytest.raises(SystemExit, match=r"000000\.jpg is not the image that the teacher saw"):  # of the same name
         run_train(recipe(teacher_cache=cached, images=scenes / "test" / "images"))
     run_train(recipe(teacher_cache=cached, max_samples=16, max_steps=1))
 
 
-def test_a_retrieval_that_was_stopped_goes_on_and_is_refused_until_it_is_complete(recipe, cached, monkeypatch):
+def test_an_incomplete_cache_is_refused_and_its_computation_resumed(recipe, cached, monkeypatch):
     (file,) = cached.glob("*.arrow")
     first, written = file.read_bytes(), file.stat().st_mtime_ns
     run_cache_teacher(recipe(teacher_cache=cached, teacher_cache_top_k=0))
-    assert file.stat().st_mtime_ns == written  # nothing is asked twice
+    assert file.stat().st_mtime_ns == written  # nothing is computed twice
     file.unlink()
     with pytest.raises(SystemExit, match="is missing 1 of 1 files"):
         run_train(recipe(teacher_cache=cached))
@@ -201,14 +201,14 @@ def test_a_retrieval_that_was_stopped_goes_on_and_is_refused_until_it_is_complet
         run_cache_teacher(recipe(teacher_cache=cached, teacher_cache_top_k=4))
 
 
-def test_a_folder_that_holds_no_answers_is_refused(recipe, tmp_path):
+def test_a_folder_without_a_cache_is_refused(recipe, tmp_path):
     with pytest.raises(SystemExit, match="holds no retrieval.json"):
         run_train(recipe(teacher_cache=tmp_path / "nowhere"))
     with pytest.raises(SystemExit, match="`--teacher_cache` is missing"):
         run_cache_teacher(recipe())
 
 
-def test_a_changed_byte_is_found(cached, scenes):
+def test_a_changed_byte_is_detected(cached, scenes):
     (file,) = cached.glob("*.arrow")
     content = bytearray(file.read_bytes())
     cache = TeacherCache(cached)
@@ -227,7 +227,7 @@ def test_a_changed_byte_is_found(cached, scenes):
         TeacherCache(cached)
 
 
-def test_an_image_the_teacher_could_not_be_shown_is_skipped_and_named_in_training_too(recipe, scenes, tmp_path):
+def test_an_image_that_was_unreadable_for_the_teacher_is_skipped_and_named_in_training(recipe, scenes, tmp_path):
     images = tmp_path / "images"
     shutil.copytree(scenes / "train" / "images", images)
     whole = (images / "000003.jpg").read_bytes()
@@ -236,11 +236,11 @@ def test_an_image_the_teacher_could_not_be_shown_is_skipped_and_named_in_trainin
     run_cache_teacher(recipe(**options))
     (images / "000003.jpg").write_bytes(whole)
     trainer = run_train(recipe(**options))
-    assert [m for m in trainer.skipped if "000003.jpg" in m and "so when the cache was filled" in m]
+    assert [m for m in trainer.skipped if "000003.jpg" in m and "when the cache was filled" in m]
 
 
-def test_a_disk_that_is_full_while_caching_is_one_line_and_the_same_command_goes_on(recipe, tmp_path):
-    """A limit on the size of files stands for it."""
+def test_a_full_disk_while_caching_is_one_line_and_the_same_command_resumes(recipe, tmp_path):
+    """Simulated by a limit on the size of files."""
     arguments = recipe(teacher_cache=tmp_path / "retrieval")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
@@ -255,16 +255,16 @@ def test_a_disk_that_is_full_while_caching_is_one_line_and_the_same_command_goes
     assert len(run_cache_teacher(arguments).rows) == 24
 
 
-def test_a_cache_is_for_methods_that_use_one(recipe, tmp_path, capsys):
+def test_a_cache_is_refused_by_methods_that_do_not_use_one(recipe, tmp_path, capsys):
     for method in ("clipself", "feature_distillation"):
         with pytest.raises(SystemExit):
             run_cache_teacher(recipe(method=method, teacher_cache=tmp_path / "retrieval"))
-        assert f"`teacher_cache` means nothing to the method {method}" in capsys.readouterr().err
-        with pytest.raises(SystemExit, match=f"`method`: {method} trains without cached teacher predictions"):
+        assert f"the method {method} does not use `teacher_cache`" in capsys.readouterr().err
+        with pytest.raises(SystemExit, match=f"`method`: {method} does not use cached teacher predictions"):
             run_cache_teacher(recipe(method=method))
 
 
-def test_a_folder_that_cannot_be_made_is_said_before_a_model_is_read(recipe, tmp_path):
+def test_a_folder_that_cannot_be_created_is_refused_before_a_model_is_loaded(recipe, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(SystemExit, match="`--teacher_cache`: the folder .* cannot be made"):
+    with pytest.raises(SystemExit, match="`--teacher_cache`: the folder .* cannot be created"):
         run_cache_teacher(recipe(teacher_cache=tmp_path / "file" / "retrieval", teacher="nowhere"))

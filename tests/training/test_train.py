@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Whole runs of the training program, small, in this process."""
+"""Short runs of the training program, in this process."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ def weights_of(folder):
     return load_file(folder / "model.safetensors")
 
 
-def test_every_trained_parameter_moves_and_every_other_stays(recipe, student, tmp_path):
+def test_exactly_the_trained_parameters_change(recipe, student, tmp_path):
     trainer = run(recipe(learning_rate=1e-2))
     before, after = weights_of(student), weights_of(tmp_path / "run")
     assert before.keys() == after.keys()
@@ -73,7 +73,7 @@ def test_the_teacher_is_frozen_in_eval_and_not_saved(recipe, teacher, tmp_path):
     assert not any("teacher" in name for name in weights_of(tmp_path / "run"))
 
 
-def test_only_the_last_blocks_train_where_asked_for(recipe, tmp_path):
+def test_only_the_last_blocks_train_with_trained_blocks(recipe, tmp_path):
     trainer = run(recipe(trained_blocks=1))
     assert {name.split(".")[3] for name in trained_parameters(trainer.model)} == {"2"}
     with pytest.raises(SystemExit, match="1 to 3"):
@@ -138,7 +138,7 @@ def test_a_folder_in_which_nothing_can_be_read_stops_before_the_first_step(recip
         run(recipe(images=tmp_path / "images"))
 
 
-def test_what_changes_at_a_resume_is_said(recipe, caplog):
+def test_changes_at_a_resume_are_logged(recipe, caplog):
     options = {"save_strategy": "steps", "save_steps": 2}
     run(recipe(**options))
     run(recipe(**options, resume_from_checkpoint="last"))
@@ -147,22 +147,24 @@ def test_what_changes_at_a_resume_is_said(recipe, caplog):
     assert "Resumed with another `contrast` than before: decoupled → all" in caplog.text
 
 
-def test_sides_that_are_no_multiples_of_the_patch_are_said_by_their_keys(recipe, caplog):
+def test_sides_that_are_not_multiples_of_the_patch_are_warned_about_by_their_keys(recipe, caplog):
     run(recipe(image_size=100, teacher_image_size=110, max_steps=1, dataloader_num_workers=0))
-    assert "`image_size` 100 is no multiple of 12 pixels" in caplog.text and "Give 96 or 108" in caplog.text
-    assert "`teacher_image_size` 110 is no multiple of 14 pixels" in caplog.text
+    assert "`image_size` 100 is not a multiple of 12 pixels" in caplog.text and "Give 96 or 108" in caplog.text
+    assert "`teacher_image_size` 110 is not a multiple of 14 pixels" in caplog.text
 
 
-def test_workers_are_kept_from_epoch_to_epoch_and_no_worker_is_none_to_keep(recipe):
+def test_workers_are_persistent_if_there_are_any(recipe):
     trainer = run(recipe(dataloader_num_workers=1, max_steps=1))
     assert trainer.get_train_dataloader().persistent_workers
     trainer = run(recipe(dataloader_num_workers=0, max_steps=1))
     assert not trainer.get_train_dataloader().persistent_workers
 
 
-def test_nothing_kept_changes_nothing_and_is_in_the_log(recipe, tmp_path, student, caplog):
+def test_a_run_without_kept_regions_changes_no_weights_and_warns(recipe, tmp_path, student, caplog):
     trainer = run(recipe(threshold=1.0, weight_decay=0.0))
-    assert "Nothing was learned: no region had a best teacher probability above `threshold` 1.0" in caplog.text
+    assert (
+        "Nothing was learned: for no region did the highest teacher probability exceed `threshold` 1.0" in caplog.text
+    )
     assert [e["regions_kept"] for e in trainer.state.log_history if "loss" in e] == [0, 0, 0]
     before, after = weights_of(student), weights_of(tmp_path / "run")
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -174,7 +176,7 @@ def test_clipself_needs_no_teacher_and_lowers_its_loss(recipe):
     assert sum(losses[-5:]) < sum(losses[:5])
 
 
-def test_a_run_never_goes_over_the_checkpoints_of_another(recipe, tmp_path):
+def test_a_run_never_overwrites_the_checkpoints_of_another(recipe, tmp_path):
     run(recipe(save_strategy="steps", save_steps=2))
     with pytest.raises(SystemExit, match="--resume_from_checkpoint last"):
         run(recipe())
@@ -182,7 +184,7 @@ def test_a_run_never_goes_over_the_checkpoints_of_another(recipe, tmp_path):
         run(recipe(output_dir=tmp_path / "new", resume_from_checkpoint="last"))
 
 
-def test_a_checkpoint_whose_saving_was_cut_short_is_passed_over(recipe, tmp_path):
+def test_an_incomplete_checkpoint_is_skipped(recipe, tmp_path):
     run(recipe(save_strategy="steps", save_steps=1, max_steps=3))
     newest = tmp_path / "run" / "checkpoint-3"
     (newest / "trainer_state.json").unlink()
@@ -203,7 +205,7 @@ def test_embedding_files_are_used_and_those_of_another_encoder_refused(recipe, t
         run(recipe(output_dir=tmp_path / "third", student_embeddings=files["teacher"]))
 
 
-def test_the_embeddings_kept_with_a_run_are_used_again_and_made_anew_when_they_do_not_fit(recipe, tmp_path):
+def test_cached_embeddings_are_reused_and_computed_again_when_they_do_not_fit(recipe, tmp_path):
     kept = tmp_path / "run" / "student_embeddings.safetensors"
     run(recipe(max_steps=1))
     written = kept.stat().st_mtime_ns
@@ -213,7 +215,7 @@ def test_the_embeddings_kept_with_a_run_are_used_again_and_made_anew_when_they_d
     assert len(CategoryEmbeddings.load(kept).templates) == 63
 
 
-def test_a_model_without_a_text_tower_trains_with_embeddings_given_and_says_so_without(recipe, tmp_path, student):
+def test_a_model_without_a_text_tower_trains_with_given_embeddings_and_is_refused_without(recipe, tmp_path, student):
     run(recipe(output_dir=tmp_path / "first"))
     bare = tmp_path / "bare"
     config = DenseVLMConfig.from_pretrained(student, text_config=None)
@@ -241,7 +243,7 @@ def test_embeddings_of_another_encoder_of_the_same_width_are_refused(recipe, tmp
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"per_device_train_batch_size": 100}, "24 images make no step of 100"),
+        ({"per_device_train_batch_size": 100}, "24 images are too few for a step of 100"),
         ({"resume_from_checkpoint": "nowhere"}, "there is no folder nowhere"),
     ],
 )
@@ -257,7 +259,7 @@ def test_a_set_without_flags_is_refused(recipe, tmp_path):
         run(recipe(categories=tmp_path / "c.json"))
 
 
-def test_a_missing_teacher_is_said(recipe):
+def test_a_missing_teacher_is_refused(recipe):
     arguments = recipe()
     at = arguments.index("--teacher")
     with pytest.raises(SystemExit, match="`teacher` is missing"):
@@ -270,8 +272,8 @@ def test_the_saved_recipe_is_plain_yaml(recipe, tmp_path):
     assert saved["threshold"] == 0.15 and saved["contrast"] == "decoupled" and saved["max_steps"] == 3
 
 
-def test_a_compiled_run_is_the_same_run_and_is_not_compiled_anew_for_every_grid(recipe, tmp_path):
-    """Grids are 1 x 1 to 6 x 6; the towers' graphs depend on none of it."""
+def test_a_compiled_run_is_the_same_run_and_is_not_recompiled_for_every_grid(recipe, tmp_path):
+    """Grids are 1 x 1 to 6 x 6; the graphs of the towers do not depend on them."""
     plain = main(recipe(output_dir=tmp_path / "plain", max_steps=3))
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()

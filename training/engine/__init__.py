@@ -1,3 +1,3 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a run needs whatever it learns: checkpoints, signals, sharding, settings of transformers."""
+"""What any Trainer needs: checkpoints, signals, sharding, log, weight averaging, transformers' settings."""

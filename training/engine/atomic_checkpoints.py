@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Saving that leaves either a whole folder or none: checkpoints while a run goes on, and its result."""
+"""Atomic saving of checkpoints and of the final model."""
 
 import os
 import shutil
@@ -10,25 +10,31 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import logging
 
-from .checkpoints import STAGING, publish, write_run
+from .checkpoints import STAGING, publish_checkpoint, write_run
 from .sharding import own_class
 
 
 logger = logging.get_logger(__name__)
 
 
-class AtomicCheckpoints:
+class AtomicCheckpoints(Trainer):
     """
-    Mixin of a [`Trainer`]: its checkpoints are staged and renamed. `run`, the invariants checked on resume, is written
-    into each of them.
+    A [`Trainer`] whose checkpoints are staged and renamed. `run`, the invariants checked on resume, is
+    written into each.
     """
 
     run: dict[str, Any]
     _run_dir: str | None = None
-    """Where the checkpoint that is being written goes; `output_dir` at other times."""
+    """The staging folder while a checkpoint is written; None otherwise."""
+
+    @property
+    def _folder(self) -> Path:
+        assert self.args.output_dir is not None  # transformers sets it
+        return Path(self.args.output_dir)
 
     def _save(self, output_dir=None, state_dict=None):
         with own_class(self.model):
@@ -39,10 +45,10 @@ class AtomicCheckpoints:
 
     def _save_checkpoint(self, model, trial):
         """
-        Stages the checkpoint and renames it, so that one that is there is complete. Where the disk is full the run
-        goes on without it, logs that, and tries again when the next one is due.
+        Stages the checkpoint and renames it, so that a checkpoint under its final name is complete. If it cannot be
+        written (e.g. the disk is full), that is logged and the run continues; the next one is tried when it is due.
         """
-        first, folder = self.is_world_process_zero(), Path(self.args.output_dir)
+        first, folder = self.is_world_process_zero(), self._folder
         staged, checkpoint = (f / f"checkpoint-{self.state.global_step}" for f in (folder / STAGING, folder))
         save = super()._save_checkpoint
 
@@ -58,42 +64,42 @@ class AtomicCheckpoints:
                 self._run_dir = None
 
         def finish() -> None:
-            publish(staged, checkpoint)
-            rotate_checkpoints(self.args.output_dir, self.args.save_total_limit)
+            publish_checkpoint(staged, checkpoint)
+            rotate_checkpoints(str(folder), self.args.save_total_limit)
 
-        # Each of these has succeeded on all ranks before the next one is begun.
+        # Each part starts after the one before has succeeded on all ranks.
         all(self._succeeds(part, here) for part, here in ((begin, first), (write, True), (finish, first)))
         if first:
             shutil.rmtree(folder / STAGING, ignore_errors=True)
         self.accelerator.wait_for_everyone()
 
     def _succeeds(self, part: Callable[[], None], here: bool) -> bool:
-        """Whether a part of saving a checkpoint succeeded on all ranks; on this one it is run if `here`."""
+        """Runs a part of saving a checkpoint, on this rank if `here`; returns whether it succeeded on all ranks."""
         failure = None
         try:
             if here:
                 part()
         except (OSError, RuntimeError, SafetensorError) as error:
-            if self.is_fsdp_enabled:  # its ranks gather what is saved: one that failed has left the others waiting
+            if self.is_fsdp_enabled:  # the other ranks wait in a gather
                 raise
             failure = error
         if self.accelerator.reduce(torch.tensor(float(failure is not None), device=self.args.device)) == 0:
             return True
         logger.error(
             f"The checkpoint of step {self.state.global_step} could not be written in {self.args.output_dir}: "
-            f"{failure or 'another process failed'}. The run goes on; those written before are whole. Make room: the "
-            "next one is tried when it is due."
+            f"{failure or 'another process failed'}. The run continues; earlier checkpoints are complete. Make room: "
+            "the next one is tried when it is due."
         )
         return False
 
     def save_result(self) -> None:
         """
-        The trained model with its processor and the state of the run, each file under its name only when it is whole.
+        Saves the trained model, its processor and the state of the run; files are staged and renamed.
 
         Raises:
-            `SystemExit` with a message where they cannot be written.
+            `SystemExit` with a message if they cannot be written.
         """
-        folder, staged = Path(self.args.output_dir), Path(self.args.output_dir) / STAGING
+        folder, staged = self._folder, self._folder / STAGING
         try:
             self.save_model(str(staged))
             if self.is_world_process_zero():
@@ -105,7 +111,7 @@ class AtomicCheckpoints:
             shutil.rmtree(staged, ignore_errors=True)
             raise SystemExit(
                 f"The result could not be written in {folder}: {error}. Make room; the same command with "
-                "`--resume_from_checkpoint last` goes on from the newest checkpoint and writes it."
+                "`--resume_from_checkpoint last` resumes from the newest checkpoint and writes it."
             ) from error
 
 

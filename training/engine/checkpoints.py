@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Atomic checkpoints: which one a run is resumed from, and how one comes into being."""
+"""Checkpoints on disk: finding, verifying, publishing and comparing them."""
 
 import json
 import os
@@ -15,10 +15,10 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 STAGING = ".saving"
-"""Folder beside the checkpoints in which the next one is staged before it is renamed."""
+"""Folder in `output_dir` in which a checkpoint is staged before it is renamed."""
 
 RUN = "run.json"
-"""In a checkpoint: the invariants checked on resume, the images and the batches they make."""
+"""File in a checkpoint with the invariants checked on resume: the images and how they are batched."""
 
 
 def find_checkpoint(wanted: str | bool | None, output_dir: str | Path) -> str | None:
@@ -26,33 +26,38 @@ def find_checkpoint(wanted: str | bool | None, output_dir: str | Path) -> str | 
     The checkpoint to resume from.
 
     Args:
-        wanted (`str`, *optional*):
-            `"last"`, the newest complete one; `"auto"`, likewise, and none where there is none (for a command that a
-            scheduler repeats); a folder; `None` for a new run, which never begins over another run's checkpoints.
+        wanted (`str` or `bool`, *optional*):
+            `"last"` (or True), the newest complete checkpoint; `"auto"`, the same or a new run if there is none (for
+            schedulers that repeat a command); a folder; `None` (or False) for a new run.
+        output_dir (`str` or path): folder of the run.
+
+    Returns:
+        `str`, or None for a new run.
 
     Raises:
-        `SystemExit` with a message where there is none, or one that was not to be resumed.
+        `SystemExit` with a message if there is no such checkpoint, or if a new run would overwrite checkpoints.
     """
     if wanted in ("last", "auto", "True", "true", True):
         last = last_checkpoint(Path(output_dir))
         if last is None and wanted != "auto":
             raise SystemExit(f"`--resume_from_checkpoint {wanted}`: there is no complete checkpoint in {output_dir}.")
         if last is None:
-            _refuse_to_begin_over(Path(output_dir), "none of them is complete")
+            _refuse_to_overwrite(Path(output_dir), "none of them is complete")
         return last
     if wanted in (None, "False", "false", False):
-        _refuse_to_begin_over(Path(output_dir), "go on with `--resume_from_checkpoint last`")
+        _refuse_to_overwrite(Path(output_dir), "resume with `--resume_from_checkpoint last`")
         return None
-    if not Path(wanted).is_dir():
+    folder = Path(str(wanted))
+    if not folder.is_dir():
         raise SystemExit(f"`--resume_from_checkpoint`: there is no folder {wanted}.")
-    damage = damage_of(Path(wanted))
+    damage = find_damage(folder)
     if damage is not None:
         raise SystemExit(f"`--resume_from_checkpoint`: {wanted} is not complete: {damage}.")
-    return wanted
+    return str(wanted)
 
 
-def _refuse_to_begin_over(folder: Path, remark: str) -> None:
-    """Stops a new run that would begin over checkpoints, whatever program has written them and however complete."""
+def _refuse_to_overwrite(folder: Path, remark: str) -> None:
+    """Stops a new run in a folder that holds checkpoints, complete or not."""
     found = sorted(path.name for path in folder.glob("checkpoint-*") if path.is_dir())
     if found:
         raise SystemExit(
@@ -62,12 +67,12 @@ def _refuse_to_begin_over(folder: Path, remark: str) -> None:
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The newest complete checkpoint; one that is not is named and passed over."""
+    """The newest complete checkpoint. Incomplete ones are logged and skipped."""
     for _, checkpoint in sorted(_numbered(folder), reverse=True):
-        damage = damage_of(checkpoint)
+        damage = find_damage(checkpoint)
         if damage is None:
             return str(checkpoint)
-        logger.warning(f"{checkpoint} is not complete and is passed over: {damage}.")
+        logger.warning(f"{checkpoint} is not complete and is skipped: {damage}.")
     return None
 
 
@@ -77,8 +82,8 @@ def _numbered(folder: Path) -> list[tuple[int, Path]]:
     return [(int(number), path) for number, path in named if number.isdecimal()]
 
 
-def damage_of(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint: a file that is missing, cut short or no such file. No weight is read."""
+def find_damage(checkpoint: Path) -> str | None:
+    """The first missing, truncated or invalid file of a checkpoint, or None. No weights are read."""
     try:
         state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
         if not isinstance(state["global_step"], int):
@@ -90,7 +95,7 @@ def damage_of(checkpoint: Path) -> str | None:
     for file in sorted(checkpoint.rglob("*")):
         if file.suffix == ".safetensors":
             try:
-                with safe_open(file, framework="pt"):  # compares the header with the length of the file
+                with safe_open(file, framework="pt"):  # compares the header with the file size
                     pass
             except (OSError, SafetensorError) as error:
                 return f"{file.name} is damaged ({error})"
@@ -99,20 +104,20 @@ def damage_of(checkpoint: Path) -> str | None:
     for name in ("optimizer.pt", "scheduler.pt"):
         if not list(checkpoint.glob(f"{Path(name).stem}*")):
             return f"{name} is missing"
-    if not list(checkpoint.glob("model*.safetensors")) and not is_of_fsdp(checkpoint):
+    if not list(checkpoint.glob("model*.safetensors")) and not is_fsdp_checkpoint(checkpoint):
         return "model.safetensors is missing"
     return None
 
 
-def is_of_fsdp(checkpoint: Path) -> bool:
-    """Whether the ranks that wrote a checkpoint held a share of the model each."""
+def is_fsdp_checkpoint(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written under FSDP."""
     return any(checkpoint.glob("pytorch_model_fsdp*"))
 
 
-def set_aside_later(folder: Path, checkpoint: Path) -> None:
+def rename_later_checkpoints(folder: Path, checkpoint: Path) -> None:
     """
-    Renames those checkpoints in a run's folder that are of later steps than the one it goes on from: they are of
-    another course of it, or damaged, and neither `last` nor the limit of checkpoints must count them.
+    Renames the checkpoints of later steps than the one that a run resumes from: they belong to an abandoned
+    continuation, or are damaged, and must count neither for `last` nor for `save_total_limit`.
     """
     step = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
     for number, later in _numbered(folder):
@@ -121,49 +126,50 @@ def set_aside_later(folder: Path, checkpoint: Path) -> None:
             while renamed.exists():
                 renamed = renamed.with_name(f"{renamed.name}~")
             later.rename(renamed)
-            logger.warning(f"{later} is of a later step than {checkpoint}, and is called {renamed.name} now.")
+            logger.warning(f"{later} is of a later step than {checkpoint} and was renamed to {renamed.name}.")
 
 
-def publish(staged: Path, checkpoint: Path) -> None:
-    """Makes a staged checkpoint the newest one: on the disk first, then under its name, at once."""
+def publish_checkpoint(staged: Path, checkpoint: Path) -> None:
+    """Syncs a staged checkpoint to disk and renames it."""
     for file in [*staged.rglob("*"), staged]:
         descriptor = os.open(file, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-    if checkpoint.exists():  # of the same step, and passed over as incomplete or gone back to
+    if checkpoint.exists():  # of the same step: incomplete, or from an abandoned continuation
         checkpoint.rename(staged.with_name("replaced"))
     staged.rename(checkpoint)
 
 
 def write_run(folder: Path, run: dict[str, Any]) -> None:
+    """Writes the invariants checked on resume into a (staged) checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RUN).write_text(json.dumps(run), encoding="utf-8")
 
 
 def check_run(checkpoint: Path, run: dict[str, Any], fsdp: bool) -> None:
     """
-    Raises a `SystemExit` where a run cannot go on from a checkpoint exactly: the steps done then stand for other
-    images. Another number of processes is no such reason, but FSDP where there was none, or the reverse, is one: the
-    optimizer's state is written in another form.
+    Raises a `SystemExit` if a run cannot resume exactly from a checkpoint: if the completed steps would stand for
+    other images, or if only one of the two is under FSDP, which stores the optimizer's state in another format. The
+    number of processes may differ.
     """
-    if is_of_fsdp(checkpoint) != fsdp:
-        before, now = ("with", "without") if is_of_fsdp(checkpoint) else ("without", "with")
+    if is_fsdp_checkpoint(checkpoint) != fsdp:
+        before, now = ("with", "without") if is_fsdp_checkpoint(checkpoint) else ("without", "with")
         raise SystemExit(
             f"{checkpoint} was written by a run {before} FSDP, this one is {now}. Start it as before "
-            "(`accelerate launch --config_file ...`), or begin a new run in another `--output_dir` with the "
+            "(`accelerate launch --config_file ...`), or start a new run in another `--output_dir` with the "
             "checkpoint as `--model`."
         )
     try:
         before = json.loads((checkpoint / RUN).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        logger.warning(f"{checkpoint} does not say which images it was trained on: not compared.")
+        logger.warning(f"{checkpoint} does not record which images it was trained on: not compared.")
         return
     for key, value in run.items():
         if before.get(key) != value:
             raise SystemExit(
-                f"{checkpoint} is of a run with another {key}: {before.get(key)}, this one has {value}. The steps "
-                "done would stand for other images than those seen. Give what it was, or begin a new run in another "
+                f"{checkpoint} is of a run with another {key}: {before.get(key)}, this one has {value}. The "
+                "completed steps would stand for other images. Give the former value, or start a new run in another "
                 "`--output_dir` with the checkpoint as `--model`."
             )

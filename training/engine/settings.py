@@ -1,9 +1,9 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Every key of transformers' `TrainingArguments`, and of the `accelerator_config` in it, in one of three classes: it
-works and is tested, it is fixed here, or it is refused. No setting is silently without effect, and none changes which
-images a step has. A test goes through the fields of the installed version, so that a new one has to be classed.
+The keys of transformers' `TrainingArguments` and of its `accelerator_config`. Each either works and is tested, is
+fixed, or is refused: no setting is silently ignored, and none changes the images of a step. A test compares these
+lists with the installed version, so that a new key must be added to one.
 """
 
 import json
@@ -24,7 +24,7 @@ WORKS = {
     # The optimizer and its schedule.
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "num_train_epochs", "max_steps"),
     *("optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
-    # Batches and how they are read.
+    # Batches and data loading.
     *("per_device_train_batch_size", "gradient_accumulation_steps", "dataloader_drop_last"),
     *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
     *("dataloader_prefetch_factor", "dataloader_multiprocessing_context"),
@@ -45,16 +45,16 @@ WORKS = {
 }
 
 FIXED: dict[str, tuple[Any, str]] = {
-    "logging_nan_inf_filter": (False, "a loss that is not finite is seen"),
+    "logging_nan_inf_filter": (False, "a loss that is not finite must be visible"),
     "remove_unused_columns": (False, "the collator's keys are no arguments of `forward`"),
 }
-"""Key → the value it always has, and why."""
+"""Key → its fixed value and the reason."""
 
 _NO_EVALUATION = (
     "a run does not evaluate; `evaluation.while_training` adds an evaluation to it, `evaluation.evaluate_regions` "
     "compares its checkpoints"
 )
-_NO_HUB = "the folder that a run leaves is complete: push it when the run is over"
+_NO_HUB = "the folder of a finished run is complete: push it when the run is over"
 _NO_TEXT = "it is for language models"
 _ORDER = "the order of the images follows from `seed` alone, the same on any number of processes"
 
@@ -69,22 +69,22 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(("use_cache", "use_liger_kernel", "liger_kernel_config", "neftune_noise_alpha"), _NO_TEXT),
     **dict.fromkeys(("include_num_input_tokens_seen", "length_column_name"), _NO_TEXT),
     **dict.fromkeys(("train_sampling_strategy", "data_seed", "dataloader_in_order"), _ORDER),
-    "do_train": "training is what the program does",
-    "label_names": "images have no labels here",
+    "do_train": "the program always trains",
+    "label_names": "images have no labels",
     "label_smoothing_factor": "the targets are the teacher's distributions",
-    "average_tokens_across_devices": "a loss is always divided by the numbers of the whole global batch",
+    "average_tokens_across_devices": "loss normalizers always span the global batch",
     "auto_find_batch_size": "it would change the images per step; give a smaller `per_device_train_batch_size`, from "
     "which `global_batch_size` sets the accumulation",
     "optim_target_modules": "optimizers that treat layers differently (GaLore, APOLLO) are not supported",
-    "save_only_model": "a run cannot be resumed from such checkpoints; the folder it leaves holds the model alone",
-    "save_on_each_node": "`output_dir` is on a disk that all nodes share",
+    "save_only_model": "a run cannot be resumed from such checkpoints; the final folder holds the model alone",
+    "save_on_each_node": "all nodes share the disk of `output_dir`",
     "enable_jit_checkpoint": "SIGTERM saves a checkpoint anyway",
-    "ignore_data_skip": "a resumed run never sees again what it has seen",
+    "ignore_data_skip": "a resumed run always continues after the last image seen",
     "restore_callback_states_from_checkpoint": "no callback of a run has a state",
-    "deepspeed": "for models that fit on no single GPU there is FSDP 2",
+    "deepspeed": "use FSDP 2 for models that fit on no single GPU",
     "parallelism_config": "processes share the images (DDP) or the weights (FSDP 2) and nothing else",
 }
-"""Key → why a value other than its default ends the program."""
+"""Key → why any value but its default is refused."""
 
 ACCELERATOR_WORKS = {"non_blocking"}
 ACCELERATOR_REFUSED: dict[str, str] = {
@@ -93,16 +93,16 @@ ACCELERATOR_REFUSED: dict[str, str] = {
     "even_batches": "batches are equal on all processes already",
     "use_seedable_sampler": _ORDER,
     "gradient_accumulation_kwargs": "give `gradient_accumulation_steps` or `global_batch_size`",
-    "use_configured_state": "a run makes accelerate's state itself",
+    "use_configured_state": "a run creates accelerate's state itself",
 }
 
 REFUSED_VALUES: dict[str, tuple[tuple[str, ...], str]] = {
-    "optim": (("galore", "apollo", "lomo", "adalomo"), "it would update weights in the middle of a backward pass"),
+    "optim": (("galore", "apollo", "lomo", "adalomo"), "it would update weights during the backward pass"),
     "save_strategy": (("best",), _NO_EVALUATION),
     "lr_scheduler_type": (("reduce_lr_on_plateau", "greedy"), _NO_EVALUATION),
     "debug": (("tpu_metrics_debug",), "it is for TPUs"),
 }
-"""Key → beginnings of values that end the program, and why."""
+"""Key → prefixes of refused values and the reason."""
 
 SGD_ARGS = {"momentum", "dampening", "nesterov"}
 
@@ -112,81 +112,86 @@ LAUNCHER_REFUSED = {
     "ACCELERATE_USE_MEGATRON_LM": "megatron_lm_config",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "parallelism_config",
 }
-"""What `accelerate launch` hands over from its configuration file: variable of the environment → key of the file."""
+"""Environment variable set by `accelerate launch` → key of its configuration file."""
 
 
 def check_settings(args: TrainingArguments) -> None:
     """
-    To be called before transformers looks at the settings, which may turn one into another.
+    Checks the settings; to be called before transformers' `__post_init__`, which rewrites some.
 
     Raises:
-        `SystemExit` that names a key which cannot do here what it is for, and why.
+        `SystemExit` that names a refused key and the reason.
     """
     for field in fields(TrainingArguments):
         default = field.default_factory() if field.default_factory is not MISSING else field.default
         value = getattr(args, field.name)
-        if field.name in REFUSED and not _same(value, default):
-            _refuse(f"`{field.name}`", value, REFUSED[field.name])
+        if field.name in REFUSED and not _is_default(value, default):
+            _refuse_setting(f"`{field.name}`", value, REFUSED[field.name])
     for name, (beginnings, reason) in REFUSED_VALUES.items():
-        if _plain(getattr(args, name)).startswith(beginnings):
-            _refuse(f"`{name}`", getattr(args, name), reason)
+        if _as_string(getattr(args, name)).startswith(beginnings):
+            _refuse_setting(f"`{name}`", getattr(args, name), reason)
     if args.optim_args:
         names = {part.partition("=")[0].strip() for part in args.optim_args.split(",")}
-        if _plain(args.optim) != "sgd" or not names <= SGD_ARGS:
-            _refuse("`optim_args`", args.optim_args, f"they are those of sgd ({', '.join(sorted(SGD_ARGS))})")
+        if _as_string(args.optim) != "sgd" or not names <= SGD_ARGS:
+            _refuse_setting(
+                "`optim_args`", args.optim_args, f"only those of sgd are supported ({', '.join(sorted(SGD_ARGS))})"
+            )
 
 
 def read_accelerator_config(given: AcceleratorConfig | dict[str, Any] | str | None) -> AcceleratorConfig:
     """
-    `accelerator_config` as an object, of a recipe's values, a JSON text or the path of a JSON file.
+    `accelerator_config` from a dict, a JSON string or the path of a JSON file.
 
     Raises:
-        `SystemExit` that names a key in it which cannot do here what it is for, and why.
+        `SystemExit` that names a refused key in it and the reason.
     """
+    values: Any = given
     if isinstance(given, str):
-        given = json.loads(given if given.startswith("{") else Path(given).read_text(encoding="utf-8"))
-    config = given if isinstance(given, AcceleratorConfig) else AcceleratorConfig(**(given or {}))
+        values = json.loads(given if given.startswith("{") else Path(given).read_text(encoding="utf-8"))
+    config = values if isinstance(values, AcceleratorConfig) else AcceleratorConfig(**(values or {}))
     for field in fields(AcceleratorConfig):
         value = getattr(config, field.name)
         if field.name in ACCELERATOR_REFUSED and value != field.default:
-            _refuse(f"`accelerator_config`: `{field.name}`", value, ACCELERATOR_REFUSED[field.name])
+            _refuse_setting(f"`accelerator_config`: `{field.name}`", value, ACCELERATOR_REFUSED[field.name])
     return config
 
 
 def check_launcher(environment: Mapping[str, str] = os.environ) -> None:
-    """Raises a `SystemExit` for what a configuration file of `accelerate launch` asks for and is not supported."""
+    """Raises a `SystemExit` for unsupported settings in the configuration file of `accelerate launch`."""
     for variable, key in LAUNCHER_REFUSED.items():
         if environment.get(variable, "false").lower() in ("true", "1", "yes"):
-            _refuse(f"accelerate's configuration: `{key}`", True, REFUSED["parallelism_config"])
+            _refuse_setting(f"accelerate's configuration: `{key}`", True, REFUSED["parallelism_config"])
     precision = environment.get(MIXED_PRECISION, "no")
     if precision not in ("no", "bf16", "fp16"):
-        _refuse("accelerate's configuration: `mixed_precision`", precision, "there are bf16 and fp16")
+        _refuse_setting("accelerate's configuration: `mixed_precision`", precision, "bf16 and fp16 are supported")
 
 
 def adopt_mixed_precision(args: TrainingArguments, environment: Mapping[str, str] = os.environ) -> None:
     """
-    Where a recipe has neither `bf16` nor `fp16`, `mixed_precision` of accelerate's configuration counts, and the
-    recipe that is saved says so.
+    Applies `mixed_precision` of accelerate's configuration if the recipe sets neither `bf16` nor `fp16`; the saved
+    recipe then contains it.
     """
     precision = environment.get(MIXED_PRECISION, "no")
     if precision != "no" and not (args.bf16 or args.fp16):
-        logger.warning(f"accelerate's configuration has `mixed_precision: {precision}`: `{precision}` is true.")
+        logger.warning(f"accelerate's configuration has `mixed_precision: {precision}`: `{precision}` is set to true.")
         setattr(args, precision, True)
 
 
-def _same(value: Any, default: Any) -> bool:
-    return _plain(value) == _plain(default) or (value is False and default == "no")  # YAML reads a bare no as false
+def _is_default(value: Any, default: Any) -> bool:
+    return _as_string(value) == _as_string(default) or (
+        value is False and default == "no"
+    )  # YAML reads a bare no as false
 
 
-def _plain(value: Any) -> str:
-    """A value of a recipe, of the command line or of the class, an enum or its text, as one text."""
+def _as_string(value: Any) -> str:
+    """A value as a string, the same for an enum and its value, and for a list and its parts separated by spaces."""
     if isinstance(value, list | tuple):
-        return " ".join(map(_plain, value))
+        return " ".join(map(_as_string, value))
     return str(getattr(value, "value", value))
 
 
-def _refuse(setting: str, value: Any, reason: str) -> None:
-    raise SystemExit(f"{setting} is not for this program, got {_plain(value)!r}: {reason}. Leave it out.")
+def _refuse_setting(setting: str, value: Any, reason: str) -> None:
+    raise SystemExit(f"{setting} is not supported, got {_as_string(value)!r}: {reason}. Leave it out.")
 
 
 __all__ = [

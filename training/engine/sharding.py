@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""FSDP 2: models of which each process holds a share, the student while it trains and the teacher as it is."""
+"""FSDP 2: sharding of the student for training and of the frozen teacher."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 
 FSDP_REFUSED = {
-    "activation_checkpointing": "give `activation_checkpointing` of the recipe, the same with and without FSDP",
+    "activation_checkpointing": "use the recipe's `activation_checkpointing`, which is the same with and without FSDP",
     "activation_checkpointing_offload": "activations stay on their GPU",
     "cpu_offload": "weights stay on their GPUs",
     "ignored_modules": "all of the student is sharded",
@@ -27,75 +27,81 @@ FSDP_REFUSED = {
     "min_num_params": "blocks are sharded one by one, whatever their size",
     "transformer_cls_names_to_wrap": "the model knows which classes are its blocks",
 }
-"""Settings of FSDP 2 that end a run, and why. `fsdp_version` 2, `reshard_after_forward`, `auto_wrap_policy` by blocks,
-`state_dict_type` FULL_STATE_DICT and `cpu_ram_efficient_loading` false are tested; accelerate itself refuses or drops
-those that FSDP 1 alone had."""
+"""FSDP 2 setting that is refused → reason. `fsdp_version` 2, `reshard_after_forward`, `auto_wrap_policy` by blocks,
+`state_dict_type` FULL_STATE_DICT and `cpu_ram_efficient_loading` false are tested; accelerate itself refuses or
+ignores
+those of FSDP 1."""
 
 
 def prepare_student(model: PreTrainedModel, accelerator: Accelerator) -> None:
     """
-    Readies a model for accelerate to shard it, and accelerate to do so as DDP computes.
+    Prepares a model and accelerate's FSDP plugin, so that the sharded model computes the same as under DDP.
 
     Raises:
-        `SystemExit` with a message for settings under which a run would be another one.
+        `SystemExit` with a message for settings that are not supported.
     """
     plugin = accelerator.state.fsdp_plugin
     if plugin.fsdp_version != 2:
         raise SystemExit("FSDP 1 is not supported: set `fsdp_version` to 2 (in `fsdp_config`: `version`).")
     if plugin.cpu_ram_efficient_loading:
         raise SystemExit(
-            "`cpu_ram_efficient_loading` leaves the teacher of all processes but one empty: set it to false."
+            "`cpu_ram_efficient_loading` leaves the teacher empty on all processes but one: set it to false."
         )
     if "FULL" not in str(plugin.state_dict_type):
-        raise SystemExit("`state_dict_type` must be FULL_STATE_DICT: what a run saves is a whole model.")
+        raise SystemExit("`state_dict_type` must be FULL_STATE_DICT: a run saves the whole model.")
     for name, reason in FSDP_REFUSED.items():
         value = getattr(plugin, name)
-        if value and not (name == "cpu_offload" and type(value) is OffloadPolicy):  # that class offloads nothing
-            raise SystemExit(f"`fsdp_config`: `{name}` is not for this program: {reason}. Leave it out.")
+        if value and not (name == "cpu_offload" and type(value) is OffloadPolicy):  # the base class offloads nothing
+            raise SystemExit(f"`fsdp_config`: `{name}` is not supported: {reason}. Leave it out.")
     _make_shardable(model)
-    # No casts by FSDP: they would round the boxes, too. Autocast chooses operation by operation, as it does for DDP;
-    # weights and gradients travel in float32.
+    # FSDP's casts would round the boxes, too. Autocast chooses the precision per operation, as under DDP; weights and
+    # gradients are communicated in float32.
     plugin.mixed_precision_policy = MixedPrecisionPolicy(cast_forward_inputs=False)
-    model.get_input_embeddings = lambda: None  # accelerate would shard them after the model they are part of
-    # accelerate leaves the precision of a sharded model to FSDP; in evaluation mode this is autocast and nothing else.
+    # accelerate would shard the input embeddings after their parent.
+    model.get_input_embeddings = lambda: None  # type: ignore[method-assign,assignment,return-value]
+    # accelerate adds no autocast to a sharded model; in evaluation mode, this adds autocast and nothing else.
     accelerator.prepare_model(model, evaluation_mode=True)
 
 
 def shard_teacher(teacher: PreTrainedModel, device: torch.device, processes: int) -> None:
     """
-    Freezes a model and leaves each process its share of it; the rest of a block is fetched while the block runs. All
-    processes have to call it equally often, and always in inference mode if they do so the first time.
+    Freezes a model and shards it over the processes; a block's other shards are gathered while it runs. All processes
+    must call it equally often, and always in inference mode if the first call is.
     """
-    _make_shardable(teacher.eval().requires_grad_(False))
+    blocks = _make_shardable(teacher.eval().requires_grad_(False))
     mesh = init_device_mesh(device.type, (processes,))
-    for module in reversed(list(teacher.modules())):  # inner ones first, the model itself last
-        if type(module).__name__ in teacher._no_split_modules or module is teacher:
+    for module in reversed(list(teacher.modules())):  # inner modules first, the model last
+        if type(module).__name__ in blocks or module is teacher:
             fully_shard(module, mesh=mesh, reshard_after_forward=True)
     register_fsdp_forward_method(teacher, "get_image_features")
 
 
 @contextmanager
 def own_class(model: PreTrainedModel) -> Iterator[None]:
-    """A sharded model has a class of torch's; in it, it has its own, whose name and code belong to what is saved."""
+    """Restores the model's own class, which FSDP replaces, while it is saved: its name and code are saved, too."""
     sharded = type(model)
-    model.__class__ = next(base for base in sharded.__mro__ if not issubclass(base, FSDPModule))
+    own = next(base for base in sharded.__mro__ if not issubclass(base, FSDPModule))
+    model.__class__ = own  # type: ignore[assignment]
     try:
         yield
     finally:
         model.__class__ = sharded
 
 
-def _make_shardable(model: PreTrainedModel) -> None:
-    # A model knows its blocks by the names of their classes, with some of classes that this one does not have.
-    model._no_split_modules = set(model._no_split_modules) & {type(module).__name__ for module in model.modules()}
-    # FSDP takes no parameter in another order in memory, and none without a dimension. The latter stays whole as a
-    # buffer, which has the same name and place in what is saved.
-    model.to(memory_format=torch.contiguous_format)
+def _make_shardable(model: PreTrainedModel) -> set[str]:
+    """Adapts a model to FSDP; returns the class names of its blocks."""
+    # `_no_split_modules` may name classes that this model does not contain, which accelerate refuses.
+    blocks = set(model._no_split_modules or ()) & {type(module).__name__ for module in model.modules()}
+    model._no_split_modules = blocks
+    # FSDP supports neither channels_last nor scalar parameters. Scalars become buffers, which keep their names in the
+    # state dict.
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-arg]  # a wrapped method in the stubs
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if parameter.ndim == 0 and not parameter.requires_grad:
                 delattr(module, name)
                 module.register_buffer(name, parameter.detach())
+    return blocks
 
 
 __all__ = ["own_class", "prepare_student", "shard_teacher"]

@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""What may end a run or a step before its time, what is done then, and how processes end."""
+"""Signals, the end of processes, and steps without finite gradients."""
 
 import atexit
 import gc
@@ -22,9 +22,9 @@ logger = logging.get_logger(__name__)
 
 class StopSignal:
     """
-    Notes, while it is entered, a SIGTERM (of a scheduler that takes the machine back), so that the run saves and ends
-    after the step it is at. More of them change nothing: launchers pass on what their ranks have got already, and
-    who cannot wait sends SIGKILL. Only to be entered in a process's main thread.
+    Context manager that records a SIGTERM (sent by schedulers before preemption), so that the run saves a checkpoint
+    and ends after the current step. Repeated signals have no effect: launchers forward those that their ranks have
+    received already. Must be entered in the main thread.
     """
 
     def __init__(self) -> None:
@@ -32,14 +32,14 @@ class StopSignal:
 
     def __enter__(self) -> "StopSignal":
         self.process = os.getpid()
-        self.before = signal.signal(signal.SIGTERM, self._note)
+        self.before = signal.signal(signal.SIGTERM, self._record)
         return self
 
     def __exit__(self, *_: object) -> None:
         signal.signal(signal.SIGTERM, self.before)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self.process:  # a child that has inherited this is to end as ever
+    def _record(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self.process:  # a child inherits the handler, and should end as usual
             signal.signal(signal.SIGTERM, self.before)
             os.kill(os.getpid(), signal.SIGTERM)
         elif not self.received:
@@ -48,10 +48,10 @@ class StopSignal:
 
 
 @contextmanager
-def sigterm_held_back() -> Iterator[None]:
+def sigterm_blocked() -> Iterator[None]:
     """
-    Workers that are started in it never see SIGTERM, which schedulers send to them, too: they go on reading, so that
-    the step can end. This process sees it afterwards.
+    Blocks SIGTERM. Workers started inside inherit that for good: schedulers send the signal to them, too, but they
+    must continue so that the step can end. This process receives it afterwards.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
@@ -62,8 +62,8 @@ def sigterm_held_back() -> Iterator[None]:
 
 @atexit.register
 def _end_workers() -> None:
-    """Python ends its child processes by SIGTERM, and waits for them: those that do not see it would never end."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would take them for workers that have failed
+    """At exit, Python sends SIGTERM to its children and waits for them: those that block it would never end."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would report them as failed workers
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()
@@ -71,52 +71,54 @@ def _end_workers() -> None:
 
 def close_process_group() -> None:
     """
-    Ends the threads of the process group, to be called when nothing else refers to what was trained.
+    Ends the threads of the process group. To be called when nothing else refers to the trainer.
 
-    A thread of gloo that lets go of its last tensor needs Python; when Python has ended by then, the thread is
-    unwound, and the process aborts although its run has ended well ("terminate called without an active exception").
-    The threads end with the group, and the group when the last reference to it goes. A model under DDP has one, and
-    is itself in cycles with its trainer; so has the mesh of a sharded model, which torch keeps in caches.
+    A gloo thread that releases its last tensor needs the interpreter. If that has already shut down, the process
+    aborts after a successful run ("terminate called without an active exception"). The threads end with the group, and
+    the group with the last reference to it. A model under DDP holds one, in reference cycles with its trainer; so does
+    the mesh of a sharded model, which torch caches.
     """
-    _end_workers()  # a loader that is collected could not end its own, and would wait for them in vain
+    _end_workers()  # a data loader that is collected would wait for them forever
     gc.collect()
     if torch.distributed.is_initialized():
-        for mesh in (thing for thing in gc.get_objects() if type(thing) is DeviceMesh):
+        for mesh in (found for found in gc.get_objects() if type(found) is DeviceMesh):
             getattr(mesh, "_pg_registry", {}).clear()
         torch.distributed.destroy_process_group()
 
 
 class NonFiniteGradients(RuntimeError):
-    """Too many steps in a row had gradients that are not finite: the run would not recover."""
+    """Too many consecutive steps had gradients that are not finite: the run would not recover."""
 
 
-class LeaveOutNonFinite(TrainerCallback):
+class SkipNonFiniteSteps(TrainerCallback):
     """
-    Leaves out a step whose gradient is not finite, on all ranks alike, since they have the same gradient: neither
-    weights nor optimizer see it. A run in which many follow on each other ends: it would not recover.
+    Skips the optimizer step if the gradient is not finite. All ranks do so, since they have the same gradient.
+    Ends the run after `MAX_CONSECUTIVE` such steps: it would not recover.
 
-    With float16 the gradient scaler does the same, and is left to it.
+    With float16, the gradient scaler does this instead.
     """
 
-    MOST = 10
+    MAX_CONSECUTIVE = 10
 
     def __init__(self, names_of_step: Callable[[], list[str]]):
         self.names_of_step = names_of_step
-        self.in_a_row = 0
+        self.consecutive = 0
         self.total = 0
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         if args.fp16 or not gradients or torch.nn.utils.get_total_norm(gradients).isfinite():
-            self.in_a_row = 0
+            self.consecutive = 0
             return
-        model.zero_grad(set_to_none=True)  # an optimizer passes over parameters without a gradient
-        self.in_a_row += 1
+        model.zero_grad(set_to_none=True)  # optimizers skip parameters without a gradient
+        self.consecutive += 1
         self.total += 1
         names = ", ".join(self.names_of_step()[:20])
-        logger.error(f"Step {state.global_step + 1} is left out: its gradient is not finite. Its images here: {names}")
-        if self.in_a_row == self.MOST:
+        logger.error(
+            f"Step {state.global_step + 1} is skipped: its gradient is not finite. Its images on this process: {names}"
+        )
+        if self.consecutive == self.MAX_CONSECUTIVE:
             raise NonFiniteGradients(
-                f"The gradients of {self.MOST} steps in a row were not finite; the weights are as they were before. "
-                "Is the learning rate too high, or half precision too narrow? The newest checkpoint is sound."
+                f"The gradients of {self.MAX_CONSECUTIVE} consecutive steps were not finite; they did not change the "
+                "weights. Is the learning rate too high, or half precision too narrow? The newest checkpoint is good."
             )

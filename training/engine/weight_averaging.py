@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Weight-space ensemble: what is saved at the end lies between the initial weights and the trained ones."""
+"""Weight-space ensemble: the final weights are interpolated between the initial and the trained ones."""
 
 from typing import Any
 
@@ -11,25 +11,25 @@ from transformers import TrainerCallback
 
 
 def trained_parameters(model: nn.Module, copied: bool = False) -> dict[str, Tensor]:
-    """The trainable parameters by name; copied to the CPU, or themselves."""
+    """The trainable parameters by name, or copies of them on the CPU."""
     named = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     return {name: p.cpu().clone() for name, p in named.items()} if copied else named
 
 
 def mix_weights(model: nn.Module, initial: dict[str, Tensor], alpha: float) -> None:
-    """Weight-space ensemble: alpha · trained + (1 - alpha) · initial."""
+    """Sets the trained parameters to alpha · trained + (1 - alpha) · initial, in place."""
     for name, parameter in trained_parameters(model).items():
         if name in initial:
             start = initial[name].to(parameter.device, parameter.dtype)
-            if isinstance(parameter, DTensor):  # this process's share of it
+            if isinstance(parameter, DTensor):  # this process's shard of it
                 start = distribute_tensor(start, parameter.device_mesh, parameter.placements, src_data_rank=None)
             parameter.mul_(alpha).add_(start, alpha=1 - alpha)
 
 
 class WeightEnsemble(TrainerCallback):
     """
-    Mixes the weights that a trainer begins with into those it ends with. Created before the trainer reads a
-    checkpoint, so that a resumed run mixes in the same ones; a run that was stopped is not at its end.
+    Mixes the initial weights of a trainer into its final ones. It is created before a checkpoint is loaded, so that a
+    resumed run mixes in the same weights; a stopped run is left unmixed.
     """
 
     def __init__(self, trainer: Any, alpha: float):

@@ -1,3 +1,3 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Where images lie, one module a kind of source, and in which order they are seen."""
+"""Sources of images, one module per kind, and the order in which images are sampled."""

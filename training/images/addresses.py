@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Files of the disk and behind addresses: a path is opened as it stands, whatever signs its name holds."""
+"""Paths and URLs: opening, suffixes, errors. A path is taken literally, whatever characters it contains."""
 
 import os
 from typing import BinaryIO
@@ -15,17 +15,17 @@ COMPRESSED_TARS = {
 
 
 def is_address(place: str) -> bool:
-    """Whether fsspec is to open it (`s3://...`, `zip://*::/a.zip`); anything else is a path."""
+    """Whether a string is a URL for fsspec (`s3://...`, `zip://*::/a.zip`); anything else is a path."""
     return "://" in place
 
 
 def open_binary(place: str, **options) -> BinaryIO:
-    """A file to read from, at any place in it. `options` are those of an address's file system."""
+    """Opens a seekable file. `options` are passed to fsspec for a URL."""
     return fsspec.open(place, "rb", **options).open() if is_address(place) else open(place, "rb")
 
 
 def suffix_of(place: str) -> str:
-    """`.tar` of `a.tar`, `A.TAR` and of a signed link `https://host/a.tar?signature=...`; `.tar.gz` of `a.tar.gz`."""
+    """`.tar` for `a.tar`, `A.TAR` and a signed link `https://host/a.tar?signature=...`; `.tar.gz` for `a.tar.gz`."""
     path = urlsplit(place).path if place.startswith(("http://", "https://")) else place
     stem, _, last = path.rsplit("/", 1)[-1].lower().rpartition(".")
     if stem.endswith(".tar") and f".tar.{last}" in COMPRESSED_TARS:
@@ -35,8 +35,8 @@ def suffix_of(place: str) -> str:
 
 def is_missing(error: Exception) -> bool:
     """
-    Whether a file is not there. Of an address, a `FileNotFoundError` may stand for anything that a server has
-    answered, or for its silence: only 404 and 410 say that there is no such file.
+    Whether an error means that a file does not exist. For a URL, fsspec raises `FileNotFoundError` for any response of
+    a server and for timeouts: only 404 and 410 mean that the file does not exist.
     """
     if not isinstance(error, FileNotFoundError):
         return False
@@ -52,22 +52,22 @@ def is_missing(error: Exception) -> bool:
 
 
 def reason_of(error: Exception) -> str:
-    """What went wrong, in the words of the server where a `FileNotFoundError` hides them."""
-    said = error if is_missing(error) else error.__cause__ or error
-    return f"{type(said).__name__}: {said}"
+    """The type and message of an error; of the server's error where a `FileNotFoundError` hides it."""
+    actual = error if is_missing(error) else error.__cause__ or error
+    return f"{type(actual).__name__}: {actual}"
 
 
 def printable(name: str) -> str:
-    r"""A name as text; bytes of it that are no UTF-8 as `\xe9`."""
+    r"""A file name as a valid string; bytes that are not UTF-8 are escaped as `\xe9`."""
     if name.isascii():
         return name
     try:
         return os.fsencode(name).decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # half a character, as JSON can write it
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can contain
         return name.encode("utf-8", "backslashreplace").decode()
 
 
-NOT_UTF8 = "its name is no UTF-8: rename it"
+NOT_UTF8 = "its name is not UTF-8: rename it"
 
 
 __all__ = [

@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Encoded images in the rows of Parquet files, read one at a time."""
+"""Encoded images in the rows of Parquet files, read row by row."""
 
 import os
 from collections import OrderedDict
@@ -16,12 +16,19 @@ from .tar_members import RETRY_LATER
 
 def walk_parquet(files: Sequence[str], column: str) -> Iterator[dict[str, Any]]:
     """
-    Rows of an index, known from the files' footers: each with its row group and its number in there. A file that is
-    damaged gives one row with an `error`, and so does one without a row; one without such a column, or that is there
-    and cannot be read now, one at `RETRY_LATER`.
+    The rows of an index, from the files' footers: each has its row group and its row number in the group. A damaged or
+    empty file yields one row with an `error`. A file without the column, or one that exists but cannot be read at the
+    moment, yields one row at `RETRY_LATER`.
     """
     for file in files:
-        row = {"file": printable(file), "offset": 0, "size": -1, "group": 0, "column": column, "error": None}
+        row: dict[str, Any] = {
+            "file": printable(file),
+            "offset": 0,
+            "size": -1,
+            "group": 0,
+            "column": column,
+            "error": None,
+        }
         row["passed_over"] = None
         name = row["file"].rsplit("/", 1)[-1]
         if row["file"] != file:
@@ -31,7 +38,7 @@ def walk_parquet(files: Sequence[str], column: str) -> Iterator[dict[str, Any]]:
             with _open(file) as parquet:
                 names, footer = parquet.schema_arrow.names, parquet.metadata
                 groups = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
-        except Exception as error:  # every kind of address has its own
+        except Exception as error:  # every file system has its own errors
             reason = reason_of(error)
             if isinstance(error, pyarrow.ArrowException) or is_missing(error):
                 yield row | {"id": name, "error": reason}
@@ -55,7 +62,7 @@ def walk_parquet(files: Sequence[str], column: str) -> Iterator[dict[str, Any]]:
 
 
 def has_column(file: str, column: str) -> bool:
-    """Whether a Parquet file is of images; one that cannot be read may be."""
+    """Whether a Parquet file has the column; True if it cannot be read, which is reported later."""
     try:
         with _open(file) as parquet:
             return column in parquet.schema_arrow.names
@@ -64,7 +71,7 @@ def has_column(file: str, column: str) -> bool:
 
 
 def read_parquet(file: str, group: int, row: int, column: str) -> bytes:
-    """The encoded image in a row of a row group, `{"bytes": ...}` as `datasets` stores it, or bytes."""
+    """Reads the encoded image in a row of a row group, stored as `{"bytes": ...}` (as by `datasets`) or as bytes."""
     value = _cursors.read(file, group, row, column)
     content = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(content, bytes):
@@ -73,15 +80,15 @@ def read_parquet(file: str, group: int, row: int, column: str) -> bytes:
 
 
 def _open(file: str) -> pyarrow.parquet.ParquetFile:
-    # Buffered: a row group is read piece by piece as its rows are asked for, not as a whole.
+    # Buffered: a row group is read in parts as its rows are requested, not as a whole.
     return pyarrow.parquet.ParquetFile(open_binary(file), buffer_size=1 << 20)
 
 
 class _Cursor:
-    """Reads the rows of one row group in turn, holding a page of them and not the whole group."""
+    """Reads the rows of one row group sequentially; holds one page in memory, not the whole group."""
 
     def __init__(self, file: str, group: int, column: str):
-        self.row = 0  # the one that comes next
+        self.row = 0  # the next row to read
         self.parquet = _open(file)
         self.batches = self.parquet.iter_batches(batch_size=1, row_groups=[group], columns=[column])
 
@@ -95,11 +102,11 @@ class _Cursor:
 
 class _Cursors:
     """
-    The cursors used last by this process: an open file has one position, which forks must not share. A group has
-    several where it is read at several places in turn.
+    The most recently used cursors of this process: forks must not share an open file, since they would share its
+    position. A row group that is read at several positions alternately has several cursors.
     """
 
-    MOST = 1024
+    MAX_CURSORS = 1024
 
     def __init__(self) -> None:
         self.process = os.getpid()
@@ -111,16 +118,16 @@ class _Cursors:
         cursor = self._take((file, group, column), row) or _Cursor(file, group, column)
         value = cursor.read(row)
         self.cursors[file, group, column, cursor.row] = cursor
-        if len(self.cursors) > self.MOST:
+        if len(self.cursors) > self.MAX_CURSORS:
             self.cursors.popitem(last=False)
         return value
 
-    def _take(self, of: tuple[str, int, str], row: int) -> _Cursor | None:
-        """The cursor that is at the row, else the nearest one before it."""
-        exact = self.cursors.pop((*of, row), None)
+    def _take(self, group: tuple[str, int, str], row: int) -> _Cursor | None:
+        """Removes and returns the cursor at the row, or else the nearest one before it."""
+        exact = self.cursors.pop((*group, row), None)
         if exact is not None:
             return exact
-        before = [key for key in self.cursors if key[:3] == of and key[3] < row]
+        before = [key for key in self.cursors if key[:3] == group and key[3] < row]
         return self.cursors.pop(max(before, key=lambda key: key[3])) if before else None
 
 

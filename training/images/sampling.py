@@ -1,8 +1,9 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""In which order images are seen: a pure function of seed and epoch, the same for any number of processes."""
+"""The order of the images: a pure function of seed and epoch, the same for any number of processes."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import datasets
 import numpy as np
@@ -12,36 +13,36 @@ import torch
 
 class EpochSampler(torch.utils.data.Sampler):
     r"""
-    The order of the images in an epoch, as pairs `(visit, index)`: the index in the joined indices of all sources,
-    and how often the source has been gone through before, which the sample's random choices depend on.
+    The order of the images in an epoch, as pairs `(visit, index)`: the index into the concatenated indices of all
+    sources, and the number of earlier passes over the source, from which the sample's random choices are derived.
 
-    Step `k` of an epoch takes the images `k * batch_size` to `(k + 1) * batch_size - 1` of that order, whatever the
-    number of processes, workers and accumulation steps. So a run goes on exactly on another number of processes, and
-    what was seen before a resume is not read again.
+    Step `k` of an epoch takes the images `k * batch_size` to `(k + 1) * batch_size - 1` of that order, for any number
+    of processes, workers and accumulation steps. A run can therefore be resumed exactly on another number of
+    processes, and no image of the steps before is read again.
 
-    Sources are gone through in pieces: up to `PIECE` neighbours of a tar, fewer where the source is small (an image
-    that is a file is a piece of its own). Pieces are shuffled, laid end to end and cut into `LANES * batch_size`
-    equal lanes that are read in parallel, one image of each lane in turn. The images of a batch come from all over
-    the source, and each process and worker reads pieces of its own from front to back, where the workers of a process
-    divide `LANES`. How long shards are does not matter.
+    Sources are read in pieces of up to `PIECE` neighbouring images of a shard, fewer if the source is small (an image
+    file is a piece by itself). Pieces are shuffled, concatenated and cut into `LANES * batch_size` lanes of equal
+    length that are read in parallel, round-robin. The images of a batch thus come from the whole source, and each
+    process and worker reads its own pieces sequentially if the number of workers per process divides `LANES`. The
+    lengths of shards do not matter.
 
-    Rows of Parquet files cannot be read without those before them in their row group: there, a piece is a whole
-    group, and where groups are few, lanes are fewer and `RUN` images of a lane at most follow on each other.
+    Rows of Parquet files cannot be read without the preceding rows of their row group: there, a piece is a whole row
+    group, and if there are few groups, there are fewer lanes, and up to `RUN` consecutive images are of one lane.
 
     Args:
-        indices (list of [`datasets.Dataset`]): of [`open_source`], one per source.
+        indices (list of [`datasets.Dataset`]): indices of [`open_source`], one per source.
         batch_size (`int`): images per step, over all processes and accumulation steps.
-        seed (`int`): of all choices.
+        seed (`int`, *optional*, defaults to 0): of all random choices.
         weights (list of `float`, *optional*):
-            Shares of the sources in an epoch. An epoch ends when one source has been gone through once; of the
-            others it has taken their share, and the next epoch goes on with the rest of them.
+            Relative shares of the sources in an epoch; equal by default. An epoch ends after one pass over the source
+            that is exhausted first; the next epoch continues with the rest of the others.
         drop_last (`bool`, *optional*, defaults to `True`):
-            Leave out images of an epoch that make no whole batch; else the last batch is filled up with index -1,
-            which stands for no image.
+            Drop the last incomplete batch of an epoch; otherwise it is padded with index -1, which stands for no
+            image.
     """
 
     LANES = 16
-    """Lanes for each place in a batch: up to this many workers per process keep to pieces of their own."""
+    """Lanes per position in a batch: up to this many workers per process read their own pieces."""
     PIECE = 64
     RUN = 8
 
@@ -63,6 +64,7 @@ class EpochSampler(torch.utils.data.Sampler):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
+        """Selects the epoch of the next `__iter__`."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -78,7 +80,7 @@ class EpochSampler(torch.utils.data.Sampler):
         yield from ((visit, -1) for _ in range(len(self) - len(order)))
 
     def order(self, epoch: int) -> np.ndarray:
-        """All pairs of an epoch, int64 `(images, 2)`, before the last ones are dropped or filled up."""
+        """All pairs of an epoch, int64 `(images, 2)`, before dropping or padding."""
         parts, places, first = [], [], 0
         for source, (length, share) in enumerate(zip(self.lengths, self.shares)):
             part = self._stretch(source, epoch * share, share)
@@ -86,11 +88,11 @@ class EpochSampler(torch.utils.data.Sampler):
             first += length
             parts.append(part)
             places.append((np.arange(share) + 0.5) / max(share, 1))
-        # Each source evenly spread over the epoch.
+        # Spread each source evenly over the epoch.
         return np.concatenate(parts)[np.argsort(np.concatenate(places), kind="stable")]
 
     def _stretch(self, source: int, start: int, count: int) -> np.ndarray:
-        """`count` pairs of a source's endless sequence of visits, from `start` on."""
+        """`count` pairs from `start` of the infinite sequence of visits to a source."""
         length, pairs = self.lengths[source], []
         while count > 0:
             visit, begin = divmod(start, length)
@@ -108,14 +110,15 @@ class EpochSampler(torch.utils.data.Sampler):
 
 
 def shares(lengths: Sequence[int], weights: Sequence[float]) -> list[int]:
-    """Images of each source in an epoch: as `weights` say, as many as the first source to be used up allows."""
+    """The number of images per source in an epoch, in proportion to `weights`, until the first source is exhausted."""
     epoch = min(length / weight for length, weight in zip(lengths, weights))
     return [min(length, max(1, int(epoch * weight + 1e-9))) for length, weight in zip(lengths, weights)]
 
 
 def shard_starts(index: datasets.Dataset) -> np.ndarray:
-    """Where in an index a file, or a row group of one, begins that holds the images from there on, `(shards,)`."""
-    starts, before, last = [np.zeros(min(len(index), 1), dtype=np.int64)], 0, {}
+    """The first index of each shard, a file or a row group of one, `(shards,)`."""
+    starts, before = [np.zeros(min(len(index), 1), dtype=np.int64)], 0
+    last: dict[str, Any] = {}
     columns = [name for name in ("file", "group") if name in index.column_names]
     for table in index.select_columns(columns).with_format("arrow").iter(batch_size=100_000):
         changes = np.zeros(len(table), dtype=bool)
@@ -133,21 +136,28 @@ def shuffle(
     starts: np.ndarray, length: int, rng: np.random.Generator, lanes: int, piece: int, run: int = 1
 ) -> np.ndarray:
     """
-    A permutation of `length` images: pieces shuffled, laid end to end, cut into lanes, read across the lanes.
+    A permutation of the images of a source: its pieces are shuffled, concatenated, cut into lanes and read
+    round-robin.
 
     Args:
-        starts (`(shards,)`): index of the first image of each shard, ascending from 0.
-        piece (`int`): the most images of a shard that stay together.
-        run (`int`, *optional*, defaults to 1): images of a lane that follow on each other.
+        starts (`np.ndarray` of shape `(shards,)`): index of the first image of each shard, ascending from 0.
+        length (`int`): number of images.
+        rng (`np.random.Generator`): shuffles the pieces.
+        lanes (`int`): number of lanes.
+        piece (`int`): maximum number of consecutive images of a shard per piece.
+        run (`int`, *optional*, defaults to 1): number of consecutive images of a lane.
+
+    Returns:
+        `np.ndarray` of shape `(length,)`, int64.
     """
     in_shard = np.arange(length) - np.repeat(starts, np.diff(starts, append=length))
     starts = np.flatnonzero(in_shard % piece == 0)
     sizes = np.diff(starts, append=length)
     shuffled = rng.permutation(len(starts))
     sizes, starts = sizes[shuffled], starts[shuffled]
-    # Pieces end to end: the position less where the piece begins in the sequence, plus where it begins in the index.
+    # Concatenated pieces: position - start of the piece in the sequence + start of the piece in the index.
     sequence = np.arange(length) + np.repeat(starts - (np.cumsum(sizes) - sizes), sizes)
-    lane_length, longer = divmod(length, lanes)  # how many lanes are longer by one
+    lane_length, longer = divmod(length, lanes)  # the first `longer` lanes have one image more
     across, place = np.divmod(np.arange(-(-(lane_length + 1) // run) * run * lanes), lanes * run)
     lane, row = place // run, across * run + place % run
     place = (lane * lane_length + np.minimum(lane, longer) + row)[row < lane_length + (lane < longer)]

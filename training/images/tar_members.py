@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Where in a tar its images are, read off the headers alone."""
+"""The positions of the images in a tar, from its headers only."""
 
 import json
 import os
@@ -16,26 +16,27 @@ from .folders import kind_of
 
 
 RETRY_LATER = -1
-"""In place of an offset: no index is to be made yet."""
+"""In place of an offset: the file cannot be read at the moment, so that no index is built."""
 
 PADDING = 20 * 512
-"""Zeros at the end of a tar: they fill its last record. More are a hole that should hold members."""
+"""Maximum number of zeros at the end of a tar, which pad its last record. More are a hole in place of members."""
 
 PAGE = 16 * 1024
-"""What is read from a server at a time: headers, and little of the images behind them."""
+"""Bytes per request to a server: enough for headers, and little of the images after them."""
 
 
 def walk_tars(tars: list[str]) -> Iterator[dict[str, Any]]:
     """
-    Rows of an index: the first byte and the size of each image. For each stretch of a tar that cannot be read there
-    is a row whose `error` says so, and for a tar without an image; what follows the stretch is found again. Of a tar
-    that is there and cannot be read now, there is a row at `RETRY_LATER`. The last row of a tar says what was passed
-    over.
+    The rows of an index: the first byte and the size of each image. A damaged range of a tar yields a row with an
+    `error`, and the members after it are found; a tar without images yields one, too. A tar that exists but cannot be
+    read at the moment yields a row at `RETRY_LATER`. The last row of a tar holds the numbers of skipped members per
+    kind.
     """
     for tar in tars:
-        passed_over, last = Counter(), None
+        passed_over: Counter[str] = Counter()
+        last: dict[str, Any] = {}
         for row in _rows_of(tar, passed_over):
-            if last is not None:
+            if last:
                 yield last
             last = row
         yield last | {"passed_over": json.dumps(passed_over) if passed_over else None}
@@ -53,7 +54,7 @@ def _rows_of(tar: str, passed_over: Counter) -> Iterator[dict[str, Any]]:
             for found in _walk(stream, passed_over):
                 empty = False
                 yield row | found
-    except Exception as error:  # every kind of address has its own; what is wrong within a tar is a row
+    except Exception as error:  # every file system has its own errors; damage within a tar is a row
         reason = reason_of(error)
         if is_missing(error):
             yield row | {"id": "whole tar", "error": reason}
@@ -68,9 +69,9 @@ def _walk(stream: Any, passed_over: Counter) -> Iterator[dict[str, Any]]:
     length = stream.seek(0, os.SEEK_END)
     expected, cut_off = 0, False
     for member, end in _members(stream, length):
-        yield from _gap(stream, expected, member.offset)
+        yield from _check_gap(stream, expected, member.offset)
         expected = end
-        kind = _passed_over(member)
+        kind = _kind_if_skipped(member)
         if kind is not None:
             passed_over.update([kind] if kind else [])
             continue
@@ -80,15 +81,15 @@ def _walk(stream: Any, passed_over: Counter) -> Iterator[dict[str, Any]]:
             image["error"] = f"cut off: the tar ends at byte {length}"
         yield image
     if expected <= length:
-        yield from _gap(stream, expected, length)
+        yield from _check_gap(stream, expected, length)
         if expected == length:
             yield {"id": "end", "error": f"the tar ends at byte {length} without its end mark: it may be cut off"}
     elif not cut_off:
         yield {"id": "end", "error": f"cut off: the tar ends at byte {length}, within a file or right behind it"}
 
 
-def _passed_over(member: tarfile.TarInfo) -> str | None:
-    """The kind of a member that is no image; empty for a folder, which holds nothing itself."""
+def _kind_if_skipped(member: tarfile.TarInfo) -> str | None:
+    """The kind of a member that is not an image, None for an image; empty for a folder, which is not counted."""
     if any(is_litter(part) for part in member.name.split("/") if part not in (".", "..")):
         return HIDDEN
     if member.isdir():
@@ -99,7 +100,7 @@ def _passed_over(member: tarfile.TarInfo) -> str | None:
 
 
 def _members(stream: Any, length: int) -> Iterator[tuple[tarfile.TarInfo, int]]:
-    """Each member, and where the next one is due. Blocks that are no header are passed over until one is."""
+    """Each member and the expected offset of the next one. Blocks are skipped until one is a header."""
     start = 0
     while start < length:
         stream.seek(start)
@@ -108,14 +109,14 @@ def _members(stream: Any, length: int) -> Iterator[tuple[tarfile.TarInfo, int]]:
                 for member in members:
                     yield member, members.offset
             return
-        # Of an empty file, of a last member longer than the tar, and of a long name whose own member is damaged:
-        # what follows that is looked for right behind it.
+        # Raised for an empty file, for a last member longer than the tar, and for a long name whose member is damaged:
+        # the search continues right after it.
         except (tarfile.TarError, ValueError, EOFError):
             start = max(-(-stream.tell() // 512) * 512, start + 512)
 
 
-def _gap(stream: Any, start: int, end: int) -> Iterator[dict[str, Any]]:
-    """A few zeros between members are tars joined into one, or the end; anything else was a member once."""
+def _check_gap(stream: Any, start: int, end: int) -> Iterator[dict[str, Any]]:
+    """Few zeros between members are the end of a tar, or of one of several concatenated; anything else is damage."""
     stream.seek(start)
     damaged = (end - start) % 512 > 0  # cut within a block
     for place in range(start, end, 1 << 20):

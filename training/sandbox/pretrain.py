@@ -1,13 +1,13 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Pre-trains the sandbox's tiny CLIPs on captioned scenes: U, the student to be, and P, the larger teacher to be.
+Pre-trains the sandbox's tiny CLIPs on captioned scenes: U, the future student, and P, the larger future teacher.
 
     python -m training.sandbox.pretrain U --output runs/pretrain/u
     python -m training.sandbox.pretrain P --output runs/pretrain/p [--seed 1]
 
-The result is an ordinary CLIP as a DenseVLM folder. It recognises scenes and is poor at regions; P becomes a teacher
-by CLIPSelf afterwards (`training/recipes/sandbox_clipself.yaml`).
+The result is an ordinary CLIP, saved as a DenseVLM. It recognises scenes but not regions; CLIPSelf then makes P a
+teacher (`training/recipes/sandbox_clipself.yaml`).
 """
 
 import argparse
@@ -31,8 +31,8 @@ MAX_WORDS = 32
 
 
 @dataclass
-class Tower:
-    """Size of a vision tower and what its captions tell."""
+class PretrainingConfig:
+    """The size of a vision tower and how it is pre-trained."""
 
     hidden_size: int
     intermediate_size: int
@@ -45,14 +45,14 @@ class Tower:
 
 
 TOWERS = {
-    # Captions name a piece of stuff seldom: this is where the foreground bias comes from.
-    "U": Tower(128, 512, 4, 4, 1.5e-3, stuff_probability=0.1, seed=1, steps=1_800),
-    "P": Tower(192, 576, 6, 6, 1.0e-3, stuff_probability=0.3, seed=2, steps=2_400),
+    # Captions rarely mention stuff: this causes the foreground bias.
+    "U": PretrainingConfig(128, 512, 4, 4, 1.5e-3, stuff_probability=0.1, seed=1, steps=1_800),
+    "P": PretrainingConfig(192, 576, 6, 6, 1.0e-3, stuff_probability=0.3, seed=2, steps=2_400),
 }
 
 
-def build_clip(tower: Tower, tokenizer: PreTrainedTokenizerBase, seed: int) -> CLIPModel:
-    """A freshly drawn CLIP with patches of 12 pixels and a small text tower."""
+def build_clip(tower: PretrainingConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> CLIPModel:
+    """A randomly initialized CLIP with a patch size of 12 and a small text tower."""
     config = CLIPConfig(
         vision_config={
             "hidden_size": tower.hidden_size,
@@ -83,8 +83,16 @@ def pretrain(
     name: str, output: Path, steps: int, scenes: int, batch_size: int = 96, repetition: int = 0
 ) -> DenseVLMModel:
     """
-    Contrastive training on `scenes` captioned scenes, `steps` batches; saves a complete folder. Another `repetition`
-    has other first weights, scenes and captions; 0 is that of the shipped models.
+    Contrastive training; saves model and processor.
+
+    Args:
+        name (`str`): `"U"` or `"P"`.
+        output (`Path`): folder to save to.
+        steps (`int`): number of batches.
+        scenes (`int`): number of different captioned scenes.
+        batch_size (`int`, *optional*, defaults to 96): scenes per batch.
+        repetition (`int`, *optional*, defaults to 0):
+            Selects other initial weights, scenes and captions; 0 is that of the shipped models.
     """
     tower = TOWERS[name]
     seed = tower.seed + 10 * repetition
@@ -129,20 +137,21 @@ def pretrain(
 
 
 def main() -> None:
+    """Parses the command line and pre-trains."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=TOWERS, help="which of the two towers")
+    parser.add_argument("name", choices=TOWERS, help="which of the two models")
     parser.add_argument("--output", type=Path, required=True, help="folder to save to")
-    parser.add_argument("--steps", type=int, help="batches; by default those of the shipped models")
-    parser.add_argument("--scenes", type=int, default=20_000)
+    parser.add_argument("--steps", type=int, help="number of batches; by default that of the shipped models")
+    parser.add_argument("--scenes", type=int, default=20_000, help="number of different scenes")
     parser.add_argument("--seed", type=int, default=0, help="0 is that of the shipped models")
     arguments = parser.parse_args()
     for key in ("steps", "scenes"):
         if getattr(arguments, key) is not None and getattr(arguments, key) < 1:
             parser.error(f"--{key} is a whole number from 1 on, got {getattr(arguments, key)}.")
     try:
-        arguments.output.mkdir(parents=True, exist_ok=True)  # before the hours, not after
+        arguments.output.mkdir(parents=True, exist_ok=True)  # now, not after hours of training
     except OSError as error:
-        parser.error(f"--output: the folder cannot be made: {error}")
+        parser.error(f"--output: the folder cannot be created: {error}")
     steps = arguments.steps or TOWERS[arguments.name].steps
     pretrain(arguments.name, arguments.output, steps, arguments.scenes, repetition=arguments.seed)
 

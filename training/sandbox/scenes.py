@@ -1,16 +1,16 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
 """
-A small world in which foreground bias can be seen on a laptop: scenes drawn from a seed, with exact masks.
+Synthetic scenes with exact masks, in which foreground bias can be observed on a laptop.
 
-Eight kinds of stuff (textures) fill one to three wavy bands; one to four things out of sixteen stand on them. Each
-kind of stuff is the *home* of two kinds of things (sky: kite, airplane ...). Captions name every thing but seldom the
-stuff, as people's captions do: a CLIP trained on them says "kite" where there is only sky.
+One to three of eight stuff categories (textures) fill wavy bands; up to four of sixteen thing categories are placed on
+them. Each stuff category is the *home* of two thing categories (sky: kite, airplane ...). Captions mention every thing
+but rarely the stuff, as people's captions do: a CLIP trained on them predicts "kite" where there is only sky.
 
     python -m training.sandbox.scenes --output runs/sandbox/data
 
 writes training images (a folder), a validation and a test split (COCO panoptic annotations) and `categories.json`.
-Every scene is a function of (seed, split, index) alone.
+Every scene is a pure function of (seed, split, index).
 """
 
 import argparse
@@ -43,11 +43,12 @@ HOMES = {
 STUFF = tuple(HOMES)
 THINGS = tuple(thing for things in HOMES.values() for thing in things)
 CATEGORIES = CategorySet.load(Path(__file__).parent / "categories.json")
+CATEGORY_IDS = dict(zip(CATEGORIES.names, CATEGORIES.ids or ()))
 
 TRAIN_HOME_PROBABILITY = 0.5
-"""Share of the things of training scenes that stand on their home."""
+"""Share of the things in training scenes that are on their home."""
 TEST_HOME_PROBABILITY = 2 / len(THINGS)
-"""On validation and test scenes any thing stands on any stuff: what is behind a thing says nothing about it."""
+"""In validation and test scenes, things are on any stuff with equal probability: the background is uninformative."""
 
 SPLITS = {
     "pretrain": (0, TRAIN_HOME_PROBABILITY),
@@ -60,11 +61,13 @@ SPLITS = {
 @dataclass
 class Scene:
     """
+    A scene with its annotation.
+
     Args:
         image (`np.ndarray` of shape `(96, 96, 3)`, uint8): RGB.
-        segment_ids (`np.ndarray` of shape `(96, 96)`, int32): which segment each pixel belongs to, from 1.
-        names (`list[str]`): the category of each segment.
-        at_home (`list[bool]`): of each segment, whether it is a thing on its home.
+        segment_ids (`np.ndarray` of shape `(96, 96)`, int32): the segment of each pixel, from 1.
+        names (`list[str]`): the category per segment.
+        at_home (`list[bool]`): per segment, whether it is a thing on its home.
     """
 
     image: np.ndarray
@@ -74,7 +77,7 @@ class Scene:
 
 
 def make_scene(seed: int, split: str, index: int) -> Scene:
-    """Draws scene `index` of a split."""
+    """Generates scene `index` of a split."""
     number, home_probability = SPLITS[split]
     rng = np.random.default_rng((seed, number, index))
     names = list(rng.choice(STUFF, size=rng.choice([1, 2, 3], p=[0.35, 0.4, 0.25]), replace=False))
@@ -85,7 +88,7 @@ def make_scene(seed: int, split: str, index: int) -> Scene:
         image[where] = _texture(rng, name)[where]
     at_home = [False] * len(names)
     bands = segment_ids.copy()
-    # Four scenes in a hundred have no thing.
+    # 4 % of the scenes contain no thing.
     count = 0 if rng.random() < 0.04 else rng.choice([1, 2, 3, 4], p=[0.4, 0.3, 0.2, 0.1])
     for _ in range(count):
         spot = _free_spot(rng, segment_ids, len(at_home) - sum(n in THINGS for n in names))
@@ -107,7 +110,7 @@ def make_scene(seed: int, split: str, index: int) -> Scene:
 
 
 def caption(scene: Scene, rng: np.random.Generator, stuff_probability: float) -> str:
-    """A caption as people write them: all things, and each kind of stuff with `stuff_probability`."""
+    """A caption that mentions all things, and each stuff category with `stuff_probability`."""
     things = [name for name in scene.names if name in THINGS]
     stuff = [name for name in scene.names if name in STUFF]
     named = sorted(set(things)) + [name for name in stuff if not things or rng.random() < stuff_probability]
@@ -116,7 +119,7 @@ def caption(scene: Scene, rng: np.random.Generator, stuff_probability: float) ->
 
 
 def _wavy_bands(rng: np.random.Generator, count: int) -> np.ndarray:
-    """`(96, 96)`, values 1..count from top to bottom."""
+    """Band numbers `(96, 96)`, 1..count from top to bottom."""
     x = np.arange(SIZE)
     y = np.arange(SIZE)[:, None]
     bands = np.ones((SIZE, SIZE), np.int32)
@@ -128,7 +131,7 @@ def _wavy_bands(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def _free_spot(rng: np.random.Generator, segment_ids: np.ndarray, stuff_count: int) -> tuple[int, int, int] | None:
-    """A square of 18 to 44 pixels that hides little of the things already there."""
+    """(x, y, side) of a square of 18 to 44 pixels that covers little of the things already placed, or None."""
     for _ in range(10):
         side = int(rng.integers(18, 45))
         x, y = rng.integers(0, SIZE - side + 1, size=2)
@@ -137,10 +140,10 @@ def _free_spot(rng: np.random.Generator, segment_ids: np.ndarray, stuff_count: i
     return None
 
 
-def _drop_hidden(scene: Scene, least: int = 40) -> Scene:
-    """Numbers the segments anew without those of which fewer than `least` pixels are left."""
+def _drop_hidden(scene: Scene, min_area: int = 40) -> Scene:
+    """Drops segments with fewer than `min_area` visible pixels and renumbers the others."""
     areas = np.bincount(scene.segment_ids.ravel(), minlength=len(scene.names) + 1)[1:]
-    kept = [i for i, area in enumerate(areas) if area >= least]
+    kept = [i for i, area in enumerate(areas) if area >= min_area]
     new = np.zeros(len(areas) + 1, np.int32)
     new[[i + 1 for i in kept]] = np.arange(1, len(kept) + 1)
     return Scene(scene.image, new[scene.segment_ids], [scene.names[i] for i in kept], [scene.at_home[i] for i in kept])
@@ -150,13 +153,13 @@ def _drop_hidden(scene: Scene, least: int = 40) -> Scene:
 
 
 def _noise(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
-    """Smooth noise of about -1..1, `(96, 96, 1)`."""
+    """Smooth noise in about -1..1, `(96, 96, 1)`."""
     coarse = Image.fromarray(rng.normal(0, 0.5, (rows, columns)).astype(np.float32))
     return np.asarray(coarse.resize((SIZE, SIZE), Image.Resampling.BICUBIC))[..., None]
 
 
 def _texture(rng: np.random.Generator, name: str) -> np.ndarray:
-    """`(96, 96, 3)`, float 0..255."""
+    """The texture of a stuff category, `(96, 96, 3)`, float 0..255."""
     y, x = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32)
     fine = rng.normal(0, 1, (SIZE, SIZE, 1))
     colour = np.array(_COLOURS[name], np.float32) + rng.normal(0, 12, 3)
@@ -201,7 +204,7 @@ _COLOURS = {
 
 
 def _sprite(rng: np.random.Generator, name: str, side: int) -> Image.Image:
-    """A thing on a transparent square: drawn on 0..100, mirrored and tilted at random."""
+    """A thing on a transparent square, randomly mirrored and rotated, RGBA."""
     scale = 1.28
     image = Image.new("RGBA", (128, 128), (0, 0, 0, 0))
     main, second = _colour(rng), _colour(rng)
@@ -213,15 +216,16 @@ def _sprite(rng: np.random.Generator, name: str, side: int) -> Image.Image:
 
 
 def _colour(rng: np.random.Generator) -> tuple[int, int, int]:
-    """A strong colour of any hue."""
+    """A saturated colour of random hue, RGB."""
     hue = rng.random() * 6
     channels = [np.clip(abs((hue + shift) % 6 - 3) - 1, 0, 1) for shift in (0, 4, 2)]
     light = rng.uniform(150, 255)
-    return tuple(int(light * (0.15 + 0.85 * c)) for c in channels)
+    red, green, blue = (int(light * (0.15 + 0.85 * c)) for c in channels)
+    return red, green, blue
 
 
 class _Pen:
-    """Draws on a square of 100 x 100 units."""
+    """Draws things on a square of 100 x 100 units."""
 
     def __init__(self, draw: ImageDraw.ImageDraw, scale: float):
         self.canvas, self.scale = draw, scale
@@ -242,6 +246,7 @@ class _Pen:
         self.canvas.line(self._at(points), fill=colour, width=max(round(width * self.scale), 1))
 
     def draw(self, name: str, main, second, rng: np.random.Generator) -> None:
+        """Draws a thing category in two colours."""
         dark, white = (30, 30, 35), (245, 245, 245)
         if name == "kite":
             self.polygon(main, 50, 2, 84, 34, 50, 72, 16, 34)
@@ -337,12 +342,12 @@ class _Pen:
 def write_scenes(folder: Path, seed: int, split: str, count: int) -> None:
     """
     Writes `folder/split/images/*.jpg`; for validation and test also `panoptic.json` and `panoptic/*.png` in COCO's
-    format, whose segments carry one field more, `at_home`.
+    format, with the additional field `at_home` per segment.
     """
     annotated = split in ("val", "test")
     for name in ("images", "panoptic") if annotated else ("images",):
         (folder / split / name).mkdir(parents=True, exist_ok=True)
-    for stale in (folder / split / "images").glob("??????.jpg"):  # of an earlier, larger set
+    for stale in (folder / split / "images").glob("??????.jpg"):  # left by an earlier, larger set
         if int(stale.stem) >= count:
             stale.unlink()
     write = partial(_write_scene, folder / split, seed, split, annotated)
@@ -354,8 +359,7 @@ def write_scenes(folder: Path, seed: int, split: str, count: int) -> None:
         "images": [image for image, _ in written],
         "annotations": [annotation for _, annotation in written],
         "categories": [
-            {"id": number, "name": name, "isthing": int(thing)}
-            for number, name, thing in zip(CATEGORIES.ids, CATEGORIES.names, CATEGORIES.is_thing)
+            {"id": CATEGORY_IDS[name], "name": name, "isthing": int(name in THINGS)} for name in CATEGORIES.names
         ],
     }
     (folder / split / "panoptic.json").write_text(json.dumps(content))
@@ -380,7 +384,7 @@ def _segment(scene: Scene, number: int) -> dict:
     x, y = int(columns.min()), int(rows.min())
     return {
         "id": number,
-        "category_id": CATEGORIES.ids[CATEGORIES.names.index(scene.names[number - 1])],
+        "category_id": CATEGORY_IDS[scene.names[number - 1]],
         "area": len(rows),
         "bbox": [x, y, int(columns.max()) + 1 - x, int(rows.max()) + 1 - y],
         "iscrowd": 0,
@@ -389,12 +393,15 @@ def _segment(scene: Scene, number: int) -> dict:
 
 
 def main() -> None:
+    """Parses the command line and writes all splits."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--train", type=int, default=10_000, help="training images")
-    parser.add_argument("--val", type=int, default=600, help="validation images (the offset δ is chosen on them)")
-    parser.add_argument("--test", type=int, default=1_200, help="test images (nothing is chosen on them)")
+    parser.add_argument("--seed", type=int, default=0, help="of all scenes")
+    parser.add_argument("--train", type=int, default=10_000, help="number of training images")
+    parser.add_argument(
+        "--val", type=int, default=600, help="number of validation images (the offset δ is chosen on them)"
+    )
+    parser.add_argument("--test", type=int, default=1_200, help="number of test images (nothing is chosen on them)")
     arguments = parser.parse_args()
     for split in ("train", "val", "test"):
         if getattr(arguments, split) < 1:
@@ -402,12 +409,12 @@ def main() -> None:
     try:
         arguments.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        parser.error(f"--output: the folder cannot be made: {error}")
+        parser.error(f"--output: the folder cannot be created: {error}")
     for split in ("train", "val", "test"):
         count = getattr(arguments, split)
         write_scenes(arguments.output, arguments.seed, split, count)
         print(f"{count} {split} scenes in {arguments.output / split}")
-    CATEGORIES.save(arguments.output / "categories.json")  # last: where it is, all is
+    CATEGORIES.save(arguments.output / "categories.json")  # last: it marks a complete set
 
 
 if __name__ == "__main__":

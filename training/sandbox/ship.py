@@ -4,11 +4,11 @@
 Writes the sandbox's models into `model_cards`: weights in half precision, processor, tokenizer.
 
     python -m training.sandbox.ship runs/pretrain/u densevlm-sandbox-u  # a newly trained one
-    python -m training.sandbox.ship                                     # all again, when configurations have changed
+    python -m training.sandbox.ship                                     # all of them, after a change of configurations
 
-The cards (`README.md`) are written by hand and stay as they are. The code that loads a model without this package is
-not kept there: `python -m modeling_densevlm.publish model_cards/NAME OUTPUT` writes a folder that has it. Instead, the
-configuration names the classes of the installed package, through the few lines of `REFERENCE`.
+The cards (`README.md`) are written by hand and not changed. The folders do not contain modeling code: their
+configurations refer to the installed package through the file `REFERENCE`. To load a model without the package, write
+a folder with the code by `python -m modeling_densevlm.publish model_cards/NAME OUTPUT`.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from modeling_densevlm.publish import publish
 MODEL_CARDS = Path(__file__).parents[2] / "model_cards"
 
 REFERENCE = "installed_package.py"
-"""The file of each folder that `auto_map` names: `AutoModel` and its kin find the package's classes there."""
+"""The file of each folder that `auto_map` names: auto classes find the package's classes there."""
 
 REFERENCE_CODE = '''\
 """The classes of the installed package; this folder holds no code of its own. Written by training.sandbox.ship."""
@@ -44,7 +44,7 @@ except ImportError as error:
 
 
 def ship(source: Path, folder: Path) -> None:
-    """Saves the model of a folder into another one, which refers to the installed package."""
+    """Saves the model in `source` to `folder`, with references to the installed package instead of code."""
     with tempfile.TemporaryDirectory() as temporary:
         published = publish(source, Path(temporary) / "model", torch.float16)
         folder.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def ship(source: Path, folder: Path) -> None:
 
 
 def refer_to_package(content: Any) -> Any:
-    """A configuration in which every `auto_map` names the classes of `REFERENCE`."""
+    """Makes every `auto_map` of a configuration refer to the classes in `REFERENCE`."""
     if not isinstance(content, dict):
         return content
     content = {key: refer_to_package(value) for key, value in content.items()}
@@ -68,7 +68,7 @@ def refer_to_package(content: Any) -> Any:
 
 
 def _refer(names: str | list[str] | None) -> str | list[str] | None:
-    """The name of a class, or a list of a class for each back end."""
+    """The reference to a class, or a list of references, one per back end."""
     if isinstance(names, list):
         return [_refer(name) for name in names]
     return names and f"{REFERENCE.removesuffix('.py')}.{names.split('.')[-1]}"
@@ -76,6 +76,7 @@ def _refer(names: str | list[str] | None) -> str | list[str] | None:
 
 @one_line_errors()
 def main(argv: Sequence[str] | None = None) -> None:
+    """Ships one newly trained model, or all models again."""
     parser = argparse.ArgumentParser(
         prog="python -m training.sandbox.ship",
         description=__doc__,

@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""A tokenizer that knows a list of words: enough for the captions of the sandbox and for category names in tests."""
+"""A word-level tokenizer for the captions of the sandbox and the category names in tests."""
 
 from collections.abc import Iterable
 
@@ -16,12 +16,12 @@ PAD, UNKNOWN, BEGIN, END = "<pad>", "<unk>", "<begin>", "<end>"
 
 def word_tokenizer(sentences: Iterable[str], max_length: int) -> PreTrainedTokenizerFast:
     """
-    A word-level tokenizer whose vocabulary are the words of `sentences`. `<end>` has the largest id, where CLIP's
-    text tower reads the sentence's feature.
+    A tokenizer whose vocabulary is the words of `sentences`. `<end>` has the largest id, at which CLIP's text tower
+    pools.
 
     Args:
-        sentences (`Iterable[str]`): all that it has to know; case does not matter.
-        max_length (`int`): tokens a sentence, `<begin>` and `<end>` included.
+        sentences (`Iterable[str]`): the corpus; case is ignored.
+        max_length (`int`): maximum number of tokens per sentence, including `<begin>` and `<end>`.
     """
     split = pre_tokenizers.Whitespace()
     words = sorted({word for sentence in sentences for word, _ in split.pre_tokenize_str(sentence.lower())})
@@ -44,6 +44,7 @@ def word_tokenizer(sentences: Iterable[str], max_length: int) -> PreTrainedToken
 
 
 def category_sentences(categories: CategorySet) -> list[str]:
-    """Every sentence ViLD's templates make of the categories' names and synonyms."""
-    names = [name for name, more in zip(categories.names, categories.synonyms) for name in (name, *more)]
+    """ViLD's templates filled with the names and synonyms of all categories."""
+    named = zip(categories.names, categories.synonyms)
+    names = [str(word) for name, synonyms in named for word in (name, *synonyms)]
     return [fill_template(template, name) for template in VILD_TEMPLATES for name in names]
