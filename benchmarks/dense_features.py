@@ -17,7 +17,7 @@ def discard_attention(tower: TransformerTower) -> None:
 
     def both(hidden_states, *context, dense_residual=None, **options):
         if dense_residual is not None:  # the prefix, which the dense path has left behind, is a token of the attention
-            tokens = torch.cat([hidden_states[:, : tower.prefix], hidden_states], dim=1)
+            tokens = torch.cat([hidden_states[:, : tower.num_prefix_tokens], hidden_states], dim=1)
             block.self_attn(block.layer_norm1(tokens), *context)
         return forward(hidden_states, *context, dense_residual=dense_residual, **options)
 

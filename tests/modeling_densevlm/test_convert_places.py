@@ -59,8 +59,8 @@ def test_a_clip_is_found_under_any_key_and_any_prefix_and_what_is_beside_it_repo
         found, report = convert_with_report(content, config)
         assert same(found, model) and found.text_model is not None, (wrapper, prefix)
         place = f"{wrapper}.{prefix.removeprefix('module.')}"
-        assert report.place == place and f"begin with {place}" in str(report)
-        assert report.set_aside == ["decoder.weight"] and "1 tensors set aside, no part of a CLIP: dec" in str(report)
+        assert report.location == place and f"prefix in the file: {place}" in str(report)
+        assert report.ignored == ["decoder.weight"] and "1 tensors outside the CLIP ignored: dec" in str(report)
 
 
 @pytest.mark.parametrize("tower", TOWERS)
@@ -74,18 +74,18 @@ def test_what_wrappers_put_into_the_middle_of_names_is_taken_out(exported, tower
 def test_names_of_transformers_and_of_a_vision_tower_alone_are_found_under_a_prefix(exported, make_tower, tokenizer):
     model, weights, config = exported("clip_vit")
     found, report = convert_with_report(under("model.clip.", model.state_dict()), config)
-    assert same(found, model) and (report.layout, report.place) == ("transformers", "model.clip.")
+    assert same(found, model) and (report.layout, report.location) == ("transformers", "model.clip.")
     for tower in ("siglip", "siglip2", "timm_vit"):
         states = {"state_dict": under("densevlm.", make_tower(tower, tokenizer).state_dict())}
         assert unwrap(states, "it").prefix == "densevlm."
     for prefix in ("image_encoder.", "backbone.", "model.visual_encoder."):
         alone = under(prefix, {key.removeprefix("visual."): tensor for key, tensor in vision(weights).items()})
         found, report = convert_with_report(alone, config)
-        assert same(found, model) and found.text_model is None and report.place == prefix
+        assert same(found, model) and found.text_model is None and report.location == prefix
     # A program that keeps the encoder a second time names the same tensors twice.
     twice = under("clip_model.", weights) | under("image_encoder.", {k[7:]: t for k, t in vision(weights).items()})
     found, report = convert_with_report(twice, config)
-    assert report.place == "clip_model." and len(report.set_aside) == len(vision(weights))
+    assert report.location == "clip_model." and len(report.ignored) == len(vision(weights))
 
 
 def test_several_clips_are_listed_and_chosen_by_their_prefix(exported, tmp_path, capsys):
@@ -105,12 +105,12 @@ def test_several_clips_are_listed_and_chosen_by_their_prefix(exported, tmp_path,
         assert same(convert_checkpoint(content, config, prefix=first), model), name
         found, report = convert_with_report(content, config, prefix=second)
         assert torch.equal(found.logit_scale, other["logit_scale"]), name
-        assert len(report.set_aside) == len(weights), name
+        assert len(report.ignored) == len(weights), name
         with pytest.raises(ValueError, match=r"no CLIP lies under the prefix 'elsewhere'; there is one under"):
             convert_checkpoint(content, config, prefix="elsewhere")
     same_twice = {"model": weights, "state_dict": dict(weights), "optimizer": {"exp_avg": other}}
     found, report = convert_with_report({**same_twice, "class_weights": torch.zeros(3)}, config)
-    assert same(found, model) and {"class_weights", "state_dict.visual.proj"} < set(report.set_aside)
+    assert same(found, model) and {"class_weights", "state_dict.visual.proj"} < set(report.ignored)
     with pytest.raises(ValueError, match="holds 2 CLIPs"):
         convert_checkpoint({"a": contents["flat"][0], "b": {}}, config, prefix="a")
     torch.save(contents["nested"][0], tmp_path / "c.pt")
@@ -134,9 +134,9 @@ def test_detectors_around_any_clip_give_its_vision_tower(exported, tower, names)
     tensors |= dict.fromkeys(heads, torch.zeros(1)) | {"backbone.fpn1.0.weight": torch.zeros(1)}
     found, report = convert_with_report({"meta": {"epoch": 3}, "state_dict": tensors}, config)
     assert same(found, model) and found.text_model is None and report.layout != "RegionCLIP"
-    assert report.set_aside == ["backbone.fpn1.0.weight", *sorted(heads)]
+    assert report.ignored == ["backbone.fpn1.0.weight", *sorted(heads)]
     found, report = convert_with_report({**weights, **dict.fromkeys(heads, torch.zeros(1))}, config)
-    assert found.text_model is not None and report.set_aside == sorted(heads)
+    assert found.text_model is not None and report.ignored == sorted(heads)
     # Detectors freeze batch norms, which then count no batches.
     uncounted = {key: tensor for key, tensor in tensors.items() if not key.endswith("num_batches_tracked")}
     assert same(convert_checkpoint(uncounted, config), model)
@@ -246,9 +246,9 @@ def test_rotary_tables_in_other_names_shapes_and_grids_are_compared(exported):
         "visual.rotary_emb.cos_cached": torch.cat([torch.ones(1, 8), cos]).bfloat16(),
     }
     found, report = convert_with_report({**weights, **tables}, config)
-    assert same(found, model) and report.checked == list(tables)
+    assert same(found, model) and report.verified == list(tables)
     found, report = convert_with_report(under("backbone.", {**vision(weights), **tables}), config)
-    assert report.checked == list(under("backbone.", tables))
+    assert report.verified == list(under("backbone.", tables))
     for name, table in tables.items():
         for wrong in (table + 0.1, table[:-1], table.flatten(0)[:0]):
             with pytest.raises(ValueError, match=rf"The rotary table 'clip\.{re.escape(name)}' .* is another than"):

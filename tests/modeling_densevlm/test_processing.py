@@ -304,7 +304,7 @@ def test_memory_of_the_labels_does_not_grow_with_the_number_of_categories(proces
         return interpolate(values, **options)
 
     monkeypatch.setattr(canvas, "interpolate", counting)
-    monkeypatch.setattr(canvas, "LARGEST_CHUNK", 4 * 64 * 64)
+    monkeypatch.setattr(canvas, "MAX_CHUNK_ELEMENTS", 4 * 64 * 64)
     few, many = (segmented(1, categories) for categories in (40, 200))
     for output in (few, many):
         processor.post_process_semantic_segmentation(output, target_sizes=[(64, 48)])

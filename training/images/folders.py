@@ -45,7 +45,7 @@ class Folder:
 def walk_folder(root: str) -> Folder:
     """Everything under a folder, each folder once; no file is looked at for more than its name and type."""
     found = Folder()
-    for place, reason in walk_files(root, each_once=True):
+    for place, reason in walk_files(root, visit_once=True):
         if isinstance(reason, OSError):
             found.unreadable[place] = f"{type(reason).__name__}: {reason}"
         elif reason is not None:
