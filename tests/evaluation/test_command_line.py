@@ -85,13 +85,13 @@ def test_a_file_that_is_there_stays_as_it_is(tmp_path):
 
 def test_a_folder_in_which_nothing_can_be_written_is_told():
     """Root may write everywhere, but not there."""
-    with pytest.raises(ValueError, match=r"--output: nothing can be written at /proc/m\.json: "):
+    with pytest.raises(ValueError, match=r"--output: /proc/m\.json cannot be written: "):
         check_output(Path("/proc/m.json"))
 
 
 def test_a_link_to_a_folder_that_is_gone_is_told(tmp_path):
     (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="nothing can be written"):
+    with pytest.raises(ValueError, match="cannot be written"):
         check_output(tmp_path / "gone" / "m.json")
 
 

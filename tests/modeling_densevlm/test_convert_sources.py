@@ -181,12 +181,12 @@ def test_a_model_that_the_other_layout_cannot_say_is_not_exported(make_tower, to
     mixed = make_tower("clip_vit", tokenizer)  # its text tower has QuickGELU as well
     mixed.config.vision_config.hidden_act = "gelu"
     with pytest.raises(
-        ValueError, match="cannot say this model: `vision_config.hidden_act` is gelu, and would be quick"
+        ValueError, match="cannot express this model: `vision_config.hidden_act` is gelu, and would become quick"
     ):
         export_checkpoint(mixed)
     turned = make_tower("eva02_clip")
     turned.config.vision_config.rope_theta = 100.0
-    with pytest.raises(ValueError, match="`vision_config.rope_theta` is 100.0, and would be 10000.0"):
+    with pytest.raises(ValueError, match="`vision_config.rope_theta` is 100.0, and would become 10000.0"):
         export_checkpoint(turned)
     pytest.importorskip("timm", reason="timm is not installed (extra `vision`)")
     with pytest.raises(ValueError, match="`vision_config.hidden_size` is 32, and would be 512"):
@@ -223,7 +223,7 @@ def test_what_does_not_fit_is_named_without_a_configuration_too():
         model = DenseVLMModel(convert_config(load_config("EVA02-CLIP-B-16")))
     weights, _ = rename(model.state_dict(), CHECKPOINT_LAYOUTS["eva02_clip_vision_model"].rules, to_ours=False)
     without = {key: tensor for key, tensor in weights.items() if key != "visual.head.bias"}
-    with pytest.raises(ValueError, match=r"The nearest is EVA02-CLIP-B-16, but: missing: .*\(visual.head.bias\)\."):
+    with pytest.raises(ValueError, match=r"The most similar is EVA02-CLIP-B-16, but: missing: .*\(visual.head.bias\)\."):
         detect_config(without)
     narrow = {**weights, "visual.head.weight": torch.empty(511, 768, device="meta")}
     with pytest.raises(ValueError, match=r"of another shape: visual_projection.weight \(511, 768\) instead of"):
@@ -312,7 +312,7 @@ def test_regionclips_files_give_their_clip_and_set_the_detector_aside(exported, 
     torch.save({"model": {**stored, **detector}, "iteration": 10, "trainer": {}}, file)
     found, report = convert_with_report(file, config)
     assert report.layout == "RegionCLIP" and sorted(report.ignored) == sorted(detector)
-    assert "4 tensors set aside, no part of a CLIP: offline_backbone" in str(report)
+    assert "4 tensors outside the CLIP ignored: offline_backbone" in str(report)
     image, tokens = torch.randn(1, 3, 64, 96), torch.tensor([[2, 5, 9, 74]])
     assert torch.equal(found.get_dense_features(image), model.get_dense_features(image))
     assert torch.equal(found.get_text_features(tokens).pooler_output, model.get_text_features(tokens).pooler_output)
@@ -334,7 +334,7 @@ def test_every_known_model_is_recognised_by_its_shapes_or_ambiguous_by_name(name
             detect_config(weights)
     elif kind in ("clip_vision_model", "clip_resnet_vision_model"):
         plain = name.removesuffix("-quickgelu")
-        with pytest.raises(ValueError, match=f"{plain}, {plain}-quickgelu, which differ in what no tensor shows"):
+        with pytest.raises(ValueError, match=f"{plain}, {plain}-quickgelu, which differ only in properties without tensors"):
             detect_config(weights)
     else:
         assert detect_config(weights)[0] == name
@@ -376,7 +376,7 @@ def test_rotary_tables_are_checked_and_those_of_another_model_refused(exported):
     key = "visual.blocks.1.attn.rope.freqs_sin"
     half = {name: tensor.half() if ".rope." in name else tensor for name, tensor in weights.items()}
     convert_checkpoint(half, config)
-    with pytest.raises(ValueError, match=f"The rotary table '{key}' .16, 8. is another than"):
+    with pytest.raises(ValueError, match=f"The rotary table '{key}' .16, 8. differs from"):
         convert_checkpoint({**weights, key: weights[key] + 0.01}, config)
     other = {**config, "vision_cfg": {**config["vision_cfg"], "pt_hw_seq_len": 14}}
     with pytest.raises(ValueError, match="`pt_hw_seq_len` 14"):
@@ -388,7 +388,7 @@ def test_rotary_tables_are_checked_and_those_of_another_model_refused(exported):
 def test_a_tower_of_another_kind_than_the_configuration_says_is_refused(exported):
     _, weights, _ = exported("clip_vit")
     _, _, config = exported("clip_resnet")
-    with pytest.raises(ValueError, match=r"another tower \(CLIP ResNet\) than the checkpoint holds \(CLIP ViT\)"):
+    with pytest.raises(ValueError, match=r"another tower \(CLIP ResNet\) than that of the checkpoint \(CLIP ViT\)"):
         convert_checkpoint(weights, config)
 
 
@@ -414,7 +414,7 @@ def test_first_generation_evas_and_siglips_without_a_form_there_are_refused(make
         convert_checkpoint({"visual.blocks.0.attn.qkv.weight": torch.zeros(3, 1)})
     with pytest.raises(ValueError, match="open_clip has no SigLIP tower of width 32"):
         export_checkpoint(make_tower("siglip"))
-    with pytest.raises(ValueError, match="siglip2_vision_model has no form in the layout of open_clip"):
+    with pytest.raises(ValueError, match="layout of open_clip has no equivalent of a siglip2_vision_model"):
         export_checkpoint(make_tower("siglip2"))
 
 
@@ -450,11 +450,11 @@ def test_the_command_line_converts_by_name_and_exports(exported, tokenizer, stud
     tokenizer.save_pretrained(tmp_path / "tokenizer")  # nothing else is there
     with pytest.raises(SystemExit):  # another model's files are there
         main([str(part) for part in arguments])
-    assert "is there already; give a new folder" in capsys.readouterr().err
+    assert "exists already; give a new folder" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "ours")
     main([str(part) for part in (*arguments[:4], "--processor", tmp_path / "tokenizer")])
     assert len(DenseVLMProcessor.from_pretrained(tmp_path / "ours").tokenizer) == len(tokenizer)
-    with pytest.raises(SystemExit, match="--processor .*: there is no tokenizer"):
+    with pytest.raises(SystemExit, match="--processor .*: no tokenizer found"):
         main([str(part) for part in (arguments[0], tmp_path / "half", *arguments[2:4], "--processor", tmp_path)])
     assert not (tmp_path / "half").exists()
     main(["--export", str(tmp_path / "ours"), str(tmp_path / "back.pt")])

@@ -587,7 +587,7 @@ def assert_value_path(model, image, dense_residual, attention="self_attn", norm=
     dense = model.get_dense_features(image, dense_residual=dense_residual)
     values = seen["values"][0] if isinstance(seen["values"], tuple) else seen["values"]
     tokens, grid = steps(model.vision_model, image)
-    residual = tokens[:, :1] if dense_residual == "cls" else model.vision_model.patches(tokens, grid)
+    residual = tokens[:, :1] if dense_residual == "cls" else model.vision_model.patch_tokens(tokens, grid)
     assert_close(seen["sum"], values + residual)
     assert dense.shape[2:] == (grid.height, grid.width)
 

@@ -198,7 +198,7 @@ def test_embedding_files_are_used_and_those_of_another_encoder_refused(recipe, t
     first, second = (weights_of(tmp_path / name) for name in ("first", "second"))
     assert all(torch.equal(first[name], second[name]) for name in first)
     with pytest.raises(
-        SystemExit, match="`student_embeddings` .*teacher_embeddings.safetensors: embeddings of width 40"
+        SystemExit, match="`student_embeddings` .*teacher_embeddings.safetensors: embeddings of 40 dimensions"
     ):
         run(recipe(output_dir=tmp_path / "third", student_embeddings=files["teacher"]))
 
