@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from transformers.utils import logging
 
@@ -57,12 +58,13 @@ class CategorySet:
                 raise ValueError(
                     "CategorySet: without a name, the first arguments are the categories' names and their flags."
                 )
-            name, names, is_thing = "categories", name, is_thing if names is None else names
+            flags: Any = is_thing if names is None else names
+            name, names, is_thing = "categories", name, flags
         if names is None or isinstance(names, str):
             got = name if names is None else names
             raise ValueError(f"CategorySet: the categories' names are a list, got {got!r}.")
         self.name = name
-        self.names = list(names)
+        self.names: list[str] = [*names]  # type: ignore[list-item]  # checked below
         # Tensors and arrays become lists of plain bools or ints.
         self.is_thing = None if is_thing is None else list(getattr(is_thing, "tolist", lambda: is_thing)())
         self.ids = None if ids is None else list(getattr(ids, "tolist", lambda: ids)())
@@ -75,12 +77,13 @@ class CategorySet:
         self._check_names()
 
     def _check_flags(self) -> None:
-        kinds = {type(flag) for flag in self.is_thing or []}
+        flags = self.is_thing or []
+        kinds = {type(flag) for flag in flags}
         if kinds <= {bool}:
             return
-        if kinds != {int} or min(self.is_thing) < 0:
+        if kinds != {int} or min(flags) < 0:
             raise ValueError(f"{self.name}: `is_thing` is one bool per category, or one group number per category.")
-        if max(self.is_thing) < 2:
+        if max(flags) < 2:
             raise ValueError(
                 f"{self.name}: `is_thing` in 0 and 1 is ambiguous: write true and false. (Numbers are groups, "
                 "0 thing and 1 stuff, where there are more than two.)"
@@ -154,7 +157,7 @@ class CategorySet:
             raise ValueError(f"{path}: the `name` of the set is a string, got {name!r}.")
         for index, category in enumerate(categories):
             _check_category(path, index, category)
-        flags = [_read_flag(path, index, category) for index, category in enumerate(categories)]
+        flags: list[Any] = [_read_flag(path, index, category) for index, category in enumerate(categories)]
         if None in flags and any(flag is not None for flag in flags):
             raise ValueError(f"{path}: {categories[flags.index(None)]['name']!r} has no `is_thing`, others have.")
         ids = [category.get("id") for category in categories]

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from .categories import CategorySet
 from .templates import DEFAULT_TEMPLATES, fill_template, get_templates
@@ -35,7 +36,7 @@ def region_cosines(region_embeds: Tensor, text_embeds: Tensor) -> Tensor:
         return normalize(region_embeds.float(), dim=-1) @ text_embeds.float().T
 
 
-def encoder_fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+def encoder_fingerprint(model: Any, tokenizer: PreTrainedTokenizerBase) -> str:
     """
     Hash of a text encoder's weights and vocabulary, which guards against the use of its embeddings with another one.
 
@@ -82,7 +83,7 @@ class CategoryEmbeddings:
     def compute(
         cls,
         categories: CategorySet,
-        model: PreTrainedModel,
+        model: Any,
         tokenizer: PreTrainedTokenizerBase,
         templates: str | Sequence[str] = DEFAULT_TEMPLATES,
         batch_size: int = 512,
@@ -112,7 +113,7 @@ class CategoryEmbeddings:
         _check_vocabulary(categories, tokenizer)
         max_length = model.config.text_config.max_position_embeddings
         padding = getattr(model.text_model, "padding", "longest")
-        embeds = []
+        pooled_chunks = []
         for start in range(0, len(prompts), batch_size):
             tokens = tokenizer(
                 prompts[start : start + batch_size],
@@ -122,9 +123,9 @@ class CategoryEmbeddings:
                 return_tensors="pt",
             ).to(model.device)
             pooled = model.get_text_features(tokens.input_ids, tokens.get("attention_mask")).pooler_output
-            embeds.append(normalize(pooled.float(), dim=-1))
-        embeds = torch.cat(embeds).split([len(more) * len(templates) for more in names])
-        embeds = normalize(torch.stack([rows.mean(0) for rows in embeds]), dim=-1)
+            pooled_chunks.append(normalize(pooled.float(), dim=-1))
+        per_category = torch.cat(pooled_chunks).split([len(more) * len(templates) for more in names])
+        embeds = normalize(torch.stack([rows.mean(0) for rows in per_category]), dim=-1)
         return cls(
             embeds,
             list(categories.names),
@@ -138,7 +139,7 @@ class CategoryEmbeddings:
     def resolve(
         cls,
         categories: CategorySet,
-        model: PreTrainedModel,
+        model: Any,
         tokenizer: PreTrainedTokenizerBase | None,
         templates: str | Sequence[str] = DEFAULT_TEMPLATES,
         *,
@@ -171,13 +172,13 @@ class CategoryEmbeddings:
             there is no given file.
         """
         has_text = getattr(model, "text_model", None) is not None and tokenizer is not None
-        encoder = encoder_fingerprint(model, tokenizer) if has_text else None
+        encoder = None if tokenizer is None or not has_text else encoder_fingerprint(model, tokenizer)
         dim = model.config.projection_dim
         if given is not None:
             embeddings = cls.load(given)
             embeddings.check(categories, dim, encoder, source=f"{option or 'embeddings'} {given}")
             return embeddings
-        if not has_text:
+        if tokenizer is None or not has_text:
             remedy = f": give {option}" if option else ""
             raise ValueError(f"{model.name_or_path or 'The model'} has no text tower or no tokenizer{remedy}.")
         if cached is not None:

@@ -72,8 +72,8 @@ class DenseVLMConfig(BackboneConfigMixin, PreTrainedConfig):
         "text_config": _TowerSpec(AutoConfig, model_type="clip_text_model", optional=True),
     }
 
-    vision_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
+    vision_config: Any = None
+    text_config: Any = None
     projection_dim: int | None = None
     logit_scale_init_value: float = 2.6592
     logit_bias_init_value: float | None = None

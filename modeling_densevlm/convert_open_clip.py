@@ -19,6 +19,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -76,7 +77,7 @@ def _convert_file(arguments: argparse.Namespace) -> None:
     tokenizer = _load_tokenizer(arguments.processor) if arguments.processor else None
     config = arguments.config or arguments.config_file
     model, report = convert_with_report(arguments.checkpoint, config, arguments.prefix)
-    processor = image_processor_for(model, load_config(config) if config else {})
+    processor: Any = image_processor_for(model, load_config(config) if config else {})
     if tokenizer is not None:
         processor = DenseVLMProcessor(processor, tokenizer)
     with staged(arguments.output) as (folder,):

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Registration of vision towers from outside this package, per process."""
 
+from typing import Any
+
 from transformers import AutoConfig, PreTrainedModel
 
 from .modeling_densevlm import VISION_TOWERS
@@ -21,7 +23,7 @@ def register_tower(tower: type[PreTrainedModel]) -> None:
     """
     if not (isinstance(tower, type) and issubclass(tower, VisionTower) and issubclass(tower, PreTrainedModel)):
         raise ValueError(f"{tower!r} is not a vision tower, a subclass of `VisionTower` and `PreTrainedModel`.")
-    model_type = getattr(tower.config_class, "model_type", None)
+    model_type: Any = getattr(tower.config_class, "model_type", None)
     known = VISION_TOWERS.get(model_type)
     if not model_type or known not in (None, tower):
         raise ValueError(

@@ -50,7 +50,9 @@ def walk_files(root: str | Path, visit_once: bool = False) -> Iterator[tuple[str
         `tuple[str, str | OSError | None]`: a path relative to `root`, and `None` for a file; otherwise the `OSError`
         of a folder that cannot be read, or the reason why the entry is skipped.
     """
-    waiting, links, entered = [("", frozenset())], [], set()
+    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    links: list[tuple[str, frozenset[tuple[int, int]]]] = []
+    entered: set[tuple[int, int]] = set()
     while waiting or links:
         place, above = waiting.pop() if waiting else links.pop(links.index(min(links, key=lambda link: link[0])))
         folder = os.path.join(root, place)
@@ -60,8 +62,8 @@ def walk_files(root: str | Path, visit_once: bool = False) -> Iterator[tuple[str
             if identity in (entered if visit_once else above):
                 yield place, LINKED_AGAIN if visit_once else LOOP
                 continue
-            with os.scandir(folder) as entries:
-                entries = sorted(entries, key=lambda entry: entry.name)
+            with os.scandir(folder) as scanned:
+                entries = sorted(scanned, key=lambda entry: entry.name)
         except OSError as error:
             yield place, error
             continue

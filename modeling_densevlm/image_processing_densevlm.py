@@ -168,7 +168,7 @@ class DenseVLMImageProcessingMixin(BaseImageProcessor):
     """Base of both back ends, which differ in how they resize: options, order of the steps, canvas."""
 
     model_input_names = ["pixel_values"]
-    valid_kwargs = DenseVLMImageProcessorKwargs
+    valid_kwargs = DenseVLMImageProcessorKwargs  # type: ignore[assignment]
 
     do_convert_rgb = True
     do_resize = True
@@ -180,6 +180,7 @@ class DenseVLMImageProcessingMixin(BaseImageProcessor):
     do_normalize = True
     image_mean = OPENAI_CLIP_MEAN
     image_std = OPENAI_CLIP_STD
+    resize: Any  # of the back end
     patch_size = None
     input_data_format = None
     return_tensors = "pt"
@@ -459,7 +460,9 @@ class DenseVLMImageProcessingMixin(BaseImageProcessor):
         Raises:
             `ValueError` for outputs without scores, and for arguments of another batch size.
         """
-        logits = getattr(outputs, "logits", None)
+        logits: Any = getattr(outputs, "logits", None)
+        dense: Any
+        texts: Any
         dense, texts = getattr(outputs, "dense_embeds", None), getattr(outputs, "text_embeds", None)
         if logits is None and (dense is None or texts is None):
             raise ValueError(
@@ -470,16 +473,19 @@ class DenseVLMImageProcessingMixin(BaseImageProcessor):
         for name, given in (("target_sizes", target_sizes), ("content_extent", content_extent)):
             if given is not None and len(given) != batch:
                 raise ValueError(f"The outputs are for {batch} images, but `{name}` has {len(given)} entries.")
-        results = []
+        results: list[Any] = []
+        content: tuple[float, float] | None
         for index in range(batch):
             if logits is None:
                 unit = torch.nn.functional.normalize(texts.float(), dim=-1).to(dense.device)
                 scores = torch.einsum("dhw,cd->chw", dense[index].float(), unit)
             else:
                 scores = logits[index].float()
-            content = None if content_extent is None else tuple(float(part) for part in content_extent[index])
+            content = None
+            if content_extent is not None:
+                content = float(content_extent[index][0]), float(content_extent[index][1])
             if target_sizes is not None:
-                size = tuple(int(side) for side in target_sizes[index])
+                size = int(target_sizes[index][0]), int(target_sizes[index][1])
             else:  # the map, or its part inside the image
                 width, height = content or (1.0, 1.0)
                 size = scaled(scores.shape[1], height), scaled(scores.shape[2], width)
@@ -522,12 +528,13 @@ class DenseVLMImageProcessor(DenseVLMImageProcessingMixin, PilBackend):
         return_tensors (`str`, *optional*, defaults to `"pt"`): `"pt"`, `"np"` or `None`, as in transformers.
     """
 
-    def resize(self, image: np.ndarray, size: SizeDict, resample: int | None = None, **_: Any) -> np.ndarray:
+    def resize(self, image: np.ndarray, size: SizeDict, resample: Any = None, **_: Any) -> np.ndarray:
         if image.dtype == np.uint8 and image.shape[0] == 3:
             return super().resize(image, size, resample=resample)
         # Channel by channel: transformers would round floats to bytes, and Pillow would take channels for colours.
         low, high = image.min(), image.max()
-        resized = [Image.fromarray(channel).resize((size.width, size.height), resample) for channel in image]
+        side: Any = (size.width, size.height)
+        resized = [Image.fromarray(channel).resize(side, resample) for channel in image]
         return np.stack([np.asarray(channel) for channel in resized]).clip(low, high)
 
     def _returned(self, values: torch.Tensor, return_tensors: str | TensorType | None) -> np.ndarray:
@@ -544,7 +551,7 @@ class DenseVLMImageProcessorTorchvision(DenseVLMImageProcessingMixin, Torchvisio
         kwargs: as for [`DenseVLMImageProcessor`].
     """
 
-    valid_kwargs = DenseVLMImageProcessorTorchvisionKwargs
+    valid_kwargs = DenseVLMImageProcessorTorchvisionKwargs  # type: ignore[assignment]
     device = None
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -663,9 +670,9 @@ def _per_channel(name: str, given: Any) -> list[float]:
     return values
 
 
-def _side(size: int | dict[str, int]) -> int:
+def _side(size: Any) -> int:
     """The longest side in pixels, from a number or a `size` dict of an image processor."""
-    side = size
+    side: Any = size
     if hasattr(size, "get"):
         side = next((size.get(key) for key in ("longest_edge", "shortest_edge", "height") if size.get(key)), None)
         if size.get("height") != size.get("width") and size.get("width") is not None:

@@ -73,7 +73,7 @@ class CLIPResNetAttentionPool(nn.Module):
         Returns:
             `torch.Tensor` of shape `(batch, height, width, dim)` if `dense`, otherwise `(batch, dim)`.
         """
-        size = tuple(hidden_states.shape[-2:])
+        size = (hidden_states.shape[-2], hidden_states.shape[-1])
         positions = resize_positions(self.positional_embedding, size, prefix=1)
         # (batch, height * width, dim), contiguous: some quantized layers ignore strides
         tokens = hidden_states.flatten(2).transpose(1, 2).contiguous()
@@ -100,7 +100,7 @@ class CLIPResNetVisionModel(ConvTower, PreTrainedModel):
 
     config: CLIPResNetVisionConfig
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment]  # a tuple, as in transformers
     supports_gradient_checkpointing = True
     _no_split_modules = ["CLIPResNetBottleneck", "CLIPResNetAttentionPool"]
     _supports_sdpa = True

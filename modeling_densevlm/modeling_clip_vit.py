@@ -41,7 +41,7 @@ class DenseCLIPEncoderLayer(CLIPEncoderLayer):
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, dense_residual: str | None = None, **kwargs
     ):
         if dense_residual is None:
-            return super().forward(hidden_states, attention_mask, **kwargs)
+            return super().forward(hidden_states, attention_mask, **kwargs)  # type: ignore[arg-type]  # may be None
         # The value path replaces the attention; residual and MLP stay. Queries, keys and softmax are not computed.
         values, _ = self.self_attn(self.layer_norm1(hidden_states), dense=True)
         hidden_states = values + (hidden_states[:, :1] if dense_residual == "cls" else hidden_states)

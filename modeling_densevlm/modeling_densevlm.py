@@ -111,7 +111,7 @@ class DenseVLMPreTrainedModel(PreTrainedModel):
     config_class = DenseVLMConfig
     base_model_prefix = "densevlm"
     main_input_name = "pixel_values"
-    input_modalities = ("image", "text")
+    input_modalities = ("image", "text")  # type: ignore[assignment]  # a tuple, as in transformers
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -128,7 +128,7 @@ class DenseVLMPreTrainedModel(PreTrainedModel):
                 if isinstance(layer, nn.Linear):
                     init.normal_(layer.weight, std=layer.in_features**-0.5 * self.config.initializer_factor)
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
-            if module.logit_bias is not None:
+            if module.logit_bias is not None and self.config.logit_bias_init_value is not None:
                 init.constant_(module.logit_bias, self.config.logit_bias_init_value)
 
     @classmethod
@@ -156,7 +156,7 @@ class DenseVLMPreTrainedModel(PreTrainedModel):
                 "modeling_densevlm.convert_open_clip`."
             )
         try:
-            model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+            loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         except OSError as error:
             if source is None or Path(source).exists():
                 raise
@@ -164,6 +164,7 @@ class DenseVLMPreTrainedModel(PreTrainedModel):
                 f"There is no folder {source}, and it is not available from the Hub: {str(error).splitlines()[0]} "
                 "Convert checkpoints of other layouts first (modeling_densevlm.convert_open_clip)."
             ) from error
+        model, info = loaded
         model._check_loading_info(source, info)
         return (model, info) if output_loading_info else model
 
@@ -180,7 +181,7 @@ class DenseVLMPreTrainedModel(PreTrainedModel):
                 f"{_shorten(mismatched)}. Use the folder the weights were saved with, or convert the checkpoint "
                 "(modeling_densevlm.convert_open_clip)."
             )
-        prefixes = ("vision_model.", "visual_projection.")
+        prefixes: tuple[str, ...] = ("vision_model.", "visual_projection.")
         if self.config.text_config is not None:
             prefixes += ("text_model.", "text_projection.", "logit_bias")
         unexpected = sorted(
@@ -217,7 +218,8 @@ class DenseVLMModel(BackboneMixin, DenseVLMPreTrainedModel):
         super().__init__(config)
         self.vision_model = _tower(VISION_TOWERS, config.vision_config)
         self.visual_projection = self.vision_model.make_projection(config.projection_dim)
-        self.text_model = self.text_projection = None
+        self.text_model: Any = None
+        self.text_projection: Any = None
         if config.text_config is not None:
             self.text_model = _tower(TEXT_TOWERS, config.text_config)
             self.text_projection = self.text_model.make_projection(config.projection_dim)
@@ -261,7 +263,7 @@ class DenseVLMModel(BackboneMixin, DenseVLMPreTrainedModel):
         config._attn_implementation = clip.config._attn_implementation
         model = cls(config)
         model.load_state_dict(clip.state_dict())
-        return model.to(clip.device, clip.dtype).train(clip.training)
+        return model.to(clip.device, clip.dtype).train(clip.training)  # type: ignore[arg-type]
 
     def fingerprint(self) -> str:
         """
@@ -458,7 +460,7 @@ class DenseVLMModel(BackboneMixin, DenseVLMPreTrainedModel):
             hidden_states=tuple(maps[name] for name in blocks) if output_hidden_states else None,
             attentions=features.attentions,
         )
-        if input_ids is not None:
+        if input_ids is not None and output.image_embeds is not None:
             output.text_embeds = self.get_text_features(input_ids, attention_mask).pooler_output
             output.logits_per_image = self._logits(output.image_embeds, output.text_embeds)
             output.logits_per_text = output.logits_per_image.T
@@ -478,7 +480,7 @@ class DenseVLMModel(BackboneMixin, DenseVLMPreTrainedModel):
         return logits if self.logit_bias is None else logits + self.logit_bias.to(images.device)
 
 
-def _tower(towers: dict[str, type[PreTrainedModel]], config: PreTrainedConfig) -> PreTrainedModel:
+def _tower(towers: dict[str, Any], config: PreTrainedConfig) -> Any:
     if config.model_type not in towers:
         raise ValueError(f"{config.model_type!r} is no tower of a DenseVLM; there are {', '.join(towers)}.")
     return towers[config.model_type]._from_config(config)

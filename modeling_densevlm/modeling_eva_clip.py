@@ -165,7 +165,7 @@ class Eva02CLIPVisionModel(TransformerTower, PreTrainedModel):
 
     config: Eva02CLIPVisionConfig
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment]  # a tuple, as in transformers
     supports_gradient_checkpointing = True
     _no_split_modules = ["Eva02CLIPEncoderLayer", "Eva02CLIPVisionEmbeddings"]
     _supports_sdpa = True

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The vision towers of SigLIP and SigLIP 2 (Zhai et al., 2023; Tschannen et al., 2025) with dense features."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -89,11 +91,15 @@ class PoolingAttention(nn.MultiheadAttention):
         return self.out_proj((attention @ value).transpose(1, 2).flatten(2)), None
 
 
-class DensePoolingHead:
+class DensePoolingHead(nn.Module):
     """
     Mixin that adds a dense mode to SigLIP's attention pooling head: its output, at every location, for a probe that
     attends to that location only. This is the value path of the attention, followed by the head's residual MLP.
     """
+
+    probe: nn.Parameter
+    mlp: nn.Module
+    layernorm: nn.Module
 
     def __init__(self, config: SiglipVisionConfig | Siglip2VisionConfig):
         super().__init__(config)
@@ -132,6 +138,7 @@ class SiglipTower(TransformerTower):
     projection_bias = None
     pooling_head: type
     patch_embeddings: type
+    post_init: Any
 
     def __init__(self, config: SiglipVisionConfig | Siglip2VisionConfig):
         super().__init__(config)

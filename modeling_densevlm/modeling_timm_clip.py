@@ -18,8 +18,8 @@ try:
     from timm.layers import Mlp, PatchEmbed
     from timm.models.vision_transformer import Attention, Block, VisionTransformer
 except ImportError:
-    timm = None
-    Attention = Block = Mlp = PatchEmbed = VisionTransformer = nn.Module
+    timm = None  # type: ignore[assignment]
+    Attention = Block = Mlp = PatchEmbed = VisionTransformer = nn.Module  # type: ignore
 
 
 def create_trunk(architecture: str, **arguments: Any) -> nn.Module:
@@ -59,7 +59,7 @@ class TimmTower(VisionTower, PreTrainedModel):
     """Base of the timm towers: initialization, gradient checkpointing per block, and the MLP projection."""
 
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment]  # a tuple, as in transformers
     supports_gradient_checkpointing = True
     gradient_checkpointing = False
     _supports_sdpa = True
@@ -173,13 +173,15 @@ class TimmTrunk(VisionTransformer):
 
     def forward(self, pixel_values: Tensor, size: tuple[int, int]) -> Tensor:
         hidden_states = self.patch_embed(pixel_values).flatten(1, 2)  # (batch, patches, hidden)
+        assert self.pos_embed is not None  # by `check_plain_vit`
+        positions = self.pos_embed[0]
         prefix = [token for token in (self.cls_token, self.reg_token) if token is not None]
         prefix = [token.expand(hidden_states.shape[0], -1, -1) for token in prefix]
         if self.no_embed_class:
-            hidden_states = hidden_states + resize_positions(self.pos_embed[0], size, prefix=0)
+            hidden_states = hidden_states + resize_positions(positions, size, prefix=0)
         hidden_states = torch.cat([*prefix, hidden_states], dim=1)
         if not self.no_embed_class:
-            hidden_states = hidden_states + resize_positions(self.pos_embed[0], size, self.num_prefix_tokens)
+            hidden_states = hidden_states + resize_positions(positions, size, self.num_prefix_tokens)
         return self.norm_pre(hidden_states)
 
 
@@ -196,7 +198,7 @@ class TimmViTVisionModel(TransformerTower, TimmTower):
 
     def __init__(self, config: TimmViTVisionConfig):
         super().__init__(config)
-        self.trunk = create_trunk(
+        self.trunk: Any = create_trunk(
             config.architecture,
             img_size=config.image_size,
             patch_size=config.patch_size,
@@ -210,7 +212,8 @@ class TimmViTVisionModel(TransformerTower, TimmTower):
         if config.pooling not in ("avg", "token") or (config.pooling == "token" and self.trunk.cls_token is None):
             raise ValueError(f"`pooling` is 'avg', or 'token' where there is a class token; got {config.pooling!r}.")
         # `embed` crops the image already, and timm's check would make the image size a constant of traced graphs.
-        self.trunk.patch_embed.img_size = None
+        patch_embed: Any = self.trunk.patch_embed
+        patch_embed.img_size = None
         self.trunk.__class__ = TimmTrunk
         self.blocks[-1].__class__ = DenseTimmBlock
         self.blocks[-1].attn.__class__ = DenseTimmAttention

@@ -264,7 +264,8 @@ def load_processing(
     """Loads the image processor and the tokenizer (`None` if there is none) of a folder or Hub name."""
     if backend not in BACK_ENDS:
         raise ValueError(f"`backend` is one of {', '.join(BACK_ENDS)}, got {backend!r}.")
-    image_processor = BACK_ENDS[backend].from_pretrained(folder, **kwargs)
+    back_end: Any = BACK_ENDS[backend]
+    image_processor = back_end.from_pretrained(folder, **kwargs)
     try:
         return image_processor, AutoTokenizer.from_pretrained(folder, **kwargs)
     except (OSError, ValueError, ImportError) as error:

@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -95,7 +96,7 @@ def publish(source: str | Path, output: str | Path, dtype: torch.dtype | None = 
     return output
 
 
-def new_card(name: str, model: DenseVLMModel, image_processor: object) -> str:
+def new_card(name: str, model: DenseVLMModel, image_processor: Any) -> str:
     """A model card with what is known of any model."""
     return CARD.format(
         name=name,

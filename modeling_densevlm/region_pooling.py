@@ -13,6 +13,7 @@ For all boxes of an image this is one matrix product: exact, differentiable, fas
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -121,7 +122,7 @@ def _pool(feature_map: Tensor, weights: Sequence[Tensor]) -> Tensor:
     with torch.autocast(feature_map.device.type, enabled=False):  # bfloat16 weights would be too coarse
         tokens = feature_map.flatten(2).transpose(1, 2)
         tokens = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
-        max_regions = 0
+        max_regions: Any = 0  # symbolic while exporting
         for w in weights:
             max_regions = torch.sym_max(max_regions, w.shape[0])
         padded = torch.stack([pad(w.to(tokens), (0, 0, 0, max_regions - w.shape[0])) for w in weights])

@@ -20,6 +20,7 @@ class TextTower:
     with `"max_length"`, texts are padded to the maximum length and there is no attention mask.
     """
 
+    config: Any
     padding: ClassVar[str] = "longest"
 
     def make_projection(self, dim: int) -> nn.Module:
@@ -36,7 +37,8 @@ class CLIPTextTower(TextTower, CLIPTextModel):
 
     def __init__(self, config: CLIPTextConfig):
         super().__init__(config)
-        if config.eos_token_id is None or config.eos_token_id >= config.vocab_size:
+        eos_token_id: Any = config.eos_token_id
+        if eos_token_id is None or eos_token_id >= config.vocab_size:
             self.eos_token_id = 2
 
     def make_projection(self, dim):

@@ -56,7 +56,7 @@ class Grid(NamedTuple):
     """Further inputs of every block, after tokens and attention mask: the rotary tables of towers that have them."""
 
 
-class VisionTower:
+class VisionTower(nn.Module):
     r"""
     Mixin of all vision towers.
 
@@ -80,6 +80,11 @@ class VisionTower:
     * `has_class_token`: whether the first token is a class token.
     """
 
+    config: Any
+    dtype: torch.dtype
+    _can_record_outputs: dict[str, Any] | None
+    gradient_checkpointing: bool
+    _gradient_checkpointing_func: Any
     projection_bias: ClassVar[bool | None] = False
     dense_last_block: ClassVar[bool] = False
     has_class_token: ClassVar[bool] = False
@@ -241,7 +246,9 @@ class VisionTower:
                 "`output_attentions` is for eager attention (`model.set_attn_implementation('eager')`) of a tower "
                 f"whose blocks give it: a {self.config.model_type} with {self.config._attn_implementation} does not."
             )
-        names, maps, all_hidden_states = self.stage_names, {}, ()
+        names = self.stage_names
+        maps: dict[str, Tensor] = {}
+        all_hidden_states: tuple[Tensor, ...] = ()
         if not set(stages) <= set(names):
             raise ValueError(f"`stages` are names of {', '.join(names)}; got {', '.join(sorted(stages))}.")
         if output_hidden_states is None:
@@ -266,7 +273,8 @@ class VisionTower:
             last_hidden_state = tap(-1, self.run(hidden_states, grid, num_shared))
             pooler_output = self.read(last_hidden_state, grid, pooled=True)
         if output_hidden_states:
-            all_hidden_states += (last_hidden_state if pooled else dense_hidden_state,)
+            last = last_hidden_state if pooled else dense_hidden_state
+            all_hidden_states += () if last is None else (last,)
         return VisionFeatures(
             last_hidden_state=last_hidden_state,
             pooler_output=pooler_output,
@@ -302,7 +310,7 @@ class VisionTower:
         The input of a block, marked as requiring a gradient where re-entrant checkpointing needs that: it computes no
         gradients for a block's parameters unless an input requires one, which is not so after a frozen embedding.
         """
-        owner = block if hasattr(block, "gradient_checkpointing") else self
+        owner: Any = block if hasattr(block, "gradient_checkpointing") else self
         if owner.gradient_checkpointing and owner.training and not hidden_states.requires_grad:
             options = getattr(owner._gradient_checkpointing_func, "keywords", {})
             if torch.is_grad_enabled() and options.get("use_reentrant", True):
@@ -332,6 +340,7 @@ class TransformerTower(VisionTower):
     [`~TransformerTower.read_tokens`] and [`~TransformerTower.read_pooled`].
     """
 
+    encoder: Any
     num_prefix_tokens: int = 1
     dense_last_block: ClassVar[bool] = True
     has_class_token: ClassVar[bool] = True
@@ -377,7 +386,8 @@ class TransformerTower(VisionTower):
 
     def unused_when_dense(self, last: nn.Module) -> list[nn.Module]:
         """The layers of the last block that its dense path does not use."""
-        return [last.self_attn.q_proj, last.self_attn.k_proj]
+        attention: Any = last.self_attn
+        return [attention.q_proj, attention.k_proj]
 
     def trainable_blocks(self):
         *trunk, last = self.blocks

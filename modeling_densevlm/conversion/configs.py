@@ -14,7 +14,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.utils import logging
 
 from ..configuration_densevlm import DenseVLMConfig
@@ -32,7 +32,7 @@ logger = logging.get_logger(__name__)
 
 Json = Mapping[str, Any]
 
-_MODEL_FIELDS = (
+_MODEL_FIELDS: tuple[set[str], dict[str, tuple[Any, ...]]] = (
     {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text", "init_logit_scale", "init_logit_bias"}
     # Shape and dtypes, and keys that golden files add to the JSON.
     | {"nonscalar_logit_scale", "cast_dtype", "output_dict", "timm_override"},
@@ -301,7 +301,7 @@ def _timm_projection(vision: Json) -> dict[str, Any]:
     }
 
 
-def timm_trunk(architecture: str) -> nn.Module:
+def timm_trunk(architecture: str) -> Any:
     """Network of timm on the meta device, for its sizes."""
     try:
         return create_trunk(architecture, device="meta")

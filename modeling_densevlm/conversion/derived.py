@@ -130,7 +130,7 @@ def exported_tables(vision: Any) -> dict[str, Tensor]:
     side = vision.image_size // vision.patch_size
     head_dim = vision.hidden_size // vision.num_attention_heads
     owners = ["visual.rope", *(f"visual.blocks.{i}.attn.rope" for i in range(vision.num_hidden_layers))]
-    tables = {}
+    tables: dict[str, Tensor] = {}
     for owner in owners:
         cos, sin = rotary_tables((side, side), head_dim, vision.rope_grid, vision.rope_theta)
         tables |= {f"{owner}.freqs_cos": cos, f"{owner}.freqs_sin": sin}

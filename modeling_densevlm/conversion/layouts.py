@@ -57,8 +57,8 @@ def rename(tensors: Mapping[str, Tensor], rules: list[Rule], to_ours: bool) -> t
         sources, targets = (rule.theirs, rule.ours) if to_ours else (rule.ours, rule.theirs)
         sources, targets = (names if isinstance(names, tuple) else (names,) for names in (sources, targets))
         pattern = _pattern(sources[0])
-        for key in [key for key in left if pattern.fullmatch(key)]:
-            found = pattern.fullmatch(key).groups()
+        for match in [match for match in map(pattern.fullmatch, list(left)) if match]:
+            key, found = match[0], match.groups()
             pieces = [_fill(name, found) for name in sources]
             if not all(piece in left for piece in pieces):
                 continue

@@ -167,18 +167,18 @@ def to_reference_names(tensors: Mapping[str, Tensor], prefix: str = "") -> ClipT
     named, origin = _rename_each(tensors, clean)
     named, origin = _rename_gamma_beta(named, origin)
     nested = tuple(other for other in clip_prefixes(named) if other != prefix and other.startswith(prefix))
-    inside = [name for name in named if name.startswith(prefix) and not name.startswith(nested)]
-    layout = _detect_layout({name.removeprefix(prefix) for name in inside})
+    names = [name for name in named if name.startswith(prefix) and not name.startswith(nested)]
+    layout = _detect_layout({name.removeprefix(prefix) for name in names})
     if (
         prefix == "backbone."
         and layout == _VISION_ONLY
         and any(name.startswith(("lang_encoder.", *REGIONCLIP_IGNORED)) for name in named)
     ):
         layout = "RegionCLIP"
-        inside += [name for name in named if name.startswith("lang_encoder.")]
+        names += [name for name in named if name.startswith("lang_encoder.")]
     elif prefix and layout in _PARTS:
-        inside = [name for name in inside if name.removeprefix(prefix).split(".")[0] in _PARTS[layout]]
-    inside = {name: name.removeprefix(prefix) for name in inside}
+        names = [name for name in names if name.removeprefix(prefix).split(".")[0] in _PARTS[layout]]
+    inside = {name: name.removeprefix(prefix) for name in names}
     inside = {name: short for name, short in inside.items() if not _OTHER_MODULES.fullmatch(short)}
     ignored = sorted(origin[name] for name in named if name not in inside)
 
@@ -215,7 +215,8 @@ def _rename_each(
     tensors: Mapping[str, Tensor], name: Callable[[str], str], origin: Mapping[str, str] | None = None
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Renames tensors. Also returns the file's name by the new one; `origin` has those by the current one."""
-    renamed, found = {}, {}
+    renamed: dict[str, Tensor] = {}
+    found: dict[str, str] = {}
     for key, tensor in tensors.items():
         new, in_file = name(key), key if origin is None else origin[key]
         if new in renamed:

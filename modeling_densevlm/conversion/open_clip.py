@@ -117,8 +117,10 @@ def convert_with_report(
     prefix: str | None = None,
 ) -> tuple[DenseVLMModel, ConversionReport]:
     """As [`convert_checkpoint`], but also returns the [`ConversionReport`]."""
-    is_mapping = isinstance(checkpoint, Mapping)
-    file = unwrap(checkpoint, "The checkpoint", prefix) if is_mapping else read_checkpoint(checkpoint, prefix)
+    if isinstance(checkpoint, Mapping):
+        file = unwrap(checkpoint, "The checkpoint", prefix)
+    else:
+        file = read_checkpoint(checkpoint, prefix)
     clip = to_reference_names(file.tensors, file.prefix)
     weights = clip.tensors
     if config is None:

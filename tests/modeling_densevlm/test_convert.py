@@ -150,7 +150,9 @@ def test_a_safetensors_file_with_a_damaged_header_is_refused(checkpoint, tmp_pat
 def test_a_torchscript_archive_is_not_run_and_the_hub_named(tmp_path):
     program = torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2))
     program.save(str(tmp_path / "ViT-B-16.pt"))
-    with pytest.raises(ValueError, match=r"TorchScript archive, which contains code, and was not executed.*openai/clip-"):
+    with pytest.raises(
+        ValueError, match=r"TorchScript archive, which contains code, and was not executed.*openai/clip-"
+    ):
         read_checkpoint(tmp_path / "ViT-B-16.pt")
 
 

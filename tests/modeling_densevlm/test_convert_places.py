@@ -193,7 +193,9 @@ def test_a_text_tower_of_another_library_leaves_the_vision_tower(exported):
     }
     file = {**vision(weights), "logit_scale": weights["logit_scale"], **bert}
     theirs = {**config, "text_cfg": {"hf_model_name": "microsoft/BiomedNLP", "hf_proj_type": "mlp"}}
-    with pytest.raises(ValueError, match=r"'text\.proj\.0\.weight' .*The vision tower can be converted without it: `prefix=\"vis"):
+    with pytest.raises(
+        ValueError, match=r"'text\.proj\.0\.weight' .*The vision tower can be converted without it: `prefix=\"vis"
+    ):
         convert_checkpoint(file, theirs)
     with pytest.raises(
         ValueError, match=r"not converted: hf_model_name \('microsoft/BiomedNLP'\). The vision tower can"

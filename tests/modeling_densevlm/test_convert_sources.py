@@ -223,7 +223,9 @@ def test_what_does_not_fit_is_named_without_a_configuration_too():
         model = DenseVLMModel(convert_config(load_config("EVA02-CLIP-B-16")))
     weights, _ = rename(model.state_dict(), CHECKPOINT_LAYOUTS["eva02_clip_vision_model"].rules, to_ours=False)
     without = {key: tensor for key, tensor in weights.items() if key != "visual.head.bias"}
-    with pytest.raises(ValueError, match=r"The most similar is EVA02-CLIP-B-16, but: missing: .*\(visual.head.bias\)\."):
+    with pytest.raises(
+        ValueError, match=r"The most similar is EVA02-CLIP-B-16, but: missing: .*\(visual.head.bias\)\."
+    ):
         detect_config(without)
     narrow = {**weights, "visual.head.weight": torch.empty(511, 768, device="meta")}
     with pytest.raises(ValueError, match=r"of another shape: visual_projection.weight \(511, 768\) instead of"):
@@ -334,7 +336,9 @@ def test_every_known_model_is_recognised_by_its_shapes_or_ambiguous_by_name(name
             detect_config(weights)
     elif kind in ("clip_vision_model", "clip_resnet_vision_model"):
         plain = name.removesuffix("-quickgelu")
-        with pytest.raises(ValueError, match=f"{plain}, {plain}-quickgelu, which differ only in properties without tensors"):
+        with pytest.raises(
+            ValueError, match=f"{plain}, {plain}-quickgelu, which differ only in properties without tensors"
+        ):
             detect_config(weights)
     else:
         assert detect_config(weights)[0] == name

@@ -234,7 +234,7 @@ def test_embeddings_of_another_encoder_of_the_same_width_are_refused(recipe, tmp
     weights["text_projection.weight"] = weights["text_projection.weight"] + 1
     save_file(weights, other / "model.safetensors", {"format": "pt"})
     file = tmp_path / "first" / "student_embeddings.safetensors"
-    with pytest.raises(SystemExit, match="made by the text encoder"):
+    with pytest.raises(SystemExit, match="computed with the text encoder"):
         run(recipe(output_dir=tmp_path / "second", model=other, student_embeddings=file))
 
 
