@@ -80,6 +80,7 @@ test-core: $(VENV)-core/test.stamp
 style: $(VENV)/all.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 benchmark: $(VENV)/all.stamp
 	$(BIN)/python -m benchmarks.region_pooling

@@ -16,10 +16,8 @@ def discard_attention(tower: TransformerTower) -> None:
     forward = block.forward
 
     def both(hidden_states, *context, dense_residual=None, **options):
-        if (
-            dense_residual is not None
-        ):  # the dense path has dropped the prefix tokens, which take part in the attention
-            tokens = torch.cat([hidden_states[:, : tower.prefix], hidden_states], dim=1)
+        if dense_residual is not None:  # the dense path dropped the prefix tokens, which take part in the attention
+            tokens = torch.cat([hidden_states[:, : tower.num_prefix_tokens], hidden_states], dim=1)
             block.self_attn(block.layer_norm1(tokens), *context)
         return forward(hidden_states, *context, dense_residual=dense_residual, **options)
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""The model: dense features of a CLIP in the image-text space, regions, categories."""
+"""The DenseVLM model: dense features in the image-text space of a CLIP, regions and categories."""
 
 from transformers import (
     AutoBackbone,
@@ -20,8 +20,8 @@ from .processing_densevlm import DenseVLMProcessor
 from .region_pooling import grid_boxes
 
 
-# In this process, `AutoModel` and its kin know the classes by their model type; a saved folder carries these files
-# as remote code for processes in which the package is not installed.
+# Registers the classes with the auto classes of this process. Saved folders carry these files as remote code, for
+# processes without this package.
 AutoConfig.register(DenseVLMConfig.model_type, DenseVLMConfig)
 AutoModel.register(DenseVLMConfig, DenseVLMModel)
 AutoBackbone.register(DenseVLMConfig, DenseVLMModel)

@@ -1,6 +1,9 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Where an image lies on the canvas that the model sees, and boxes, masks and labels from one to the other."""
+"""
+Coordinates of an image on its canvas, the padded image that the model receives, and the conversion of boxes, masks and
+labels between the two.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,29 +14,36 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 
-LARGEST_CHUNK = 2**26
-"""Numbers that are held at a time while the scores of all categories are enlarged."""
+MAX_CHUNK_ELEMENTS = 2**26
+"""Limit on the elements in memory while the scores of all categories are upsampled, a chunk at a time."""
 
-FEW_PIXELS = 4
-"""Boxes within 0..1 on an image with a longer side than this are fractions, not pixels."""
+MAX_TINY_SIDE = 4
+"""In pixels. On images with a longer side than this, boxes within 0..1 are taken for fractions and refused."""
 
 
 def content_extent(width: int, height: int) -> tuple[float, float]:
     """
-    Which part of the padded square an image covers: `(width, height) / longest side`. The exact fraction, not a
-    rounded number of pixels, so that it is the same place for every tower whatever its input size.
+    Fraction of the padded square that an image covers, `(width, height) / longest side`. It is exact rather than
+    derived from rounded pixels, so that it denotes the same place for every tower and input size.
+
+    Args:
+        width (`int`): of the image, in pixels.
+        height (`int`): of the image, in pixels.
+
+    Returns:
+        `tuple[float, float]`: fractions of the canvas's width and height.
     """
     longest = max(width, height)
     return width / longest, height / longest
 
 
 def scaled(length: int, scale: float) -> int:
-    """A side of an image at another scale, in whole pixels (or cells of a map), one at least."""
+    """A side length in pixels (or cells of a map) at another scale, rounded, at least 1."""
     return max(int(length * scale + 0.5), 1)
 
 
 def pad_image(content: Tensor, height: int, width: int) -> Tensor:
-    """`(channels, h, w)` with black to the right and below: a view of rows of pixels, as convolutions like it."""
+    """Pads `(channels, h, w)` with zeros at the right and bottom; the result is channels-last in memory."""
     canvas = content.new_zeros(height, width, len(content)).permute(2, 0, 1)
     canvas[:, : content.shape[1], : content.shape[2]] = content
     return canvas
@@ -41,17 +51,19 @@ def pad_image(content: Tensor, height: int, width: int) -> Tensor:
 
 def masks_to_map(masks: Tensor, content: tuple[int, int], map_size: tuple[int, int]) -> Tensor:
     r"""
-    Masks at the resolution of the dense map. One bicubic resize of the full mask to the content's size on the map,
-    without antialias, padded with 0; a cell belongs to the mask where the result is above 0. (With antialias, as newer
-    torchvision does by default, the masks would be others: mean IoU 0.27.)
+    Resizes masks to the resolution of the dense map.
+
+    As in the reference, the full mask is resized once, bicubically and without antialiasing, to the size
+    of the image on the map, and cells with a value above 0 belong to the mask. (Antialiasing, the default of newer
+    torchvision, gives clearly different masks: mean IoU 0.27.)
 
     Args:
-        masks (`Tensor` of shape `(n, height, width)`): bool, at the image's resolution.
-        content (`(int, int)`): height and width of the image on the map.
-        map_size (`(int, int)`): height and width of the map.
+        masks (`torch.Tensor` of shape `(n, height, width)`): bool, at the resolution of the image.
+        content (`tuple[int, int]`): height and width of the image on the map, in cells.
+        map_size (`tuple[int, int]`): height and width of the map, in cells.
 
     Returns:
-        `Tensor` of shape `(n, *map_size)`, bool.
+        `torch.Tensor` of shape `(n, *map_size)`, bool; the padding is `False`.
     """
     if len(masks) == 0:
         return masks.new_zeros(0, *map_size, dtype=torch.bool)
@@ -63,21 +75,21 @@ def boxes_on_canvas(
     boxes: Sequence[Any], sizes: Sequence[tuple[int, int]], canvases: Sequence[tuple[int, int]]
 ) -> list[Tensor]:
     r"""
-    Boxes in pixels as fractions of the canvas.
+    Converts boxes from pixels of the image to fractions of the canvas.
 
     Args:
-        boxes (sequence with an array `(n_i, 4)` for each image): xyxy in pixels of the image.
-        sizes (sequence of `(int, int)`): width and height of each image.
-        canvases (sequence of `(int, int)`): width and height of each canvas, in pixels of its image.
+        boxes (sequence of one array of shape `(n_i, 4)` per image): xyxy in pixels of the image.
+        sizes (sequence of `tuple[int, int]`): width and height of each image, in pixels.
+        canvases (sequence of `tuple[int, int]`): width and height of each canvas, in pixels of its image.
 
     Returns:
-        List of tensors `(n_i, 4)`, float32.
+        `list[torch.Tensor]`: one tensor of shape `(n_i, 4)` per image, float32.
 
     Raises:
-        `ValueError` that names the image, the box and the remedy.
+        `ValueError` for an invalid box, naming the image, the box and the remedy.
     """
     _check_one_per_image("boxes", boxes, len(sizes), "boxes=[[[x0, y0, x1, y1], …], …]")
-    found = []
+    converted = []
     for number, (given, size, canvas) in enumerate(zip(boxes, sizes, canvases)):
         message = f"image {number}: `boxes[{number}]` is no list of boxes [x0, y0, x1, y1]"
         pixels = torch.from_numpy(_as_array(given, message).astype(np.float64))
@@ -90,8 +102,8 @@ def boxes_on_canvas(
             )
         _check_boxes(pixels, size, number)
         inside = torch.minimum(pixels.clamp(min=0), pixels.new_tensor([*size, *size]))
-        found.append((inside / inside.new_tensor([*canvas, *canvas])).float())
-    return found
+        converted.append((inside / inside.new_tensor([*canvas, *canvas])).float())
+    return converted
 
 
 def masks_on_canvas(
@@ -101,24 +113,26 @@ def masks_on_canvas(
     map_sizes: Sequence[tuple[int, int]],
 ) -> list[Tensor]:
     r"""
-    Masks in pixels at the resolution of the dense map.
+    Converts masks from the resolution of the image to that of the dense map.
 
     Args:
-        masks (sequence with an array `(n_i, height, width)` for each image): bool or 0 and 1, as large as the image.
-        sizes, canvases: as of [`boxes_on_canvas`].
-        map_sizes (sequence of `(int, int)`): height and width of the map of each canvas.
+        masks (sequence of one array of shape `(n_i, height, width)` per image):
+            bool or 0 and 1, at the resolution of the image.
+        sizes (sequence of `tuple[int, int]`): width and height of each image, in pixels.
+        canvases (sequence of `tuple[int, int]`): width and height of each canvas, in pixels of its image.
+        map_sizes (sequence of `tuple[int, int]`): height and width of each dense map, in cells.
 
     Returns:
-        List of tensors `(n_i, *map_size)`, bool.
+        `list[torch.Tensor]`: one tensor of shape `(n_i, *map_size)` per image, bool.
 
     Raises:
-        `ValueError` that names the image, the mask and the remedy.
+        `ValueError` for an invalid mask, naming the image, the mask and the remedy.
     """
     _check_one_per_image("masks", masks, len(sizes), "masks=[array (n, height, width), …]")
-    found = []
+    converted = []
     for number, (given, size, canvas, map_size) in enumerate(zip(masks, sizes, canvases, map_sizes)):
         full = _as_masks(given, size, number)
-        content = tuple(scaled(size[1 - axis], map_size[axis] / canvas[1 - axis]) for axis in (0, 1))
+        content = scaled(size[1], map_size[0] / canvas[1]), scaled(size[0], map_size[1] / canvas[0])
         small = masks_to_map(full, content, map_size)
         vanished = (~small.flatten(1).any(1)).nonzero().flatten().tolist()
         if vanished:
@@ -126,8 +140,8 @@ def masks_on_canvas(
                 f"image {number}, mask {vanished[0]}: it covers no cell of the {map_size[1]} x {map_size[0]} map. "
                 "Give its box, or a larger `size`."
             )
-        found.append(small)
-    return found
+        converted.append(small)
+    return converted
 
 
 def label_pixels(
@@ -139,49 +153,52 @@ def label_pixels(
     content: tuple[float, float] | None = None,
 ) -> Tensor:
     r"""
-    The best category of every pixel: scores enlarged bilinearly, then the maximum, a few categories at a time.
+    Predicts the category of every pixel: bilinear upsampling of the scores, then the argmax, a chunk of categories at
+    a time.
 
     Args:
-        scores (`Tensor` of shape `(categories, height, width)`): of a canvas (cosines or logits).
-        size (`(int, int)`): height and width of the image on it.
+        scores (`torch.Tensor` of shape `(categories, height, width)`): scores (cosines or logits) of a whole canvas.
+        size (`tuple[int, int]`): height and width of the image, in pixels.
         background (`int`, *optional*):
-            A category that is not looked for by its name: it is what all others are unsure of, where the best
-            probability (softmax of scores over `temperature`) is below `threshold`.
-        content (`(float, float)`, *optional*):
-            The part of the canvas that the image covers, width and height; by default that of a padded square.
+            Index of a background category, whose own scores are ignored: a pixel gets it where the highest probability
+            of all other categories is below `threshold`.
+        threshold (`float`, *optional*, defaults to 0.0): minimum probability of the other categories.
+        temperature (`float`, *optional*, defaults to 0.01): of the softmax that gives these probabilities.
+        content (`tuple[float, float]`, *optional*):
+            Fractions of the canvas's width and height that the image covers; by default those of a padded square.
 
     Returns:
-        `Tensor` of shape `size`, int64: indices of categories.
+        `torch.Tensor` of shape `size`, int64: category indices.
     """
-    canvas = canvas_of(size, content)
+    canvas = canvas_size(size, content)
     others = [index for index in range(len(scores)) if index != background]
     best = scores.new_full(size, -torch.inf)
     labels = torch.zeros(size, dtype=torch.long, device=scores.device)
     total = scores.new_full(size, -torch.inf)
-    count = max(min(16, LARGEST_CHUNK // (canvas[0] * canvas[1])), 1)  # all at once would fill the memory
-    for chosen in torch.tensor(others, device=scores.device).split(count):
-        large = enlarge(scores[chosen], size, canvas)
-        values, indices = large.max(0)
-        labels = torch.where(values > best, chosen[indices], labels)
+    count = max(min(16, MAX_CHUNK_ELEMENTS // (canvas[0] * canvas[1])), 1)  # all at once could exhaust memory
+    for chunk in torch.tensor(others, device=scores.device).split(count):
+        upsampled = upsample(scores[chunk], size, canvas)
+        values, indices = upsampled.max(0)
+        labels = torch.where(values > best, chunk[indices], labels)
         best = torch.maximum(best, values)
         if background is not None:
-            total = torch.logaddexp(total, (large / temperature).logsumexp(0))
+            total = torch.logaddexp(total, (upsampled / temperature).logsumexp(0))
     if background is not None:
         labels[(best / temperature - total).exp() < threshold] = background
     return labels
 
 
-def canvas_of(size: tuple[int, int], content: tuple[float, float] | None = None) -> tuple[int, int]:
-    """Height and width of the canvas of an image of this height and width, in pixels of the image."""
+def canvas_size(size: tuple[int, int], content: tuple[float, float] | None = None) -> tuple[int, int]:
+    """Height and width of the canvas of an image of size `(height, width)`, in pixels of the image."""
     if content is None:
         return max(size), max(size)
     return round(size[0] / float(content[1])), round(size[1] / float(content[0]))
 
 
-def enlarge(scores: Tensor, size: tuple[int, int], canvas: tuple[int, int]) -> Tensor:
-    """Scores `(categories, height, width)` of a canvas at the resolution of the image, without the padding."""
-    large = interpolate(scores[None], size=canvas, mode="bilinear", align_corners=False)
-    return large[0, :, : size[0], : size[1]]
+def upsample(scores: Tensor, size: tuple[int, int], canvas: tuple[int, int]) -> Tensor:
+    """Scores `(categories, height, width)` of a canvas at the resolution of the image, with the padding cropped."""
+    upsampled = interpolate(scores[None], size=canvas, mode="bilinear", align_corners=False)
+    return upsampled[0, :, : size[0], : size[1]]
 
 
 def _check_one_per_image(name: str, given: Any, images: int, form: str) -> None:
@@ -198,7 +215,7 @@ def _as_array(given: Any, message: str) -> np.ndarray:
     if isinstance(given, Tensor):
         return given.detach().cpu().numpy()
     try:
-        array = np.array(given)  # a list of lists of different lengths is an error
+        array = np.array(given)  # raises for lists of different lengths
         if array.dtype.kind not in "buif":
             raise ValueError(f"values of type {array.dtype}")
     except (TypeError, ValueError) as error:
@@ -207,7 +224,7 @@ def _as_array(given: Any, message: str) -> np.ndarray:
 
 
 def _check_boxes(boxes: Tensor, size: tuple[int, int], number: int) -> None:
-    """Raises a `ValueError` for the first of an image's boxes `(n, 4)` that is none in pixels of the image."""
+    """Raises a `ValueError` for the first invalid box of an image, of `(n, 4)` in pixels."""
 
     def refuse(wrong: Tensor, reason: str) -> None:
         index = int(wrong.nonzero()[0])
@@ -218,7 +235,7 @@ def _check_boxes(boxes: Tensor, size: tuple[int, int], number: int) -> None:
     x0, y0, x1, y1 = boxes.unbind(-1)
     if (wrong := ~boxes.isfinite().all(-1)).any():
         refuse(wrong, "its coordinates are not finite. Leave it out.")
-    if len(boxes) and max(size) > FEW_PIXELS and boxes.min() >= 0 and boxes.max() <= 1:
+    if len(boxes) and max(size) > MAX_TINY_SIDE and boxes.min() >= 0 and boxes.max() <= 1:
         refuse(
             torch.ones(len(boxes)),
             f"these look like fractions, and boxes are in pixels: multiply x by {width} and y by {height}.",
@@ -235,14 +252,14 @@ def _check_boxes(boxes: Tensor, size: tuple[int, int], number: int) -> None:
             f"it reaches outside the image of {width} x {height} pixels (as seen after EXIF turning). Clip it, or "
             "give it in pixels of this image and not of a resized one.",
         )
-    # A detector may round by less than a pixel over the border; what counts is what lies inside.
+    # Detectors may exceed the border by rounding, by less than a pixel: only the part inside the image matters.
     inside = torch.minimum(boxes.clamp(min=0), boxes.new_tensor([width, height, width, height]))
     if (wrong := ((inside[:, 2:] - inside[:, :2]) < 1 - 1e-6).any(-1)).any():
         refuse(wrong, "it is smaller than a pixel. Leave it out, or enlarge it.")
 
 
 def _as_masks(given: Any, size: tuple[int, int], number: int) -> Tensor:
-    """The masks of an image, bool `(n, height, width)`; a `ValueError` for what is none."""
+    """The masks of an image as bool `(n, height, width)`; raises a `ValueError` for invalid ones."""
     width, height = size
     masks = _as_array(given, f"image {number}: `masks[{number}]` is no array (n, height, width)")
     if masks.shape[:1] == (0,):
@@ -271,12 +288,12 @@ def _as_masks(given: Any, size: tuple[int, int], number: int) -> Tensor:
 
 __all__ = [
     "boxes_on_canvas",
-    "canvas_of",
+    "canvas_size",
     "content_extent",
-    "enlarge",
     "label_pixels",
     "masks_on_canvas",
     "masks_to_map",
     "pad_image",
     "scaled",
+    "upsample",
 ]

@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Categories in the image-text space: embeddings of their names, and the cosines of regions with them."""
+"""Text embeddings of categories, and their cosine similarities with regions."""
 
 import hashlib
 import json
@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from .categories import CategorySet
 from .templates import DEFAULT_TEMPLATES, fill_template, get_templates
@@ -22,25 +23,34 @@ from .templates import DEFAULT_TEMPLATES, fill_template, get_templates
 
 def region_cosines(region_embeds: Tensor, text_embeds: Tensor) -> Tensor:
     """
-    The cosines of regions with categories, `(regions, categories)`, in float32 whatever the autocast around it.
+    Cosine similarities of regions and categories, in float32 also under autocast.
 
     Args:
-        region_embeds (`Tensor` of shape `(regions, dim)`): pooled features, normalised here.
-        text_embeds (`Tensor` of shape `(categories, dim)`): category embeddings, used as given.
+        region_embeds (`torch.Tensor` of shape `(regions, dim)`): pooled features; normalised by this function.
+        text_embeds (`torch.Tensor` of shape `(categories, dim)`): category embeddings of unit norm.
+
+    Returns:
+        `torch.Tensor` of shape `(regions, categories)`, float32.
     """
     with torch.autocast(region_embeds.device.type, enabled=False):
         return normalize(region_embeds.float(), dim=-1) @ text_embeds.float().T
 
 
-def encoder_fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+def encoder_fingerprint(model: Any, tokenizer: PreTrainedTokenizerBase) -> str:
     """
-    Identifies a text encoder by its weights and its vocabulary, so that embeddings cannot be used in the space of
-    another one. For a model in float32 or float16; bfloat16 has lost the digits that are compared.
+    Hash of a text encoder's weights and vocabulary, which guards against the use of its embeddings with another one.
+
+    Args:
+        model (`PreTrainedModel`): with `text_model` and `text_projection`, in float32 or float16 (bfloat16 rounds).
+        tokenizer (`PreTrainedTokenizerBase`): its tokenizer.
+
+    Returns:
+        `str`: 16 hexadecimal digits.
     """
     digest = hashlib.sha256()
     for module in ("text_model", "text_projection"):
         for key, tensor in sorted(getattr(model, module).state_dict().items()):
-            # Rounded to half precision: the same weights in another dtype are the same encoder.
+            # Half precision, so that float32 and float16 weights give the same hash.
             digest.update(key.encode() + tensor.detach().cpu().to(torch.float16).contiguous().numpy().tobytes())
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     digest.update(json.dumps(vocabulary).encode())
@@ -50,15 +60,15 @@ def encoder_fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
 @dataclass
 class CategoryEmbeddings:
     r"""
-    One unit-norm text embedding per category, with everything they depend on.
+    One text embedding per category, with everything that it depends on.
 
     Args:
-        embeds (`Tensor` of shape `(categories, dim)`): unit norm.
-        names (`list[str]`): the categories, in order.
-        is_thing (`list[bool]` or `list[int]`, *optional*): their groups.
+        embeds (`torch.Tensor` of shape `(categories, dim)`): unit norm.
+        names (`list[str]`): names of the categories.
+        is_thing (`list[bool]` or `list[int]`, *optional*): their flags or groups.
         synonyms (`list[list[str]]`): their further names.
-        templates (`list[str]`): the sentences they were put into.
-        encoder (`str`): fingerprint of the text encoder.
+        templates (`list[str]`): the prompt templates.
+        encoder (`str`): the [`encoder_fingerprint`] of the text encoder.
     """
 
     embeds: Tensor
@@ -73,42 +83,49 @@ class CategoryEmbeddings:
     def compute(
         cls,
         categories: CategorySet,
-        model: PreTrainedModel,
+        model: Any,
         tokenizer: PreTrainedTokenizerBase,
         templates: str | Sequence[str] = DEFAULT_TEMPLATES,
         batch_size: int = 512,
     ) -> "CategoryEmbeddings":
         """
-        Embeds every name in every template, normalises each sentence, averages, and normalises the average (the
-        paper's temperature means the same for every category only when all have unit norm).
+        Embeds every name of a category in every template, and averages the normalised embeddings. The average is
+        normalised again, so that the temperature acts on all categories equally.
 
         Args:
+            categories ([`CategorySet`]): the categories.
             model (`PreTrainedModel`): any CLIP with `get_text_features`, `text_model` and `text_projection`.
             tokenizer (`PreTrainedTokenizerBase`): its tokenizer.
-            templates (`str` or `Sequence[str]`, *optional*, defaults to the paper's): as of [`get_templates`].
-            batch_size (`int`, *optional*, defaults to 512): sentences per forward pass.
+            templates (`str` or `Sequence[str]`, *optional*, defaults to the paper's): as in [`get_templates`].
+            batch_size (`int`, *optional*, defaults to 512): prompts per forward pass.
+
+        Returns:
+            [`CategoryEmbeddings`] on the device of the model.
+
+        Raises:
+            `ValueError` for a model without a text tower, and for names that the tokenizer does not know.
         """
         if getattr(model, "text_model", None) is None:
-            raise ValueError("Category embeddings need a text tower, and this model has none. Give an embedding file.")
+            raise ValueError("Category embeddings need a text tower, which this model lacks. Give an embedding file.")
         templates = get_templates(templates)
         names = [[name, *more] for name, more in zip(categories.names, categories.synonyms)]
-        sentences = [fill_template(t, name) for more in names for name in more for t in templates]
+        prompts = [fill_template(t, name) for more in names for name in more for t in templates]
         _check_vocabulary(categories, tokenizer)
-        longest = model.config.text_config.max_position_embeddings
+        max_length = model.config.text_config.max_position_embeddings
         padding = getattr(model.text_model, "padding", "longest")
-        embeds = []
-        for start in range(0, len(sentences), batch_size):
+        pooled_chunks = []
+        for start in range(0, len(prompts), batch_size):
             tokens = tokenizer(
-                sentences[start : start + batch_size],
+                prompts[start : start + batch_size],
                 padding=padding,
                 truncation=True,
-                max_length=longest,
+                max_length=max_length,
                 return_tensors="pt",
             ).to(model.device)
             pooled = model.get_text_features(tokens.input_ids, tokens.get("attention_mask")).pooler_output
-            embeds.append(normalize(pooled.float(), dim=-1))
-        embeds = torch.cat(embeds).split([len(more) * len(templates) for more in names])
-        embeds = normalize(torch.stack([rows.mean(0) for rows in embeds]), dim=-1)
+            pooled_chunks.append(normalize(pooled.float(), dim=-1))
+        per_category = torch.cat(pooled_chunks).split([len(more) * len(templates) for more in names])
+        embeds = normalize(torch.stack([rows.mean(0) for rows in per_category]), dim=-1)
         return cls(
             embeds,
             list(categories.names),
@@ -122,7 +139,7 @@ class CategoryEmbeddings:
     def resolve(
         cls,
         categories: CategorySet,
-        model: PreTrainedModel,
+        model: Any,
         tokenizer: PreTrainedTokenizerBase | None,
         templates: str | Sequence[str] = DEFAULT_TEMPLATES,
         *,
@@ -133,30 +150,35 @@ class CategoryEmbeddings:
         option: str | None = None,
     ) -> "CategoryEmbeddings":
         """
-        Those of a given file, checked; else those of a cached file, where they fit; else computed, and cached.
+        Loads the embeddings from a given file or from a cache that matches, and computes them otherwise.
 
         Args:
-            categories, model, tokenizer, templates:
-                As of [`CategoryEmbeddings.compute`]. With a given file, the model needs no text tower, and the file's
-                templates are taken.
-            given (path, *optional*): a file of [`CategoryEmbeddings.save`].
-            cached (path, *optional*): likewise; one that is missing or does not fit is written.
-            write_cache (`bool`, *optional*, defaults to `True`): whether this process writes it.
-            device (*optional*): where to move the model to be computed with; by default it stays where it is.
-            option (`str`, *optional*): what the user calls `given`, for messages.
+            categories ([`CategorySet`]): the categories.
+            model (`PreTrainedModel`): the model; with a given file it needs no text tower.
+            tokenizer (`PreTrainedTokenizerBase`, *optional*): its tokenizer; not needed with a given file.
+            templates (`str` or `Sequence[str]`, *optional*, defaults to the paper's):
+                As in [`get_templates`]; with a given file, the templates of the file are used.
+            given (path, *optional*): a file written by [`CategoryEmbeddings.save`].
+            cached (path, *optional*): likewise; written if it is missing or does not match.
+            write_cache (`bool`, *optional*, defaults to `True`): whether this process writes the cache.
+            device (`torch.device` or `str`, *optional*): where to move the model for the computation.
+            option (`str`, *optional*): the user's name of `given`, for messages.
+
+        Returns:
+            [`CategoryEmbeddings`]
 
         Raises:
-            `ValueError` that names what does not fit of a given file; or that nothing can be computed, without a text
-            tower or a tokenizer.
+            `ValueError` for a given file that does not match; and for a model without a text tower or tokenizer, where
+            there is no given file.
         """
         has_text = getattr(model, "text_model", None) is not None and tokenizer is not None
-        encoder = encoder_fingerprint(model, tokenizer) if has_text else None
+        encoder = None if tokenizer is None or not has_text else encoder_fingerprint(model, tokenizer)
         dim = model.config.projection_dim
         if given is not None:
             embeddings = cls.load(given)
             embeddings.check(categories, dim, encoder, source=f"{option or 'embeddings'} {given}")
             return embeddings
-        if not has_text:
+        if tokenizer is None or not has_text:
             remedy = f": give {option}" if option else ""
             raise ValueError(f"{model.name_or_path or 'The model'} has no text tower or no tokenizer{remedy}.")
         if cached is not None:
@@ -165,14 +187,14 @@ class CategoryEmbeddings:
                 embeddings.check(categories, dim, encoder, templates)
                 return embeddings
             except (FileNotFoundError, ValueError):
-                pass  # computed below
+                pass  # compute them
         embeddings = cls.compute(categories, model if device is None else model.to(device), tokenizer, templates)
         if cached is not None and write_cache:
             embeddings.save(cached)
         return embeddings
 
     def save(self, file: str | PathLike) -> None:
-        """Writes a safetensors file with all fields inside."""
+        """Writes a safetensors file; the other fields are in its metadata."""
         fields = ("names", "is_thing", "synonyms", "templates", "encoder")
         metadata = {field: json.dumps(getattr(self, field)) for field in fields}
         Path(file).parent.mkdir(parents=True, exist_ok=True)
@@ -180,7 +202,7 @@ class CategoryEmbeddings:
 
     @classmethod
     def load(cls, file: str | PathLike) -> "CategoryEmbeddings":
-        """Reads what [`CategoryEmbeddings.save`] wrote; a `ValueError` names what is missing in the file."""
+        """Reads a file written by [`CategoryEmbeddings.save`]; raises a `ValueError` for invalid files."""
         try:
             with safe_open(file, framework="pt") as content:
                 fields = {
@@ -191,7 +213,7 @@ class CategoryEmbeddings:
         except FileNotFoundError:
             raise
         except Exception as error:
-            raise ValueError(f"{file} is no file of category embeddings: {error}") from None
+            raise ValueError(f"{file} is not a file of category embeddings: {error}") from None
         if embeds.ndim != 2 or len(embeds) != len(embeddings.names):
             raise ValueError(f"{file}: {len(embeddings.names)} names but embeddings of shape {tuple(embeds.shape)}.")
         if not torch.allclose(embeds.float().norm(dim=1), torch.ones(len(embeds)), atol=1e-3):
@@ -207,11 +229,22 @@ class CategoryEmbeddings:
         source: str = "embeddings",
     ) -> None:
         """
-        Raises a `ValueError` that names the difference unless these are the embeddings of `categories` in a space of
-        width `dim`, by the text encoder with the fingerprint `encoder`, in `templates` (`None`: not compared).
+        Checks that these are the embeddings of a category set in the space of a model.
+
+        Args:
+            categories ([`CategorySet`]): the expected categories.
+            dim (`int`): the expected dimension.
+            encoder (`str`, *optional*): the expected fingerprint of the text encoder; by default not compared.
+            templates (`str` or `Sequence[str]`, *optional*): the expected templates; by default not compared.
+            source (`str`, *optional*, defaults to `"embeddings"`): name of the embeddings in messages.
+
+        Raises:
+            `ValueError` that names the first difference.
         """
         if self.embeds.shape[1] != dim:
-            raise ValueError(f"{source}: embeddings of width {self.embeds.shape[1]}, but the model's space has {dim}.")
+            raise ValueError(
+                f"{source}: embeddings of {self.embeds.shape[1]} dimensions, but the model's space has {dim}."
+            )
         if self.names != list(categories.names):
             pairs = zip(self.names, categories.names)
             index = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(self.names), len(categories)))
@@ -225,16 +258,17 @@ class CategoryEmbeddings:
                 raise ValueError(f"{source}: `{field}` differs from that of the category set {categories.name}.")
         if templates is not None and get_templates(templates) != self.templates:
             raise ValueError(
-                f"{source}: made with other templates ({len(self.templates)}: {self.templates[0]!r} ...)."
+                f"{source}: computed with other templates ({len(self.templates)}: {self.templates[0]!r} ...)."
             )
         if encoder is not None and encoder != self.encoder:
             raise ValueError(
-                f"{source}: made by the text encoder {self.encoder}, but the model's is {encoder}. Compute them again."
+                f"{source}: computed with the text encoder {self.encoder}, but the model's is {encoder}. "
+                "Compute them again."
             )
 
 
 def _check_vocabulary(categories: CategorySet, tokenizer: PreTrainedTokenizerBase) -> None:
-    """A word-level tokenizer turns an unknown name into its unknown token, which would train silently."""
+    """Raises a `ValueError` for names that a word-level tokenizer would silently replace by its unknown token."""
     if tokenizer.unk_token_id is None or tokenizer.unk_token_id == tokenizer.eos_token_id:
         return
     for name in categories.names:

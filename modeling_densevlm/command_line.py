@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the programs share: values of options, outputs checked before the work, errors as one line."""
+"""Shared by the command-line programs: option types, a check of output paths, and errors on one line."""
 
 import argparse
 import contextlib
@@ -16,14 +16,14 @@ OUT_OF_MEMORY = (
     *("allocate memory", "out of memory", "enough memory", "Unable to allocate", "MemoryError"),
     *("Storage size calculation overflowed", "array is too big", "Maximum allowed dimension exceeded"),
 )
-"""What torch, NumPy and Pillow say where something is too large."""
+"""Parts of the messages of torch, NumPy and Pillow for allocations that fail."""
 
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """
-    Ends a program with one line instead of a traceback where the user's files, options or machine are the reason; used
-    as a decorator of its `main`.
+    Replaces the traceback by one line for errors caused by the user's files, options or machine. Used as a decorator
+    of the `main` of a program.
     """
     try:
         yield
@@ -32,22 +32,22 @@ def one_line_errors() -> Iterator[None]:
         if isinstance(error, MemoryError | OverflowError) or any(words in line for words in OUT_OF_MEMORY):
             line = f"Not enough memory ({line}): give a smaller `--image_size` or `--batch_size`."
         elif isinstance(error, RuntimeError):
-            raise  # a fault of this code, not of its user
+            raise  # a bug, not a user error
         raise SystemExit(line) from error
 
 
 def as_one_line(error: BaseException) -> str:
-    """The message of an error on one line, with the file that it is about."""
+    """The message of an error on one line, with its file."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}."
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     if len(lines) > 1 and lines[0].startswith("Caught ") and "Traceback" in lines[1]:
-        return lines[-1]  # of a worker of a loader: its own message stands below the traceback
+        return lines[-1]  # raised in a DataLoader worker: the message follows the traceback
     return " ".join(lines)
 
 
 def whole_number(least: int = 1) -> Callable[[str], int]:
-    """A type for options of `argparse`: a whole number, `least` or more."""
+    """An `argparse` type: an integer of at least `least`."""
 
     def read(text: str) -> int:
         try:
@@ -62,8 +62,8 @@ def whole_number(least: int = 1) -> Callable[[str], int]:
 
 
 def finite_number(above: float = -math.inf) -> Callable[[str], float]:
-    """A type for options of `argparse`: a finite number larger than `above`."""
-    wanted = "a finite number" if above == -math.inf else f"a finite number above {above:g}"
+    """An `argparse` type: a finite number greater than `above`."""
+    expected = "a finite number" if above == -math.inf else f"a finite number above {above:g}"
 
     def read(text: str) -> float:
         try:
@@ -71,7 +71,7 @@ def finite_number(above: float = -math.inf) -> Callable[[str], float]:
         except ValueError:
             value = math.nan
         if not math.isfinite(value) or value <= above:
-            raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}")
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
         return value
 
     return read
@@ -79,25 +79,33 @@ def finite_number(above: float = -math.inf) -> Callable[[str], float]:
 
 def check_output(path: Path, folder: bool = False, option: str = "--output") -> None:
     """
-    Raises a `ValueError` that names the option where no file, or no folder, can be written at a path: found before an
-    evaluation and not after it. Folders on the way need not be there; nothing is made.
+    Checks before a long computation that its output can be written. Nothing is created; missing parent folders are
+    fine.
+
+    Args:
+        path (`Path`): of the output.
+        folder (`bool`, *optional*, defaults to `False`): whether the output is a folder rather than a file.
+        option (`str`, *optional*, defaults to `"--output"`): the user's name of the path, for messages.
+
+    Raises:
+        `ValueError` that names the option.
     """
     try:
         if path.exists() and path.is_dir() != folder:
             kinds = ("folder", "file") if folder else ("file", "folder")
-            raise ValueError(f"{option}: a {kinds[0]} is to be written at {path}, where a {kinds[1]} is.")
+            raise ValueError(f"{option}: the output is a {kinds[0]}, but {path} is a {kinds[1]}.")
         if path.exists() and not folder:
-            path.open("ab").close()  # leaves it as it is
+            path.open("ab").close()  # does not change it
             return
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            path.lstat()  # a name that is too long
+            path.lstat()  # raises for a name that is too long
         nearest = path if folder else path.parent
         while not nearest.exists() and not nearest.is_symlink():
             nearest = nearest.parent
         with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
-        raise ValueError(f"{option}: nothing can be written at {path}: {error.strerror}. Give another path.") from None
+        raise ValueError(f"{option}: {path} cannot be written: {error.strerror}. Give another path.") from None
 
 
 __all__ = ["as_one_line", "check_output", "finite_number", "one_line_errors", "whole_number"]

@@ -12,18 +12,18 @@ class Eva02CLIPVisionConfig(PreTrainedConfig):
     Configuration of the vision tower of EVA-02 CLIP (Sun et al., 2023). The defaults are those of B/16.
 
     Args:
-        hidden_size (`int`, *optional*, defaults to 768): width of the tower.
-        intermediate_size (`int`, *optional*, defaults to 2048): width inside the SwiGLU MLPs.
-        num_hidden_layers (`int`, *optional*, defaults to 12): blocks.
+        hidden_size (`int`, *optional*, defaults to 768): width of the tokens.
+        intermediate_size (`int`, *optional*, defaults to 2048): hidden width of the SwiGLU MLPs.
+        num_hidden_layers (`int`, *optional*, defaults to 12): number of blocks.
         num_attention_heads (`int`, *optional*, defaults to 12): heads per block.
-        num_channels (`int`, *optional*, defaults to 3): of the image.
-        image_size (`int`, *optional*, defaults to 224): native side in pixels; other sizes work as well.
+        num_channels (`int`, *optional*, defaults to 3): channels of the image.
+        image_size (`int`, *optional*, defaults to 224): native image side in pixels; other sizes are supported.
         patch_size (`int`, *optional*, defaults to 16): side of a patch in pixels.
-        layer_norm_eps (`float`, *optional*, defaults to 1e-6): of all norms.
+        layer_norm_eps (`float`, *optional*, defaults to 1e-6): epsilon of all norms.
         rope_theta (`float`, *optional*, defaults to 10000): base of the rotary frequencies.
         rope_grid (`int`, *optional*, defaults to 16):
-            The grid side on which the rotary positions were pre-trained; the i-th of n cells of an axis is at
-            `i / n * rope_grid`.
+            Side in patches of the grid on which the rotary positions were pre-trained; cell i of n on an axis has
+            position `i / n * rope_grid`.
         initializer_range (`float`, *optional*, defaults to 0.02): standard deviation of randomly initialized weights.
     """
 
@@ -48,11 +48,12 @@ class CLIPResNetVisionConfig(PreTrainedConfig):
     Configuration of CLIP's ModifiedResNet (Radford et al., 2021). The defaults are those of RN50x4.
 
     Args:
-        stem_size (`int`, *optional*, defaults to 80): width after the stem; the last stage is 32 times as wide.
-        depths (`list[int]`, *optional*, defaults to `[4, 6, 10, 6]`): bottlenecks in each of the four stages.
+        stem_size (`int`, *optional*, defaults to 80): channels after the stem; the last stage has 32 times as many.
+        depths (`list[int]`, *optional*, defaults to `[4, 6, 10, 6]`): bottlenecks of each of the four stages.
         num_attention_heads (`int`, *optional*, defaults to 40): heads of the attention pool.
-        num_channels (`int`, *optional*, defaults to 3): of the image.
-        image_size (`int`, *optional*, defaults to 288): native side in pixels, a multiple of 32; others work as well.
+        num_channels (`int`, *optional*, defaults to 3): channels of the image.
+        image_size (`int`, *optional*, defaults to 288):
+            native image side in pixels, a multiple of 32; others are supported.
         initializer_range (`float`, *optional*, defaults to 0.02): standard deviation of randomly initialized weights.
     """
 
@@ -69,6 +70,7 @@ class CLIPResNetVisionConfig(PreTrainedConfig):
 
     @property
     def hidden_size(self) -> int:
+        """Channels of the last stage."""
         return 32 * self.stem_size
 
 
@@ -77,14 +79,15 @@ class TimmConvNextVisionConfig(PreTrainedConfig):
     Configuration of a CLIP ConvNeXt of timm (OpenCLIP). The defaults are those of ConvNeXt-B.
 
     Args:
-        architecture (`str`, *optional*, defaults to `"convnext_base"`): timm's name of it.
-        depths (`list[int]`, *optional*, defaults to `[3, 3, 27, 3]`): blocks in each of the four stages.
-        dims (`list[int]`, *optional*, defaults to `[128, 256, 512, 1024]`): their widths.
-        image_size (`int`, *optional*, defaults to 224): native side in pixels; other sizes work as well.
+        architecture (`str`, *optional*, defaults to `"convnext_base"`): its name in timm.
+        depths (`list[int]`, *optional*, defaults to `[3, 3, 27, 3]`): blocks of each of the four stages.
+        dims (`list[int]`, *optional*, defaults to `[128, 256, 512, 1024]`): channels of each stage.
+        image_size (`int`, *optional*, defaults to 224): native image side in pixels; other sizes are supported.
         projection (`str`, *optional*, defaults to `"linear"`):
-            What takes the features into the image-text space: `"linear"`, or `"mlp"`, two layers with a GELU between.
-        projection_bias (`bool`, *optional*, defaults to `False`): whether the projection('s last layer) has a bias.
-        architecture_args (`dict`, *optional*): further arguments of timm's constructor.
+            Projection into the image-text space: `"linear"`, or `"mlp"`, two layers with a GELU between them.
+        projection_bias (`bool`, *optional*, defaults to `False`):
+            whether the (last layer of the) projection has a bias.
+        architecture_args (`dict`, *optional*): further keyword arguments of timm's constructor.
     """
 
     model_type = "timm_convnext_vision_model"
@@ -101,26 +104,29 @@ class TimmConvNextVisionConfig(PreTrainedConfig):
 
     @property
     def hidden_size(self) -> int:
+        """Channels of the last stage."""
         return self.dims[-1]
 
 
 class TimmViTVisionConfig(PreTrainedConfig):
     r"""
-    Configuration of a plain vision transformer of timm as a CLIP tower, where transformers' CLIP cannot express it: no
-    class token, another pooling, register tokens, layer scale. The defaults are those of OpenCLIP's
-    `vit_medium_patch16_gap_256`.
+    Configuration of a CLIP tower that is a plain vision transformer of timm, for those that transformers' CLIP cannot
+    express: without class token, with average pooling, register tokens or layer scale. The defaults are those of
+    OpenCLIP's `vit_medium_patch16_gap_256`.
 
     Args:
-        architecture (`str`, *optional*, defaults to `"vit_medium_patch16_gap_256"`): timm's name of it.
-        hidden_size (`int`, *optional*, defaults to 512): width of the tower.
-        num_hidden_layers (`int`, *optional*, defaults to 12): blocks.
+        architecture (`str`, *optional*, defaults to `"vit_medium_patch16_gap_256"`): its name in timm.
+        hidden_size (`int`, *optional*, defaults to 512): width of the tokens.
+        num_hidden_layers (`int`, *optional*, defaults to 12): number of blocks.
         num_attention_heads (`int`, *optional*, defaults to 8): heads per block.
-        image_size (`int`, *optional*, defaults to 256): native side in pixels; other sizes work as well.
+        image_size (`int`, *optional*, defaults to 256): native image side in pixels; other sizes are supported.
         patch_size (`int`, *optional*, defaults to 16): side of a patch in pixels.
-        pooling (`str`, *optional*, defaults to `"avg"`): `"avg"` of the patches or the class `"token"`.
-        projection (`str`, *optional*, defaults to `"linear"`): `"linear"` or `"mlp"`, as of the ConvNeXts.
-        projection_bias (`bool`, *optional*, defaults to `False`): whether the projection('s last layer) has a bias.
-        architecture_args (`dict`, *optional*): further arguments of timm's constructor.
+        pooling (`str`, *optional*, defaults to `"avg"`):
+            `"avg"` (mean of the patch tokens) or `"token"` (class token).
+        projection (`str`, *optional*, defaults to `"linear"`): `"linear"` or `"mlp"`, as for the ConvNeXts.
+        projection_bias (`bool`, *optional*, defaults to `False`):
+            whether the (last layer of the) projection has a bias.
+        architecture_args (`dict`, *optional*): further keyword arguments of timm's constructor.
     """
 
     model_type = "timm_vit_vision_model"
@@ -142,7 +148,7 @@ OWN_CONFIGS = {
     config.model_type: config
     for config in (Eva02CLIPVisionConfig, CLIPResNetVisionConfig, TimmConvNextVisionConfig, TimmViTVisionConfig)
 }
-"""By `model_type`."""
+"""Configuration classes of this file by `model_type`."""
 
 
 __all__ = [

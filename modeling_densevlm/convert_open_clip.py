@@ -1,23 +1,25 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Public checkpoints to a DenseVLM, and a DenseVLM back to the layout of open_clip and the reference code.
+Converts public checkpoints to a DenseVLM, and a DenseVLM to the layout of open_clip and the reference code.
 
     python -m modeling_densevlm.convert_open_clip CHECKPOINT OUTPUT [--config NAME_OR_JSON] [--prefix PREFIX]
         [--processor FOLDER]
     python -m modeling_densevlm.convert_open_clip --export FOLDER OUTPUT.pt
 
-Read are checkpoints of open_clip, EVA-CLIP, CLIPSelf, FineCLIP, DenseVLM, RegionCLIP, timm's EVA-02 CLIP and
-transformers' CLIP, also inside detectors and training checkpoints: `.safetensors`, or `.pt`, `.pth` and `.bin`, of
-which nothing is unpickled, or the index of their shards. The keys tell model and sizes; where they fit several known
-models, `--config` chooses. Where a file holds several CLIPs, a teacher say, `--prefix` does; it also takes a vision
-tower alone (`--prefix visual.`). A key that is missing, left over or of another shape is an error naming it.
+Supported are checkpoints of open_clip, EVA-CLIP, CLIPSelf, FineCLIP, DenseVLM, RegionCLIP, timm's EVA-02 CLIP and
+transformers' CLIP, also as part of detectors and training checkpoints, in the formats `.safetensors`, `.pt`, `.pth`
+and `.bin` (loaded without executing pickled code), and the index of a sharded checkpoint. Model and sizes are detected
+from the keys and shapes; if they fit several known models, choose one by `--config`. If a file holds several CLIPs (a
+teacher, say), choose one by `--prefix`; `--prefix visual.` converts a vision tower without its text tower. A key that
+is missing, unexpected or of another shape is an error that names it.
 """
 
 import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -32,19 +34,19 @@ from .processing_densevlm import DenseVLMProcessor
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command: converts a file to a folder, or with `--export` a folder to a file."""
+    """Converts a checkpoint file to a folder, or with `--export` a folder to a checkpoint file."""
     parser = argparse.ArgumentParser(
         prog="python -m modeling_densevlm.convert_open_clip",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", type=Path, help="the file; with --export a folder of ours")
+    parser.add_argument("checkpoint", type=Path, help="the checkpoint file; with --export the folder of a DenseVLM")
     parser.add_argument("config_file", nargs="?", help="the same as --config")
     parser.add_argument("output", type=Path, help="folder to save to; with --export a .pt or .safetensors file")
     parser.add_argument("--config", help=f"open_clip's JSON, or one of {', '.join(config_names())}")
-    parser.add_argument("--prefix", help="which CLIP, where the file holds several: what its names begin with")
+    parser.add_argument("--prefix", help="prefix of the CLIP's keys, if the file holds several CLIPs")
     parser.add_argument("--processor", help="folder or Hub name of the tokenizer")
-    parser.add_argument("--export", action="store_true", help="from our folder to the layout of open_clip")
+    parser.add_argument("--export", action="store_true", help="convert a folder to the layout of open_clip")
     arguments = parser.parse_args(argv)
     output = arguments.output
     if arguments.config and arguments.config_file:
@@ -53,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         what = "is a folder" if output.is_dir() else f"ends in {output.suffix!r}"
         parser.error(f"OUTPUT {output} {what}; with --export it is a .pt or .safetensors file")
     if not arguments.export and output.exists() and not _is_empty_folder(output):
-        # What another model has left there, its tokenizer say, would be taken for this one's.
-        parser.error(f"OUTPUT {output} is there already; give a new folder to save to")
+        # Files of another model in the folder, such as its tokenizer, would be mistaken for this one's.
+        parser.error(f"OUTPUT {output} exists already; give a new folder")
     try:
         if arguments.export:
             _export_folder(arguments.checkpoint, output)
@@ -71,18 +73,18 @@ def _is_empty_folder(path: Path) -> bool:
 
 
 def _convert_file(arguments: argparse.Namespace) -> None:
-    # The tokenizer first: it is an error before the work, not after it.
+    # The tokenizer is loaded first, so that an error precedes the conversion.
     tokenizer = _load_tokenizer(arguments.processor) if arguments.processor else None
     config = arguments.config or arguments.config_file
     model, report = convert_with_report(arguments.checkpoint, config, arguments.prefix)
-    processor = image_processor_for(model, load_config(config) if config else {})
+    processor: Any = image_processor_for(model, load_config(config) if config else {})
     if tokenizer is not None:
         processor = DenseVLMProcessor(processor, tokenizer)
     with staged(arguments.output) as (folder,):
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
     if tokenizer is None:
-        print("No tokenizer is saved: training and evaluation need one for texts. Give its folder by --processor.")
+        print("No tokenizer was saved, which training and evaluation need for texts. Give its folder by --processor.")
     print(report)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters in {arguments.output}")
 
@@ -90,9 +92,9 @@ def _convert_file(arguments: argparse.Namespace) -> None:
 def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(source)
-    except Exception as error:  # a damaged file can raise anything in a decoder
+    except Exception as error:  # decoders raise arbitrary exceptions for damaged files
         raise SystemExit(
-            f"--processor {source}: there is no tokenizer, here or on the Hub: {as_one_line(error)}"
+            f"--processor {source}: no tokenizer found, here or on the Hub: {as_one_line(error)}"
         ) from None
 
 

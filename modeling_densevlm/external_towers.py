@@ -1,6 +1,8 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Vision towers that are not of this package: known to this process once they are registered."""
+"""Registration of vision towers from outside this package, per process."""
+
+from typing import Any
 
 from transformers import AutoConfig, PreTrainedModel
 
@@ -10,16 +12,18 @@ from .vision_tower import VisionTower
 
 def register_tower(tower: type[PreTrainedModel]) -> None:
     """
-    Makes a vision tower from elsewhere one that a DenseVLM may have, in this process: `vision_config` then names it by
-    the `model_type` of its `config_class`. A folder with such a tower does not carry its code: whoever loads it
-    registers the tower first.
+    Registers an external vision tower in this process; `vision_config` then selects it by the `model_type` of its
+    `config_class`. Folders saved with such a tower do not contain its code: register it before loading them.
 
     Args:
-        tower (subclass of [`VisionTower`] and [`PreTrainedModel`]): with a `config_class` of its own `model_type`.
+        tower (subclass of [`VisionTower`] and [`PreTrainedModel`]): its `config_class` has a unique `model_type`.
+
+    Raises:
+        `ValueError` for other classes, and for a `model_type` that is taken.
     """
     if not (isinstance(tower, type) and issubclass(tower, VisionTower) and issubclass(tower, PreTrainedModel)):
-        raise ValueError(f"{tower!r} is no vision tower: it is a subclass of `VisionTower` and `PreTrainedModel`.")
-    model_type = getattr(tower.config_class, "model_type", None)
+        raise ValueError(f"{tower!r} is not a vision tower, a subclass of `VisionTower` and `PreTrainedModel`.")
+    model_type: Any = getattr(tower.config_class, "model_type", None)
     known = VISION_TOWERS.get(model_type)
     if not model_type or known not in (None, tower):
         raise ValueError(
@@ -30,7 +34,7 @@ def register_tower(tower: type[PreTrainedModel]) -> None:
 
 
 def is_external(tower: PreTrainedModel) -> bool:
-    """Whether the code of a tower is not in the folders that models are saved to."""
+    """Whether a tower is external, so that saved folders do not contain its code."""
     return type(tower).__module__.rpartition(".")[0] != VisionTower.__module__.rpartition(".")[0]
 
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Image files of a folder on disk: which files are images, and which entries are no data."""
+"""Finds files below a folder, and tells images from files of the operating system."""
 
 import os
 from collections.abc import Iterator
@@ -13,54 +13,57 @@ IMAGE_SUFFIXES = frozenset(
         *(".tif", ".tiff", ".jp2", ".j2k", ".jpf", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".tga", ".qoi"),
     }
 )
-"""Suffixes of images, in lower case."""
+"""File name suffixes of images, lower case."""
 
-LITTER = frozenset(
+SYSTEM_FILES = frozenset(
     {
         *("__macosx", "@eadir", "@__thumb", "@recycle", "#recycle", "#snapshot", "@recently-snapshot", "lost+found"),
         *("$recycle.bin", "system volume information", "__pycache__", "thumbs.db", "ehthumbs.db", "desktop.ini"),
         "icon\r",
     }
 )
-"""Files and folders that operating systems create, besides hidden ones: previews, bins, caches."""
+"""Names, in lower case, of files and folders that operating systems create: previews, trash, caches."""
 
 HIDDEN = "hidden or of a system"
 LINKED_AGAIN = "folders linked again"
 LOOP = "links to a folder above"
 NO_FILE = "pipes, sockets or devices"
-"""Why entries are passed over, besides their suffixes."""
+"""Reasons to skip an entry, besides its suffix."""
 
 
-def is_litter(name: str) -> bool:
-    """Whether a file or folder is hidden (`._x.jpg`, `.ipynb_checkpoints`) or created by an operating system."""
-    return name.startswith(".") or name.lower() in LITTER
+def is_system_file(name: str) -> bool:
+    """Whether a file or folder is hidden (`._x.jpg`, `.ipynb_checkpoints`) or created by the operating system."""
+    return name.startswith(".") or name.lower() in SYSTEM_FILES
 
 
-def walk_files(root: str | Path, each_once: bool = False) -> Iterator[tuple[str, str | OSError | None]]:
+def walk_files(root: str | Path, visit_once: bool = False) -> Iterator[tuple[str, str | OSError | None]]:
     """
-    Everything below a folder, linked folders included. No file is opened; a link that leads nowhere is a file.
+    Lists all files below a folder, following links to folders. Files are not opened; a broken link counts as a file.
 
     Args:
-        each_once (`bool`, *optional*, defaults to `False`):
-            Whether a folder with several links to it is entered once: those of the tree come first, so that names do
-            not depend on the links. By default it is entered under each of its names, unless it is one of its parents.
+        root (path): the folder.
+        visit_once (`bool`, *optional*, defaults to `False`):
+            Whether to visit a folder that is linked several times only once, under its own path if that is below
+            `root`. By default it is visited under every path, except within itself.
 
     Yields:
-        Paths relative to `root`, with `None` for a file, else the reason why there is none: an `OSError` for a folder
-        that cannot be read, or why the entry is passed over.
+        `tuple[str, str | OSError | None]`: a path relative to `root`, and `None` for a file; otherwise the `OSError`
+        of a folder that cannot be read, or the reason why the entry is skipped.
     """
-    waiting, links, entered = [("", frozenset())], [], set()
+    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    links: list[tuple[str, frozenset[tuple[int, int]]]] = []
+    entered: set[tuple[int, int]] = set()
     while waiting or links:
         place, above = waiting.pop() if waiting else links.pop(links.index(min(links, key=lambda link: link[0])))
         folder = os.path.join(root, place)
         try:
             status = os.stat(folder)
             identity = (status.st_dev, status.st_ino)
-            if identity in (entered if each_once else above):
-                yield place, LINKED_AGAIN if each_once else LOOP
+            if identity in (entered if visit_once else above):
+                yield place, LINKED_AGAIN if visit_once else LOOP
                 continue
-            with os.scandir(folder) as entries:
-                entries = sorted(entries, key=lambda entry: entry.name)
+            with os.scandir(folder) as scanned:
+                entries = sorted(scanned, key=lambda entry: entry.name)
         except OSError as error:
             yield place, error
             continue
@@ -71,12 +74,21 @@ def walk_files(root: str | Path, each_once: bool = False) -> Iterator[tuple[str,
                 is_folder, is_file = entry.is_dir(), entry.is_file()
             except OSError:  # a link to itself
                 is_folder = is_file = False
-            if is_litter(entry.name):
+            if is_system_file(entry.name):
                 yield path, HIDDEN
             elif is_folder:
-                (links if each_once and entry.is_symlink() else waiting).append((path, above | {identity}))
+                (links if visit_once and entry.is_symlink() else waiting).append((path, above | {identity}))
             else:
                 yield path, None if is_file or entry.is_symlink() else NO_FILE
 
 
-__all__ = ["HIDDEN", "IMAGE_SUFFIXES", "LINKED_AGAIN", "LITTER", "LOOP", "NO_FILE", "is_litter", "walk_files"]
+__all__ = [
+    "HIDDEN",
+    "IMAGE_SUFFIXES",
+    "LINKED_AGAIN",
+    "LOOP",
+    "NO_FILE",
+    "SYSTEM_FILES",
+    "is_system_file",
+    "walk_files",
+]

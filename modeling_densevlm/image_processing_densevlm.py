@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""From an image file to `pixel_values`: longest side to `size`, padded right and below to a square."""
+"""Image processor: resizes the longest side to `size` and pads at the right and bottom to a square."""
 
 import base64
 import difflib
@@ -24,13 +24,13 @@ from transformers.utils import TensorType, is_torchvision_available, logging
 
 from .canvas import (
     boxes_on_canvas,
-    canvas_of,
+    canvas_size,
     content_extent,
-    enlarge,
     label_pixels,
     masks_on_canvas,
     pad_image,
     scaled,
+    upsample,
 )
 from .configuration_densevlm import DenseVLMConfig
 
@@ -38,73 +38,89 @@ from .configuration_densevlm import DenseVLMConfig
 logger = logging.get_logger(__name__)
 
 WHITE = (1, 255, 1023, 4095, 16383, 65535)
-"""What white is in images of floats (the first) and of 8, 10, 12, 14 and 16 bits."""
+"""White levels: of float images (the first), and of 8, 10, 12, 14 and 16 bits."""
 
 DEFAULT_PATCH_SIZE = 16
-"""Of the ViT-B/16s."""
+"""That of a ViT-B/16."""
 
-FEWEST_GREYS = 16
-"""Of 256: an image that would keep fewer was written in another range, or shows nothing."""
+MIN_GREY_LEVELS = 16
+"""Of 256. An image that would use fewer has values of another range, or no content."""
 
 
 def load_image(file: str | PathLike | BinaryIO | Image.Image) -> Image.Image:
     """
-    An image as its author saw it: fully decoded, EXIF rotation applied, in RGB. Grayscale, palette, CMYK, Lab and
-    transparent images are converted (transparency is left out); of several frames the first is taken. Grey values of
-    more than 8 bits, and floats, are scaled by what they are: see [`to_eight_bits`].
+    Loads an image in RGB, fully decoded and with its EXIF orientation applied. Grayscale, palette, CMYK, Lab and
+    transparent images are converted (alpha is dropped); of several frames the first is loaded. Grey values of more
+    than 8 bits, and floats, are rescaled by [`to_eight_bits`].
+
+    Args:
+        file (path, file object or `Image.Image`): the image.
+
+    Returns:
+        `Image.Image` in mode RGB.
 
     Raises:
-        `OSError` where the file is missing, truncated or no image, `ValueError` where its values are no brightness,
-        and Pillow's `DecompressionBombError` where it claims more pixels than Pillow admits.
+        `OSError` for files that are missing, truncated or not images, `ValueError` for values of an unknown range, and
+        Pillow's `DecompressionBombError` for images above its limit of pixels.
     """
-    return _as_seen(file if isinstance(file, Image.Image) else Image.open(file))
+    return _to_upright_rgb(file if isinstance(file, Image.Image) else Image.open(file))
 
 
 def load_reduced(file: str | PathLike | BinaryIO, side: int) -> tuple[Image.Image, tuple[int, int]]:
     """
-    [`load_image`] for a use at `side` pixels: a JPEG whose longest side is four times as long or more is decoded at a
-    half, a quarter or an eighth of its size, but never below twice `side`, so that the resized image hardly differs
-    (by half a grey level on average) and costs half the time.
+    [`load_image`] for images that will be resized to `side` pixels. A JPEG whose longest side is at least four times
+    `side` is decoded at 1/2, 1/4 or 1/8 of its size, but not below twice `side`. This takes half the time and changes
+    the resized image by half a grey level on average.
+
+    Args:
+        file (path or file object): the image.
+        side (`int`): longest side after the later resize, in pixels.
 
     Returns:
-        The image, and the width and height it has in the file (as its author saw it), from which
-        [`content_extent`] is exact.
+        `tuple[Image.Image, tuple[int, int]]`: the image, and its full width and height in pixels after EXIF rotation,
+        for an exact [`content_extent`].
     """
     image = Image.open(file)
-    whole = image.size
-    factor = 2 * side / max(whole)
+    full_size = image.size
+    factor = 2 * side / max(full_size)
     if image.format == "JPEG" and factor < 1:
-        image.draft(None, (int(whole[0] * factor) + 1, int(whole[1] * factor) + 1))
-    reduced = image.size != whole
-    seen = _as_seen(image)
-    if not reduced:  # the size after turning, whether Pillow turned it while decoding (TIFF, AVIF) or we did
-        return seen, seen.size
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-    return seen, whole[::-1] if turned else whole
+        image.draft(None, (int(full_size[0] * factor) + 1, int(full_size[1] * factor) + 1))
+    reduced = image.size != full_size
+    upright = _to_upright_rgb(image)
+    if not reduced:  # the size after rotation, whether Pillow rotates while decoding (TIFF, AVIF) or we do
+        return upright, upright.size
+    transposed = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    return upright, full_size[::-1] if transposed else full_size
 
 
-def _as_seen(image: Image.Image) -> Image.Image:
-    # Pillow keeps the upper eight bits of colours of sixteen: nothing, where fewer bits are in use.
+def _to_upright_rgb(image: Image.Image) -> Image.Image:
+    # Pillow keeps only the upper 8 bits of 16-bit colours, which are zero in images that use fewer bits.
     deep = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(to_eight_bits(np.asarray(image))).convert("RGB")
-    if image.mode == "La":  # Pillow knows no direct way
+    if image.mode == "La":  # Pillow has no direct conversion
         image = image.convert("LA")
-    seen = image.convert("RGB")
-    if deep and max(most for _, most in seen.getextrema()) < FEWEST_GREYS:
+    rgb = image.convert("RGB")
+    if deep and max(maximum for _, maximum in rgb.getextrema()) < MIN_GREY_LEVELS:
         raise ValueError("colours of 16 bits, none of which is above a sixteenth of them: save it with 8 bits")
-    return seen
+    return rgb
 
 
 def to_eight_bits(values: np.ndarray) -> np.ndarray:
     """
-    Brightness as uint8, by what the values are and not by the type that holds them: white is the least of 1 (for
-    floats), 255, 1023, 4095, 16383 and 65535 that none exceeds.
+    Converts brightness values to uint8. The range follows from the values, not from their dtype: white is the smallest
+    of 1 (floats only), 255, 1023, 4095, 16383 and 65535 that no value exceeds.
+
+    Args:
+        values (`np.ndarray`): of any shape, bool, integer or float.
+
+    Returns:
+        `np.ndarray` of the same shape, uint8.
 
     Raises:
-        `ValueError` for values that none of these fits: below 0, above 65535, not finite, or so small that an image
-        other than a black one would keep fewer than 16 of 256 grey levels.
+        `ValueError` for values outside all ranges (negative, above 65535, not finite), and for images, unless black,
+        that would use fewer than 16 of 256 grey levels.
     """
     if values.dtype == np.uint8:
         return values
@@ -112,20 +128,20 @@ def to_eight_bits(values: np.ndarray) -> np.ndarray:
         return values.astype(np.uint8) * 255
     if values.dtype.kind not in "uif":
         raise ValueError(f"values of type {values.dtype} are no brightness")
-    least, most = float(values.min()), float(values.max())
+    low, high = float(values.min()), float(values.max())
     whites = WHITE if values.dtype.kind == "f" else WHITE[1:]
-    half = 0.5 / 255  # of a grey level: floats are not exact
-    white = next((white for white in whites if most <= white * (1 + half)), None)
-    if white is None or not least >= -half * white or 0 < most * 255 < white * (FEWEST_GREYS - 1):
+    half = 0.5 / 255  # half a grey level, a tolerance for floats
+    white = next((white for white in whites if high <= white * (1 + half)), None)
+    if white is None or not low >= -half * white or 0 < high * 255 < white * (MIN_GREY_LEVELS - 1):
         raise ValueError(
-            f"{values.dtype} values from {least:g} to {most:g} are no brightness of a known range (0 to "
+            f"{values.dtype} values from {low:g} to {high:g} are no brightness of a known range (0 to "
             f"{', '.join(map(str, whites))})"
         )
     return np.rint(values * (255 / white)).clip(0, 255).astype(np.uint8)
 
 
 class DenseVLMImageProcessorKwargs(TypedDict, total=False):
-    """The options of [`DenseVLMImageProcessor`], which see: of the constructor, of `from_pretrained` and of a call."""
+    """Options of [`DenseVLMImageProcessor`], for its constructor, `from_pretrained` and calls; documented there."""
 
     do_convert_rgb: bool | None
     do_resize: bool | None
@@ -143,16 +159,16 @@ class DenseVLMImageProcessorKwargs(TypedDict, total=False):
 
 
 class DenseVLMImageProcessorTorchvisionKwargs(DenseVLMImageProcessorKwargs, total=False):
-    """Those of [`DenseVLMImageProcessorTorchvision`]."""
+    """Options of [`DenseVLMImageProcessorTorchvision`]."""
 
     device: str | torch.device | None
 
 
 class DenseVLMImageProcessingMixin(BaseImageProcessor):
-    """What both back ends share: the options, the order of the steps, the canvas. A back end resizes."""
+    """Base of both back ends, which differ in how they resize: options, order of the steps, canvas."""
 
     model_input_names = ["pixel_values"]
-    valid_kwargs = DenseVLMImageProcessorKwargs
+    valid_kwargs = DenseVLMImageProcessorKwargs  # type: ignore[assignment]
 
     do_convert_rgb = True
     do_resize = True
@@ -164,6 +180,7 @@ class DenseVLMImageProcessingMixin(BaseImageProcessor):
     do_normalize = True
     image_mean = OPENAI_CLIP_MEAN
     image_std = OPENAI_CLIP_STD
+    resize: Any  # of the back end
     patch_size = None
     input_data_format = None
     return_tensors = "pt"
@@ -177,7 +194,7 @@ class DenseVLMImageProcessingMixin(BaseImageProcessor):
     ):
         options = {"size": size, "image_mean": image_mean, "image_std": image_std, **kwargs}
         options = {name: value for name, value in options.items() if value is not None}
-        refuse_unknown(options.keys() - _FILE_KEYS, self.valid_kwargs.__annotations__, type(self).__name__)
+        reject_unknown_options(options.keys() - _FILE_KEYS, self.valid_kwargs.__annotations__, type(self).__name__)
         super().__init__(**options)
 
     @classmethod
@@ -186,20 +203,20 @@ class DenseVLMImageProcessingMixin(BaseImageProcessor):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         config = model_config(pretrained_model_name_or_path, **kwargs)
         options, kwargs = super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
-        if config is not None:  # Towers without patches are CNNs, which halve the image five times.
+        if config is not None:  # Towers without patches are CNNs of stride 32.
             options = {**options, "patch_size": getattr(config.vision_config, "patch_size", 32)}
         return options, kwargs
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any):
         known = cls.valid_kwargs.__annotations__
-        for name in kwargs:  # others are those of the loading, such as `trust_remote_code`
+        for name in kwargs:  # others are loading options, such as `trust_remote_code`
             if name not in known and difflib.get_close_matches(name, known, n=1, cutoff=0.8):
-                refuse_unknown([name], known, cls.__name__)
+                reject_unknown_options([name], known, cls.__name__)
         return super().from_dict(_own_options(image_processor_dict, known), **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        # A folder names the one class whatever back end saved it; `AutoImageProcessor` chooses what is installed.
+        # The same class name for both back ends; `AutoImageProcessor` chooses one by what is installed.
         options = {**super().to_dict(), "image_processor_type": DenseVLMImageProcessor.__name__}
         if "AutoImageProcessor" in options.get("auto_map", {}):
             module = __name__.split(".")[-1]
@@ -209,7 +226,7 @@ class DenseVLMImageProcessingMixin(BaseImageProcessor):
         return options
 
     def fetch_images(self, images: ImageInput) -> Any:
-        """Reads paths, addresses and base64 texts as [`load_image`] does; images stay as they are."""
+        """Loads paths, URLs and base64 strings by [`load_image`]; images are returned unchanged."""
         if isinstance(images, list | tuple):
             return [self.fetch_images(image) for image in images]
         return _fetch(images) if isinstance(images, str | PathLike) else images
@@ -222,30 +239,35 @@ class DenseVLMImageProcessingMixin(BaseImageProcessor):
         **kwargs: Any,
     ) -> BatchFeature:
         r"""
+        Prepares images, and optionally regions, for the model.
+
         Args:
-            images (PIL image, path or address, array or tensor, or a list of them):
-                The images. Arrays are `(height, width)`, `(height, width, channels)` or `(channels, height, width)`
-                with 1 (grey), 3 (RGB) or 4 channels (RGBA, whose transparency is left out), of whole numbers 0..255
-                or floats 0..1, or one of the further ranges of [`to_eight_bits`]; with a dimension in front, several.
-            boxes (list with an array `(n_i, 4)` for each image, *optional*):
-                Regions, xyxy in pixels of the image as its author saw it (after EXIF turning).
-            masks (list with an array `(n_i, height, width)` for each image, *optional*):
-                Regions, bool or 0 and 1, as large as the image.
-            kwargs: any option of the constructor, for this call alone.
+            images (PIL image, path or URL, array or tensor, or a list of them):
+                The images. Arrays have shape `(height, width)`, `(height, width, channels)` or `(channels, height,
+                width)` with 1 (grey), 3 (RGB) or 4 channels (RGBA; alpha is dropped), and hold integers 0..255, floats
+                0..1 or another range of [`to_eight_bits`]. A leading dimension makes a batch.
+            boxes (list of one array of shape `(n_i, 4)` per image, *optional*):
+                Regions, xyxy in pixels of the image after EXIF rotation.
+            masks (list of one array of shape `(n_i, height, width)` per image, *optional*):
+                Regions, bool or 0 and 1, at the resolution of the image.
+            kwargs: options of the constructor, for this call only.
 
         Returns:
-            [`BatchFeature`] with `pixel_values` `(batch, 3, size, size)`, `content_extent` `(batch, 2)`, the width
-            and height of the image's content as fractions of the canvas, and where given the regions as the model
-            takes them: `boxes` as fractions of the canvas, `masks` at the resolution of the dense map.
+            [`BatchFeature`] with `pixel_values` `(batch, 3, size, size)`; `content_extent` `(batch, 2)`, width and
+            height of the image content as fractions of the canvas; and the given regions in the form that the model
+            expects: `boxes` as fractions of the canvas, `masks` at the resolution of the dense map.
+
+        Raises:
+            `TypeError` for unknown options; `ValueError` for invalid images, regions and values of options.
         """
         known = self.valid_kwargs.__annotations__
-        refuse_unknown(kwargs, known, type(self).__name__)
+        reject_unknown_options(kwargs, known, type(self).__name__)
         given = {name: value for name, value in kwargs.items() if value is not None or name == "return_tensors"}
         options = self._standardize_kwargs(**{name: getattr(self, name, None) for name in known} | given)
         return self._preprocess_image_like_inputs(images, boxes, masks, **options)
 
     def _standardize_kwargs(self, **options: Any) -> dict[str, Any]:
-        """The options, each checked and in one form."""
+        """Validates the options and brings each to a canonical form."""
         options["size"] = {"longest_edge": _side(options["size"])}
         for name in ("do_convert_rgb", "do_resize", "do_pad", "do_rescale", "do_normalize"):
             if not isinstance(options[name], bool):
@@ -282,7 +304,7 @@ class DenseVLMImageProcessingMixin(BaseImageProcessor):
         **options: Any,
     ) -> BatchFeature:
         if boxes is not None and masks is not None:
-            raise ValueError("Give either `boxes` or `masks`, which a model pools in two calls.")
+            raise ValueError("Give either `boxes` or `masks`; pooling both takes two calls.")
         prepared = self._prepare_image_like_inputs(images, **options)
         sizes = [(image.shape[-1], image.shape[-2]) for image in prepared]
         canvases = _canvases(sizes, options["do_resize"], options["do_pad"])
@@ -290,8 +312,8 @@ class DenseVLMImageProcessingMixin(BaseImageProcessor):
         shapes = {tuple(values.shape) for values in pixel_values}
         if return_tensors is not None and len(shapes) > 1:
             raise ValueError(
-                f"Images of the shapes {', '.join(map(str, sorted(shapes)))} make no batch: let them be padded "
-                "(`do_pad=True`, `do_convert_rgb=True`), or give them one by one."
+                f"Images of the shapes {', '.join(map(str, sorted(shapes)))} cannot be batched: have them padded "
+                "(`do_pad=True`, `do_convert_rgb=True`), or process them one by one."
             )
         features = BatchFeature(
             {
@@ -320,8 +342,17 @@ class DenseVLMImageProcessingMixin(BaseImageProcessor):
         **_: Any,
     ) -> np.ndarray:
         """
-        An image as its author saw it, `(channels, height, width)`: uint8, or where values are not rescaled afterwards
-        and are no bytes, float32 as they are.
+        Converts an image to an array after EXIF rotation.
+
+        Args:
+            image (PIL image, array or tensor): the image.
+            do_convert_rgb (`bool`, *optional*, defaults to `True`): whether to convert to three channels.
+            do_rescale (`bool`, *optional*, defaults to `True`): whether values will be rescaled, as bytes.
+            input_data_format (`str`, *optional*): `"channels_first"` or `"channels_last"`, for ambiguous shapes.
+
+        Returns:
+            `np.ndarray` of shape `(channels, height, width)`: uint8, or float32 with unchanged values if they are not
+            bytes and `do_rescale` is `False`.
         """
         pixels = _to_array(image, do_convert_rgb, input_data_format)
         if do_rescale:
@@ -350,24 +381,24 @@ class DenseVLMImageProcessingMixin(BaseImageProcessor):
         image_std: list[float],
         **_: Any,
     ) -> torch.Tensor:
-        """One prepared image to its `pixel_values` `(channels, height, width)`."""
+        """The `pixel_values` `(channels, height, width)` of an image returned by `process_image`."""
         channels, height, width = image.shape
         for name, values in (("image_mean", image_mean), ("image_std", image_std)):
             if do_normalize and len(values) not in (1, channels):
-                raise ValueError(f"An image of {channels} channels, but `{name}` of {len(values)}: {values}.")
+                raise ValueError(f"The image has {channels} channels, but `{name}` has {len(values)}: {values}.")
         scale = size["longest_edge"] / max(height, width) if do_resize else 1.0
         if do_resize:
             resized = SizeDict(height=scaled(height, scale), width=scaled(width, scale))
             image = self.resize(image, resized, resample=resample)
         pixels = image if isinstance(image, torch.Tensor) else torch.from_numpy(np.array(image, order="C"))
-        if do_pad:  # before normalising: what is padded is black
+        if do_pad:  # before normalisation: the padding is black
             side = size["longest_edge"] if do_resize else canvas[0]
             pixels = pad_image(pixels, side, side)
         mean, std = (image_mean, image_std) if do_normalize else (None, None)
         return to_pixel_values(pixels[None], rescale_factor if do_rescale else None, mean, std)[0].contiguous()
 
     def _returned(self, values: torch.Tensor, return_tensors: str | TensorType | None) -> Any:
-        """An image's `pixel_values` as the back end returns them where no framework is asked for, or for its batch."""
+        """The `pixel_values` of an image in the type that the back end returns for `return_tensors`."""
         raise NotImplementedError
 
     def normalize(  # type: ignore[override]
@@ -378,15 +409,16 @@ class DenseVLMImageProcessingMixin(BaseImageProcessor):
         **_: Any,
     ) -> torch.Tensor:
         r"""
-        Bytes to `pixel_values`, on the device they are on.
+        Rescales and normalises images on their own device.
 
         Args:
             image (`torch.Tensor` of shape `(batch, channels, height, width)`):
-                uint8, 0..255, which are rescaled, or floats, which are not.
-            mean, std (`list[float]`, *optional*): the processor's own by default.
+                uint8, 0..255, which is rescaled, or float, which is not.
+            mean (`list[float]`, *optional*): mean per channel; defaults to that of the processor.
+            std (`list[float]`, *optional*): standard deviation per channel; defaults to that of the processor.
 
         Returns:
-            `torch.Tensor` of the same shape, float32, in the memory format that it came in.
+            `torch.Tensor` of the same shape and memory format, float32.
         """
         own = (self.image_mean, self.image_std) if self.do_normalize else (None, None)
         rescale = self.do_rescale and not image.is_floating_point()
@@ -405,95 +437,104 @@ class DenseVLMImageProcessingMixin(BaseImageProcessor):
         content_extent: Sequence[tuple[float, float]] | torch.Tensor | None = None,
     ) -> list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput]:
         r"""
-        The category of every pixel: scores of the dense map enlarged bilinearly without the padding, then the maximum.
-        A few categories are enlarged at a time, so that memory does not grow with their number.
+        Predicts the category of every pixel: bilinear upsampling of the scores of the dense map, cropping of the
+        padding, and the argmax. Categories are upsampled in chunks, so that memory does not grow with their number.
 
         Args:
-            outputs ([`DenseVLMOutput`] or one with `logits`):
-                Of a model called with images and texts (each text a category), or with `logits` `(batch, categories,
-                height, width)`.
-            target_sizes (list of `(height, width)`, *optional*):
-                Of the images. By default the labels come at the resolution of the map, and with the padding unless
-                `content_extent` is given.
+            outputs ([`DenseVLMOutput`], or an output with `logits`):
+                Output of a model called with images and texts (one per category), or with `logits` of shape `(batch,
+                categories, height, width)`.
+            target_sizes (list of `tuple[int, int]`, *optional*):
+                Height and width of each image. By default labels are at the resolution of the map, and include the
+                padding unless `content_extent` is given.
             return_segmentation_scores (`bool`, *optional*, defaults to `False`):
-                Whether to return the scores of all categories too: much memory for large images.
+                Whether to also return the scores of all categories, which needs much memory for large images.
             content_extent (`torch.Tensor` of shape `(batch, 2)`, *optional*):
-                As the processor gave it. Needed where images were not padded to a square, which is the default.
+                Output of the processor. Required if images were not padded to a square (the default).
 
         Returns:
-            List with an int64 tensor `(height, width)` for each image; or of
-            [`SemanticSegmentationPostProcessorOutput`] with `segmentation` and `segmentation_scores` `(categories,
-            height, width)`.
+            `list[torch.Tensor]`: one int64 tensor of shape `(height, width)` per image; or a list of
+            [`SemanticSegmentationPostProcessorOutput`] with `segmentation` and `segmentation_scores` of shape
+            `(categories, height, width)`.
+
+        Raises:
+            `ValueError` for outputs without scores, and for arguments of another batch size.
         """
-        logits = getattr(outputs, "logits", None)
+        logits: Any = getattr(outputs, "logits", None)
+        dense: Any
+        texts: Any
         dense, texts = getattr(outputs, "dense_embeds", None), getattr(outputs, "text_embeds", None)
         if logits is None and (dense is None or texts is None):
             raise ValueError(
-                "The outputs hold neither `logits` nor `dense_embeds` and `text_embeds`: call the model with images "
+                "The outputs have neither `logits` nor `dense_embeds` and `text_embeds`: call the model with images "
                 "and texts, model(**processor(images=…, text=[…]))."
             )
         batch = len(dense if logits is None else logits)
         for name, given in (("target_sizes", target_sizes), ("content_extent", content_extent)):
             if given is not None and len(given) != batch:
-                raise ValueError(f"The outputs are of {batch} images, but `{name}` of {len(given)}.")
-        found = []
+                raise ValueError(f"The outputs are for {batch} images, but `{name}` has {len(given)} entries.")
+        results: list[Any] = []
+        content: tuple[float, float] | None
         for index in range(batch):
             if logits is None:
                 unit = torch.nn.functional.normalize(texts.float(), dim=-1).to(dense.device)
                 scores = torch.einsum("dhw,cd->chw", dense[index].float(), unit)
             else:
                 scores = logits[index].float()
-            content = None if content_extent is None else tuple(float(part) for part in content_extent[index])
+            content = None
+            if content_extent is not None:
+                content = float(content_extent[index][0]), float(content_extent[index][1])
             if target_sizes is not None:
-                size = tuple(int(side) for side in target_sizes[index])
-            else:  # the map itself, or the part of it that is image
+                size = int(target_sizes[index][0]), int(target_sizes[index][1])
+            else:  # the map, or its part inside the image
                 width, height = content or (1.0, 1.0)
                 size = scaled(scores.shape[1], height), scaled(scores.shape[2], width)
                 scores, content = scores[:, : size[0], : size[1]], (1.0, 1.0)
             if return_segmentation_scores:
-                large = enlarge(scores, size, canvas_of(size, content))
-                result = {"segmentation": large.argmax(0), "segmentation_scores": large}
-                found.append(SemanticSegmentationPostProcessorOutput(result))
+                upsampled = upsample(scores, size, canvas_size(size, content))
+                result = {"segmentation": upsampled.argmax(0), "segmentation_scores": upsampled}
+                results.append(SemanticSegmentationPostProcessorOutput(result))
             else:
-                found.append(label_pixels(scores, size, content=content))
-        return found
+                results.append(label_pixels(scores, size, content=content))
+        return results
 
 
 class DenseVLMImageProcessor(DenseVLMImageProcessingMixin, PilBackend):
     r"""
-    Resizes the longest side to `size`, pads right and below with black to a square, scales to 0..1 and normalises.
-    Needs Pillow only; [`DenseVLMImageProcessorTorchvision`] does the same with torchvision.
+    Image processor that resizes the longest side to `size`, pads with black at the right and bottom to a square,
+    rescales to 0..1 and normalises. It requires Pillow only; [`DenseVLMImageProcessorTorchvision`] uses torchvision.
 
     Args:
         size (`int` or `dict`, *optional*, defaults to 224):
-            Longest side in pixels; as a dict `{"longest_edge": side}`. The `shortest_edge` or `height` of a CLIP or
-            SigLIP image processor is read as the side. A multiple of the model's patch size.
+            Longest side in pixels, a multiple of the model's patch size, or a dict `{"longest_edge": side}`. The
+            `shortest_edge` or `height` in the file of a CLIP or SigLIP image processor is also accepted.
         image_mean, image_std (`float` or `list[float]`, *optional*, defaults to CLIP's):
-            Per channel, of images in 0..1.
-        do_convert_rgb (`bool`, *optional*, defaults to `True`): whether grey, palette, RGBA … become RGB.
-        do_resize (`bool`, *optional*, defaults to `True`): whether images are resized.
-        resample (`int`, *optional*, defaults to 3, bicubic): Pillow's filter.
+            Mean and standard deviation per channel, for values in 0..1.
+        do_convert_rgb (`bool`, *optional*, defaults to `True`): whether to convert images to RGB.
+        do_resize (`bool`, *optional*, defaults to `True`): whether to resize images.
+        resample (`int`, *optional*, defaults to 3, bicubic): resampling filter of Pillow.
         do_pad (`bool`, *optional*, defaults to `True`):
-            Whether images are padded to a square: of `size`, or of the longest side of the batch where they are not
-            resized.
+            Whether to pad images to a square: of side `size`, or of the longest side in the batch if
+            `do_resize=False`.
         do_rescale (`bool`, *optional*, defaults to `True`):
-            Whether values are scaled by `rescale_factor`. If not, arrays of floats (0..1) are taken as they are.
-        rescale_factor (`float`, *optional*, defaults to 1/255): of bytes.
-        do_normalize (`bool`, *optional*, defaults to `True`): whether mean and standard deviation are taken out.
+            Whether to multiply values by `rescale_factor`. If `False`, float arrays (0..1) keep their values.
+        rescale_factor (`float`, *optional*, defaults to 1/255): scale of values in 0..255.
+        do_normalize (`bool`, *optional*, defaults to `True`): whether to subtract the mean and divide by the std.
         patch_size (`int`, *optional*):
-            Side of a cell of the model's dense map in pixels, at whose resolution `masks` are returned. Read from the
-            model's `config.json` where there is one in the folder; 16 where nothing is known.
+            Side in pixels of a cell of the dense map, which gives the resolution of returned `masks`. Read from the
+            model's `config.json` if the folder has one; otherwise 16.
         input_data_format (`str`, *optional*):
-            `"channels_first"` or `"channels_last"`, for arrays whose shape leaves it open.
-        return_tensors (`str`, *optional*, defaults to `"pt"`): as everywhere in transformers.
+            `"channels_first"` or `"channels_last"`, for arrays of ambiguous shape.
+        return_tensors (`str`, *optional*, defaults to `"pt"`): `"pt"`, `"np"` or `None`, as in transformers.
     """
 
-    def resize(self, image: np.ndarray, size: SizeDict, resample: int | None = None, **_: Any) -> np.ndarray:
+    def resize(self, image: np.ndarray, size: SizeDict, resample: Any = None, **_: Any) -> np.ndarray:
         if image.dtype == np.uint8 and image.shape[0] == 3:
             return super().resize(image, size, resample=resample)
-        # Floats, which transformers rounds to bytes here, and channels that are no colours, one by one.
+        # Channel by channel: transformers would round floats to bytes, and Pillow would take channels for colours.
         low, high = image.min(), image.max()
-        resized = [Image.fromarray(channel).resize((size.width, size.height), resample) for channel in image]
+        side: Any = (size.width, size.height)
+        resized = [Image.fromarray(channel).resize(side, resample) for channel in image]
         return np.stack([np.asarray(channel) for channel in resized]).clip(low, high)
 
     def _returned(self, values: torch.Tensor, return_tensors: str | TensorType | None) -> np.ndarray:
@@ -502,20 +543,22 @@ class DenseVLMImageProcessor(DenseVLMImageProcessingMixin, PilBackend):
 
 class DenseVLMImageProcessorTorchvision(DenseVLMImageProcessingMixin, TorchvisionBackend):
     r"""
-    [`DenseVLMImageProcessor`] with torchvision, on a `device` if one is given: faster, and a pixel differs from
-    Pillow's by one or two grey levels at most. Figures of this repository are Pillow's.
+    [`DenseVLMImageProcessor`] with torchvision, optionally on a `device`. It is faster; pixels differ from Pillow's by
+    at most two grey levels. Reported results use Pillow.
 
     Args:
-        device (`str` or `torch.device`, *optional*): where images are resized and stay.
-        kwargs: as of [`DenseVLMImageProcessor`].
+        device (`str` or `torch.device`, *optional*): device on which images are processed and returned.
+        kwargs: as for [`DenseVLMImageProcessor`].
     """
 
-    valid_kwargs = DenseVLMImageProcessorTorchvisionKwargs
+    valid_kwargs = DenseVLMImageProcessorTorchvisionKwargs  # type: ignore[assignment]
     device = None
 
     def __init__(self, *args: Any, **kwargs: Any):
         if not is_torchvision_available():
-            raise ImportError(f"{type(self).__name__} needs torchvision; DenseVLMImageProcessor needs Pillow only.")
+            raise ImportError(
+                f"{type(self).__name__} requires torchvision; DenseVLMImageProcessor requires Pillow only."
+            )
         super().__init__(*args, **kwargs)
 
     def process_image(self, image: Any, device: str | torch.device | None = None, **options: Any) -> torch.Tensor:
@@ -531,7 +574,7 @@ class DenseVLMImageProcessorTorchvision(DenseVLMImageProcessingMixin, Torchvisio
 
 
 BACK_ENDS = {"pil": DenseVLMImageProcessor, "torchvision": DenseVLMImageProcessorTorchvision}
-"""By the names that transformers has for them."""
+"""Image processor classes by the name of their back end in transformers."""
 
 
 def to_pixel_values(
@@ -540,69 +583,69 @@ def to_pixel_values(
     mean: float | Iterable[float] | None = None,
     std: float | Iterable[float] | None = None,
 ) -> torch.Tensor:
-    """Values `(batch, channels, height, width)` scaled and normalised, each where given; float32."""
+    """Rescales and normalises `(batch, channels, height, width)`, each if its arguments are given; float32."""
     values = pixels.to(torch.float32, copy=True)
     if rescale_factor is not None:
-        values.div_(1 / rescale_factor)  # exactly 255 for 1/255
+        values.div_(1 / rescale_factor)  # 1 / (1/255) is exactly 255
     for given, apply in ((mean, values.sub_), (std, values.div_)):
         if given is not None:
             apply(torch.as_tensor(given, dtype=torch.float32, device=values.device).reshape(-1, 1, 1))
     return values
 
 
-def refuse_unknown(given: Iterable[str], known: Iterable[str], whose: str) -> None:
-    """Raises a `TypeError` for the first option that is not known, naming the nearest that is."""
+def reject_unknown_options(given: Iterable[str], known: Iterable[str], owner: str) -> None:
+    """Raises a `TypeError` for the first unknown option, naming the most similar known one."""
     known = list(known)
     for name in sorted(set(given) - set(known)):
-        if name in _NO_OPTIONS:
-            raise TypeError(f"{whose} has no option `{name}`: {_NO_OPTIONS[name]}.")
+        if name in _UNSUPPORTED_OPTIONS:
+            raise TypeError(f"{owner} has no option `{name}`: {_UNSUPPORTED_OPTIONS[name]}.")
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"is `{near[0]}` meant?" if near else f"there are {', '.join(known)}."
-        raise TypeError(f"{whose} has no option `{name}`; {hint}")
+        raise TypeError(f"{owner} has no option `{name}`; {hint}")
 
 
 def model_config(source: str | PathLike, **kwargs: Any) -> DenseVLMConfig | None:
-    """The configuration of the model in the same folder; `None` where there is none that can be read."""
+    """The configuration of the model in the same folder; `None` if it is missing or not supported."""
     if os.path.isfile(source):
         return None
     hub = {name: kwargs[name] for name in _HUB_KEYS if name in kwargs}
     try:
         config, _ = PreTrainedConfig.get_config_dict(source, **hub)
         return DenseVLMConfig.from_dict(DenseVLMConfig.translate(config)) if config.get("model_type") else None
-    except (OSError, ValueError, KeyError):  # no file; a model, or a tower, that is not known here
+    except (OSError, ValueError, KeyError):  # no file, or an unsupported model or tower
         return None
 
 
 _FILE_KEYS = {"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"}
-"""What files of image processors hold beside options."""
+"""Keys in files of image processors that are not options."""
 
 _HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
-_FOREIGN_OPTIONS = ("size", "image_mean", "image_std", "do_rescale", "rescale_factor", "do_normalize", "patch_size")
-"""What is taken of another model's image processor. Its cropping and its filter mean nothing here."""
+_INHERITED_OPTIONS = ("size", "image_mean", "image_std", "do_rescale", "rescale_factor", "do_normalize", "patch_size")
+"""Options read from another model's image processor. Its cropping and resampling filter are ignored."""
 
-_CROPPING = "the whole image is shown, padded to a square"
-_NO_OPTIONS = {
+_CROPPING = "images are padded to a square, not cropped"
+_UNSUPPORTED_OPTIONS = {
     "crop_size": _CROPPING,
     "do_center_crop": _CROPPING,
     "default_to_square": _CROPPING,
     "pad_size": "images are padded to a square of `size`",
-    "device": "it is one of torchvision's back end (`DenseVLMImageProcessorTorchvision`)",
+    "device": "it is an option of the torchvision back end (`DenseVLMImageProcessorTorchvision`)",
     "max_num_patches": "give `size`, the longest side in pixels",
 }
 
 
 def _own_options(options: dict[str, Any], known: Iterable[str]) -> dict[str, Any]:
-    """The options in a file of ours, or in that of a CLIP or SigLIP."""
+    """The options in the file of an image processor, of this class or of a CLIP or SigLIP."""
     given = {name: value for name, value in options.items() if value is not None}
     if str(given.get("image_processor_type")).startswith(DenseVLMImageProcessor.__name__):
-        left_out = sorted(given.keys() - set(known) - _FILE_KEYS)
-        if left_out:
-            logger.warning(f"The image processor's file has options that are not known here: {', '.join(left_out)}.")
-        return {name: value for name, value in given.items() if name not in left_out}
+        unknown = sorted(given.keys() - set(known) - _FILE_KEYS)
+        if unknown:
+            logger.warning(f"The file of the image processor has unknown options, ignored: {', '.join(unknown)}.")
+        return {name: value for name, value in given.items() if name not in unknown}
     if "size" not in given and "max_num_patches" in given:  # SigLIP 2
         given["size"] = round(given["max_num_patches"] ** 0.5) * given["patch_size"]
-    return {name: given[name] for name in _FOREIGN_OPTIONS if name in given}
+    return {name: given[name] for name in _INHERITED_OPTIONS if name in given}
 
 
 def _canvases(sizes: list[tuple[int, int]], do_resize: bool, do_pad: bool) -> list[tuple[int, int]]:
@@ -618,7 +661,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _per_channel(name: str, given: Any) -> list[float]:
-    """Mean or standard deviation as a list, one number for each of three channels if one is given."""
+    """Mean or standard deviation as a list; a single number is repeated for three channels."""
     values = [given] * 3 if _is_number(given) else list(given) if isinstance(given, Iterable) else []
     values = [value.item() if hasattr(value, "item") else value for value in values]
     if not values or not all(map(_is_number, values)) or (name == "image_std" and min(values) <= 0):
@@ -627,58 +670,58 @@ def _per_channel(name: str, given: Any) -> list[float]:
     return values
 
 
-def _side(size: int | dict[str, int]) -> int:
-    """The longest side in pixels, of a number or of one of the dicts that image processors keep."""
-    side = size
+def _side(size: Any) -> int:
+    """The longest side in pixels, from a number or a `size` dict of an image processor."""
+    side: Any = size
     if hasattr(size, "get"):
         side = next((size.get(key) for key in ("longest_edge", "shortest_edge", "height") if size.get(key)), None)
         if size.get("height") != size.get("width") and size.get("width") is not None:
             side = None
     if isinstance(side, bool) or not isinstance(side, int | np.integer) or side < 1:
         raise ValueError(
-            f"`size` is the longest side in pixels, a whole number from 1 on, or {{'longest_edge': side}}; got {size}."
+            f"`size` is the longest side in pixels, a positive integer, or {{'longest_edge': side}}; got {size}."
         )
     return int(side)
 
 
 def _fetch(source: str | PathLike) -> Image.Image:
-    """An image by its path, its address, or as base64."""
+    """Loads an image from a path, a URL or a base64 string."""
     if os.path.exists(source) or isinstance(source, PathLike):
         return load_image(source)
     if source.startswith(("http://", "https://")):
-        with urlopen(Request(source, headers={"User-Agent": "densevlm"})) as answer:
-            return load_image(BytesIO(answer.read()))
+        with urlopen(Request(source, headers={"User-Agent": "densevlm"})) as response:
+            return load_image(BytesIO(response.read()))
     text = source.split(",", 1)[1] if source.startswith("data:image/") and "," in source else source
     try:
         return load_image(BytesIO(base64.b64decode("".join(text.split()), validate=True)))
     except (ValueError, OSError) as error:
-        raise ValueError(f"{source[:100]!r} is no file, no address (http) and no image in base64.") from error
+        raise ValueError(f"{source[:100]!r} is neither a file nor a URL (http) nor a base64 image.") from error
 
 
 def _flat(images: Any) -> list[Any]:
-    """Images of lists and of arrays with a dimension in front, one by one."""
+    """Flattens nested lists and batched arrays to a list of images."""
     if isinstance(images, list | tuple):
         return [image for part in images for image in _flat(part)]
     return list(images) if getattr(images, "ndim", 0) == 4 else [images]
 
 
 def _to_array(image: Any, to_rgb: bool, input_data_format: str | ChannelDimension | None) -> np.ndarray:
-    """An image as `(height, width)` or `(height, width, channels)`, its values as they are."""
+    """An image as `(height, width)` or `(height, width, channels)`, with unchanged values."""
     if isinstance(image, Image.Image):
         image = load_image(image) if to_rgb else ImageOps.exif_transpose(image)
         if min(image.size) < 1:
-            raise ValueError(f"An image of {image.width} x {image.height} pixels shows nothing.")
+            raise ValueError(f"An image of {image.width} x {image.height} pixels is empty.")
         return np.asarray(image)
     if isinstance(image, torch.Tensor):
         image = image.detach().cpu()
-        image = image.float() if image.dtype == torch.bfloat16 else image  # of which numpy knows nothing
+        image = image.float() if image.dtype == torch.bfloat16 else image  # NumPy has no bfloat16
     elif not hasattr(image, "__array__"):
         raise ValueError(f"An image is a PIL image, a path, an array or a tensor, got {type(image).__name__}.")
     return _channels_last(np.asarray(image), input_data_format)
 
 
 def _channels_last(array: np.ndarray, input_data_format: str | ChannelDimension | None) -> np.ndarray:
-    """Grey `(height, width)`, or `(height, width, 3 or 4)`."""
+    """An array as `(height, width)` if grey, otherwise `(height, width, channels)` with 3 or 4 channels."""
     shape, channels = array.shape, (1, 3, 4)
     if array.ndim == 3 and array.size:
         first, last = shape[0] in channels, shape[-1] in channels

@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""CLIP's ModifiedResNet (Radford et al., 2021): RN50, RN50x4 and kin, with its attention pool in dense mode."""
+"""CLIP's ModifiedResNet (Radford et al., 2021): RN50, RN50x4 etc., with a dense mode of its attention pool."""
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from .vision_tower import ConvTower, resize_positions
 
 
 class CLIPResNetBottleneck(GradientCheckpointingLayer):
-    """Convolutions of stride 1 only: where the map shrinks, an average pool does it."""
+    """Bottleneck whose convolutions all have stride 1; average pooling does the downsampling."""
 
     def __init__(self, channels: int, width: int, stride: int):
         super().__init__()
@@ -32,20 +32,20 @@ class CLIPResNetBottleneck(GradientCheckpointingLayer):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         residual = nn.functional.relu(self.bn1(self.conv1(hidden_states)))
-        residual = self._shrink(nn.functional.relu(self.bn2(self.conv2(residual))))
+        residual = self._downsample(nn.functional.relu(self.bn2(self.conv2(residual))))
         residual = self.bn3(self.conv3(residual))
         if self.downsample is not None:
-            hidden_states = self.downsample(self._shrink(hidden_states))
+            hidden_states = self.downsample(self._downsample(hidden_states))
         return nn.functional.relu(hidden_states + residual)
 
-    def _shrink(self, hidden_states: Tensor) -> Tensor:
+    def _downsample(self, hidden_states: Tensor) -> Tensor:
         return nn.functional.avg_pool2d(hidden_states, self.stride) if self.stride > 1 else hidden_states
 
 
 class CLIPResNetAttentionPool(nn.Module):
     """
-    Attention of the map's mean over the map. In dense mode every location gives the value it would be read with; the
-    output projection is the model's `visual_projection`.
+    Attention pooling with the mean of the map as query. In dense mode, every location returns its own value. The
+    output projection is the `visual_projection` of the model.
     """
 
     is_causal = False
@@ -64,15 +64,18 @@ class CLIPResNetAttentionPool(nn.Module):
 
     def forward(self, hidden_states: Tensor, dense: bool = False) -> Tensor:
         """
+        Pools the last stage's map.
+
         Args:
-            hidden_states (`Tensor` of shape `(batch, dim, height, width)`): the last stage's map.
+            hidden_states (`torch.Tensor` of shape `(batch, dim, height, width)`): the last stage's map.
+            dense (`bool`, *optional*, defaults to `False`): whether to return the value of every location instead.
 
         Returns:
-            `Tensor` of shape `(batch, height, width, dim)` in dense mode, `(batch, dim)` else.
+            `torch.Tensor` of shape `(batch, height, width, dim)` if `dense`, otherwise `(batch, dim)`.
         """
-        size = tuple(hidden_states.shape[-2:])
+        size = (hidden_states.shape[-2], hidden_states.shape[-1])
         positions = resize_positions(self.positional_embedding, size, prefix=1)
-        # (batch, height * width, dim), in this order in memory: not every quantised layer looks at strides
+        # (batch, height * width, dim), contiguous: some quantized layers ignore strides
         tokens = hidden_states.flatten(2).transpose(1, 2).contiguous()
         if dense:
             return self.v_proj(tokens + positions[1:]).unflatten(1, size)
@@ -89,15 +92,15 @@ class CLIPResNetAttentionPool(nn.Module):
 
 class CLIPResNetVisionModel(ConvTower, PreTrainedModel):
     """
-    CLIP's ModifiedResNet. Dense features: the attention pool's value path at every location of the last stage's map.
+    CLIP's ModifiedResNet. Dense features are the attention pool's values at every location of the last stage's map.
 
-    Batch statistics are frozen, in training too: the batches of fine-tuning are too small and too unlike those of the
-    pre-training to estimate them again. The norms' scale and shift stay trainable.
+    Batch-norm statistics stay frozen in training, as fine-tuning batches are small and differ from those of
+    pre-training. The scale and shift of the norms are trainable.
     """
 
     config: CLIPResNetVisionConfig
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment]  # a tuple, as in transformers
     supports_gradient_checkpointing = True
     _no_split_modules = ["CLIPResNetBottleneck", "CLIPResNetAttentionPool"]
     _supports_sdpa = True
@@ -138,12 +141,13 @@ class CLIPResNetVisionModel(ConvTower, PreTrainedModel):
     def train(self, mode: bool = True) -> "CLIPResNetVisionModel":
         super().train(mode)
         for module in self.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):  # synchronised ones, too
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):  # also SyncBatchNorm
                 module.eval()
         return self
 
     @property
     def stages(self) -> tuple[nn.Sequential, ...]:
+        """The four stages after the stem."""
         return self.layer1, self.layer2, self.layer3, self.layer4
 
     @property
@@ -151,14 +155,14 @@ class CLIPResNetVisionModel(ConvTower, PreTrainedModel):
         return [4 * self.config.stem_size * 2**index for index in range(4)]
 
     def embed(self, pixel_values):
-        hidden_states, grid = self.whole_cells(pixel_values)
+        hidden_states, grid = self.crop_to_grid(pixel_values)
         for conv, norm in ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)):
             hidden_states = nn.functional.relu(norm(conv(hidden_states)))
         return nn.functional.avg_pool2d(hidden_states, 2), grid
 
     def run_stage(self, index, hidden_states, *_):
         stage = self.stages[index]
-        return stage(self.on_the_graph(hidden_states, stage[0]))
+        return stage(self.require_input_grad(hidden_states, stage[0]))
 
     def read(self, hidden_states, grid, pooled=False):
         return self.attnpool(hidden_states, dense=not pooled)

@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""CLIP's vision transformer (OpenAI, OpenCLIP, DFN, MetaCLIP ...), whose last block knows the dense path."""
+"""CLIP's vision transformer (OpenAI, OpenCLIP, DFN, MetaCLIP ...) with a dense path in its last block."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from .vision_tower import TransformerTower, resize_positions
 
 
 class DenseCLIPVisionEmbeddings(CLIPVisionEmbeddings):
-    """CLIP's patches, class token and positions, for images of any size."""
+    """CLIP's patch, class and position embeddings, for images of any size."""
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         patches = self.patch_embedding(pixel_values)
@@ -22,7 +22,7 @@ class DenseCLIPVisionEmbeddings(CLIPVisionEmbeddings):
 
 
 class DenseCLIPAttention(CLIPAttention):
-    """CLIP's attention, which can give its value path alone: what a token would read if it looked at itself only."""
+    """CLIP's attention, with its value path alone as an option: the output of a token that attends only to itself."""
 
     def forward(self, hidden_states: Tensor, dense: bool = False, **kwargs):
         if dense:
@@ -31,7 +31,7 @@ class DenseCLIPAttention(CLIPAttention):
 
 
 class DenseCLIPEncoderLayer(CLIPEncoderLayer):
-    """CLIP's transformer block with a second way through it, in which no location looks at another."""
+    """CLIP's transformer block with a dense path, on which locations do not attend to each other."""
 
     def __init__(self, config: CLIPVisionConfig):
         super().__init__(config)
@@ -41,15 +41,15 @@ class DenseCLIPEncoderLayer(CLIPEncoderLayer):
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, dense_residual: str | None = None, **kwargs
     ):
         if dense_residual is None:
-            return super().forward(hidden_states, attention_mask, **kwargs)
-        # Attention is replaced by its value path; residual and MLP stay. No query, key or softmax is computed.
+            return super().forward(hidden_states, attention_mask, **kwargs)  # type: ignore[arg-type]  # may be None
+        # The value path replaces the attention; residual and MLP stay. Queries, keys and softmax are not computed.
         values, _ = self.self_attn(self.layer_norm1(hidden_states), dense=True)
         hidden_states = values + (hidden_states[:, :1] if dense_residual == "cls" else hidden_states)
         return hidden_states + self.mlp(self.layer_norm2(hidden_states))
 
 
 class DenseCLIPVisionModel(TransformerTower, CLIPVisionModel):
-    """CLIP's vision transformer. Dense features: the last block's value path, then the final norm."""
+    """CLIP's vision transformer. Dense features are the last block's value path followed by the final norm."""
 
     _no_split_modules = ["CLIPEncoderLayer", "DenseCLIPEncoderLayer", "DenseCLIPVisionEmbeddings"]
     _can_record_outputs = {"attentions": CLIPAttention}
@@ -61,7 +61,7 @@ class DenseCLIPVisionModel(TransformerTower, CLIPVisionModel):
         self.post_init()
 
     def embed(self, pixel_values):
-        pixel_values, grid = self.whole_cells(pixel_values)
+        pixel_values, grid = self.crop_to_grid(pixel_values)
         return self.pre_layrnorm(self.embeddings(pixel_values)), grid
 
     def read_tokens(self, hidden_states):

@@ -18,17 +18,18 @@ def rotary_tables(
     size: tuple[int, int], head_dim: int, grid: int, theta: float, device: torch.device | None = None
 ) -> tuple[Tensor, Tensor]:
     """
-    Cosines and sines of the rotary embedding on a plane: the first half of a head's channels turns with the row, the
-    second with the column, neighbouring channels by the same angle.
+    Cosines and sines of the 2D rotary position embedding: the first half of a head's channels encodes the row, the
+    second half the column; each pair of adjacent channels shares an angle.
 
     Args:
         size (`tuple[int, int]`): height and width in patches.
         head_dim (`int`): channels per head.
-        grid (`int`): the n cells of an axis are spread over this many positions of the pre-training.
+        grid (`int`): side of the pre-training grid, onto whose positions the cells of an axis are interpolated.
         theta (`float`): base of the frequencies.
+        device (`torch.device`, *optional*): where the tables are computed.
 
     Returns:
-        Two `Tensor`s of shape `(height * width, head_dim)`, float32 on any autocast.
+        `tuple[torch.Tensor, torch.Tensor]`, each of shape `(height * width, head_dim)`, float32 also under autocast.
     """
     half = head_dim // 2
     frequencies = theta ** (-torch.arange(0, half, 2, dtype=torch.float32, device=device) / half)
@@ -43,20 +44,27 @@ def rotary_tables(
 
 def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """
-    Turns pairs of neighbouring channels of the patch tokens; those in front (the class token) have no place and stay.
+    Rotates pairs of adjacent channels of the patch tokens. Prefix tokens (the class token) have no position and are
+    not rotated.
 
     Args:
-        states (`Tensor` of shape `(batch, heads, prefix + patches, head_dim)`): queries or keys.
-        cos, sin (`Tensor` of shape `(patches, head_dim)`): of [`rotary_tables`].
+        states (`torch.Tensor` of shape `(batch, heads, prefix + patches, head_dim)`): queries or keys.
+        cos (`torch.Tensor` of shape `(patches, head_dim)`): cosines of [`rotary_tables`].
+        sin (`torch.Tensor` of shape `(patches, head_dim)`): sines of [`rotary_tables`].
+
+    Returns:
+        `torch.Tensor` of the shape and dtype of `states`.
     """
     prefix = states.shape[2] - cos.shape[0]
     patches = states[:, :, prefix:].to(torch.promote_types(states.dtype, torch.float32))
     even, odd = patches[..., 0::2], patches[..., 1::2]
-    turned = torch.stack([-odd, even], dim=-1).flatten(-2)
-    return torch.cat([states[:, :, :prefix], (patches * cos + turned * sin).to(states.dtype)], dim=2)
+    rotated = torch.stack([-odd, even], dim=-1).flatten(-2)
+    return torch.cat([states[:, :, :prefix], (patches * cos + rotated * sin).to(states.dtype)], dim=2)
 
 
 class Eva02CLIPVisionEmbeddings(nn.Module):
+    """Patch, class and position embeddings, for images of any size."""
+
     def __init__(self, config: Eva02CLIPVisionConfig):
         super().__init__()
         patch = config.patch_size
@@ -74,7 +82,7 @@ class Eva02CLIPVisionEmbeddings(nn.Module):
 
 
 class Eva02CLIPAttention(nn.Module):
-    """Attention with rotary positions, no bias on the keys and a norm on the merged heads."""
+    """Attention with rotary positions, keys without bias and a norm after the heads are concatenated."""
 
     is_causal = False
 
@@ -97,7 +105,7 @@ class Eva02CLIPAttention(nn.Module):
     def forward(
         self, hidden_states: Tensor, mask: Tensor | None, cos: Tensor, sin: Tensor, dense: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """In dense mode what a token would read if it looked at itself alone."""
+        """With `dense=True` the value path alone: the output of a token that attends only to itself."""
         if dense:
             return self.out_proj(self.inner_norm(self.v_proj(hidden_states))), None
         query, key, value = (
@@ -113,7 +121,7 @@ class Eva02CLIPAttention(nn.Module):
 
 
 class Eva02CLIPMLP(nn.Module):
-    """SwiGLU with a norm inside."""
+    """SwiGLU with a norm before the down projection."""
 
     def __init__(self, config: Eva02CLIPVisionConfig):
         super().__init__()
@@ -128,7 +136,7 @@ class Eva02CLIPMLP(nn.Module):
 
 
 class Eva02CLIPEncoderLayer(GradientCheckpointingLayer):
-    """A block, with a second way through it in which no location looks at another."""
+    """EVA-02's transformer block with a dense path, on which locations do not attend to each other."""
 
     def __init__(self, config: Eva02CLIPVisionConfig):
         super().__init__()
@@ -138,24 +146,26 @@ class Eva02CLIPEncoderLayer(GradientCheckpointingLayer):
         self.mlp = Eva02CLIPMLP(config)
 
     def forward(self, hidden_states: Tensor, *context: Tensor | None, dense_residual: str | None = None) -> Tensor:
-        """`context` is the attention mask and the rotary tables."""
+        """`context` holds the attention mask and the rotary tables."""
         values, _ = self.self_attn(self.layer_norm1(hidden_states), *context, dense=dense_residual is not None)
         hidden_states = values + (hidden_states[:, :1] if dense_residual == "cls" else hidden_states)
         return hidden_states + self.mlp(self.layer_norm2(hidden_states))
 
 
 class Eva02CLIPEncoder(nn.Module):
+    """The stack of blocks."""
+
     def __init__(self, config: Eva02CLIPVisionConfig):
         super().__init__()
         self.layers = nn.ModuleList([Eva02CLIPEncoderLayer(config) for _ in range(config.num_hidden_layers)])
 
 
 class Eva02CLIPVisionModel(TransformerTower, PreTrainedModel):
-    """EVA-02 CLIP's vision transformer. Dense features: the last block's value path, then the final norm."""
+    """EVA-02 CLIP's vision transformer. Dense features are the last block's value path followed by the final norm."""
 
     config: Eva02CLIPVisionConfig
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment]  # a tuple, as in transformers
     supports_gradient_checkpointing = True
     _no_split_modules = ["Eva02CLIPEncoderLayer", "Eva02CLIPVisionEmbeddings"]
     _supports_sdpa = True
@@ -180,9 +190,9 @@ class Eva02CLIPVisionModel(TransformerTower, PreTrainedModel):
             init.normal_(module.class_embedding, std=self.config.initializer_range)
 
     def embed(self, pixel_values):
-        pixel_values, grid = self.whole_cells(pixel_values)
+        pixel_values, grid = self.crop_to_grid(pixel_values)
         hidden_states, config = self.embeddings(pixel_values), self.config
-        # Computed for each pass, a few kilobytes: nothing that could go stale at another size or dtype.
+        # Computed in every forward pass (a few kilobytes), so that no buffer depends on image size or dtype.
         head_dim, device = config.hidden_size // config.num_attention_heads, hidden_states.device
         tables = rotary_tables((grid.height, grid.width), head_dim, config.rope_grid, config.rope_theta, device)
         return hidden_states, grid._replace(rotary=tables)

@@ -1,6 +1,8 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""SigLIP and SigLIP 2 (Zhai et al., 2023; Tschannen et al., 2025) as dense backbones."""
+"""The vision towers of SigLIP and SigLIP 2 (Zhai et al., 2023; Tschannen et al., 2025) with dense features."""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +23,7 @@ from .vision_tower import TransformerTower, resize_positions
 
 
 class DenseSiglipVisionEmbeddings(SiglipVisionEmbeddings):
-    """SigLIP's patches and positions, for images of any size."""
+    """SigLIP's patch and position embeddings, for images of any size."""
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         patches = self.patch_embedding(pixel_values)
@@ -31,10 +33,10 @@ class DenseSiglipVisionEmbeddings(SiglipVisionEmbeddings):
 
 
 class DenseSiglip2VisionEmbeddings(Siglip2VisionEmbeddings):
-    """The patches and positions of SigLIP 2, for images of any size, all of a batch of one size."""
+    """The patch and position embeddings of SigLIP 2, for images of any size, the same for a whole batch."""
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        # This tower takes patches, row by row, each with its channels last.
+        # The patch embedding takes flattened patches in row-major order, each with its channels last.
         patch = (-1, self.patch_size)
         patches = pixel_values.unflatten(2, patch).unflatten(4, patch)  # (batch, channels, h, p, w, p)
         size = patches.shape[2], patches.shape[4]
@@ -43,7 +45,7 @@ class DenseSiglip2VisionEmbeddings(Siglip2VisionEmbeddings):
         return patches + self.resize(self.position_embedding(native), size)
 
     def resize(self, positions: Tensor, size: tuple[int, int]) -> Tensor:
-        """Bilinear and antialiased, as in the training of this tower: `(side * side, dim)` to `(h * w, dim)`."""
+        """Bilinear with antialiasing, as SigLIP 2 was trained: `(side * side, dim)` to `(height * width, dim)`."""
         side = self.position_embedding_size
         plane = positions.float().unflatten(0, (side, side)).permute(2, 0, 1)[None]  # (1, dim, side, side)
         plane = nn.functional.interpolate(plane, size=size, mode="bilinear", align_corners=False, antialias=True)
@@ -52,8 +54,9 @@ class DenseSiglip2VisionEmbeddings(Siglip2VisionEmbeddings):
 
 class PoolingAttention(nn.MultiheadAttention):
     """
-    The attention of SigLIP's pool, a head's parameters under the names of torch's own. That reads the weights of its
-    output projection; here the projection is called, so that it may be another layer (an adapter, a quantised one).
+    The attention of SigLIP's pooling head, with the parameter names of `nn.MultiheadAttention`. The latter reads the
+    weights of its output projection; here the projection is called, so that it can be replaced (adapters,
+    quantization).
     """
 
     def __init__(self, hidden_size: int, num_heads: int):
@@ -61,8 +64,19 @@ class PoolingAttention(nn.MultiheadAttention):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, dense: bool = False) -> tuple[Tensor, None]:
         """
-        `(batch, queries, hidden)` from `(batch, locations, hidden)`; in dense mode `(batch, locations, hidden)`: what
-        a query reads that looks at one location alone, over which the softmax is 1.
+        Computes the attention, or its value path alone.
+
+        Args:
+            query (`torch.Tensor` of shape `(batch, queries, hidden)`): the queries.
+            key (`torch.Tensor` of shape `(batch, locations, hidden)`): the keys.
+            value (`torch.Tensor` of shape `(batch, locations, hidden)`): the values.
+            dense (`bool`, *optional*, defaults to `False`):
+                Whether to return the output of a query that attends to a single location, whose attention weight is
+                then 1, for every location.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, queries, hidden)`, or `(batch, locations, hidden)` if `dense`; and `None`
+            in place of attention weights.
         """
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         value = linear(value, weights[2], biases[2])
@@ -72,23 +86,27 @@ class PoolingAttention(nn.MultiheadAttention):
         query, key, value = (
             states.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for states in (query, key, value)
         )  # (batch, heads, tokens, head_dim)
-        # One query per image: nothing that a fused kernel would save.
+        # With a single query per image, a fused kernel would save nothing.
         attention = (query * self.head_dim**-0.5 @ key.transpose(-1, -2)).softmax(dim=-1)
         return self.out_proj((attention @ value).transpose(1, 2).flatten(2)), None
 
 
-class DensePoolingHead:
+class DensePoolingHead(nn.Module):
     """
-    Mixin of SigLIP's attention pool, with a second way through it: what the head gives when its probe looks at one
-    location alone. Its attention is then the value path; the residual MLP follows as in the head.
+    Mixin that adds a dense mode to SigLIP's attention pooling head: its output, at every location, for a probe that
+    attends to that location only. This is the value path of the attention, followed by the head's residual MLP.
     """
+
+    probe: nn.Parameter
+    mlp: nn.Module
+    layernorm: nn.Module
 
     def __init__(self, config: SiglipVisionConfig | Siglip2VisionConfig):
         super().__init__(config)
         self.attention = PoolingAttention(config.hidden_size, config.num_attention_heads)
 
     def forward(self, hidden_state: Tensor, dense: bool = False) -> Tensor:
-        """`(batch, locations, hidden)` to `(batch, locations, hidden)` in dense mode, to `(batch, hidden)` else."""
+        """From `(batch, locations, hidden)` to `(batch, hidden)`, or to `(batch, locations, hidden)` if `dense`."""
         probe = self.probe.expand(hidden_state.shape[0], -1, -1)
         hidden_state, _ = self.attention(probe, hidden_state, hidden_state, dense=dense)
         hidden_state = hidden_state + self.mlp(self.layernorm(hidden_state))
@@ -96,31 +114,31 @@ class DensePoolingHead:
 
 
 class DenseSiglipPoolingHead(DensePoolingHead, SiglipMultiheadAttentionPoolingHead):
-    pass
+    """SigLIP's pooling head with a dense mode."""
 
 
 class DenseSiglip2PoolingHead(DensePoolingHead, Siglip2MultiheadAttentionPoolingHead):
-    pass
+    """The pooling head of SigLIP 2 with a dense mode."""
 
 
 class SiglipTower(TransformerTower):
     r"""
-    Mixin of both towers. There is no class token and no projection: an attention pool reads the patch tokens, and its
-    output is the image's feature in the image-text space.
+    Mixin of both towers. They have no class token and no projection: an attention pooling head reads the patch tokens,
+    and its output is the image feature in the image-text space.
 
-    Dense features are that head's value path at every location, after all blocks have run as they were trained. It is
-    the counterpart of the attention pool of CLIP's ResNet in dense mode: the readout was trained to be applied to
-    these tokens, so it is what swaps its attention. (In CLIP's ViTs the readout is the last block, whose class token
-    looks at the patches; here the last block is part of the trunk, and swapping its attention, too, would leave the
-    head with tokens it has never seen.)
+    Dense features are the value path of this head at every location; all blocks run unmodified. As in CLIP's ResNet,
+    the readout is the layer whose attention is replaced, because it was trained on these tokens. (In CLIP's ViTs, the
+    readout is the last block, whose class token attends to the patches. Here the last block belongs to the trunk:
+    replacing its attention too would feed the head tokens unlike those of its training.)
     """
 
-    prefix = 0
+    num_prefix_tokens = 0
     dense_last_block = False
     has_class_token = False
     projection_bias = None
     pooling_head: type
     patch_embeddings: type
+    post_init: Any
 
     def __init__(self, config: SiglipVisionConfig | Siglip2VisionConfig):
         super().__init__(config)
@@ -131,7 +149,7 @@ class SiglipTower(TransformerTower):
         self.post_init()
 
     def embed(self, pixel_values):
-        pixel_values, grid = self.whole_cells(pixel_values)
+        pixel_values, grid = self.crop_to_grid(pixel_values)
         return self.embeddings(pixel_values), grid
 
     def read_tokens(self, hidden_states):
@@ -142,7 +160,7 @@ class SiglipTower(TransformerTower):
 
 
 class DenseSiglipVisionModel(SiglipTower, SiglipVisionModel):
-    __doc__ = f"""SigLIP's vision tower, and that of SigLIP 2 at a fixed resolution. {SiglipTower.__doc__}"""
+    """The vision tower of SigLIP, and of SigLIP 2 at a fixed resolution; see [`SiglipTower`]."""
 
     _no_split_modules = ["DenseSiglipVisionEmbeddings", "SiglipEncoderLayer", "DenseSiglipPoolingHead"]
     _can_record_outputs = {"attentions": SiglipAttention}
@@ -151,7 +169,7 @@ class DenseSiglipVisionModel(SiglipTower, SiglipVisionModel):
 
 
 class DenseSiglip2VisionModel(SiglipTower, Siglip2VisionModel):
-    __doc__ = f"""The vision tower of SigLIP 2 at any aspect (NaFlex). {SiglipTower.__doc__}"""
+    """The vision tower of SigLIP 2 at any aspect ratio (NaFlex); see [`SiglipTower`]."""
 
     _no_split_modules = ["DenseSiglip2VisionEmbeddings", "Siglip2EncoderLayer", "DenseSiglip2PoolingHead"]
     _can_record_outputs = {"attentions": Siglip2Attention}

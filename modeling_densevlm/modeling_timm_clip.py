@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""CLIP towers of timm that transformers does not have: ConvNeXt, and plain vision transformers of other shapes."""
+"""CLIP towers that only timm has: ConvNeXts, and plain vision transformers that differ from transformers' CLIP."""
 
 from functools import partial
 from typing import Any
@@ -18,19 +18,19 @@ try:
     from timm.layers import Mlp, PatchEmbed
     from timm.models.vision_transformer import Attention, Block, VisionTransformer
 except ImportError:
-    timm = None
-    Attention = Block = Mlp = PatchEmbed = VisionTransformer = nn.Module
+    timm = None  # type: ignore[assignment]
+    Attention = Block = Mlp = PatchEmbed = VisionTransformer = nn.Module  # type: ignore
 
 
 def create_trunk(architecture: str, **arguments: Any) -> nn.Module:
-    """The network without a classifier, randomly initialized by timm; nothing is downloaded."""
+    """A timm network without classifier, randomly initialized; nothing is downloaded."""
     if timm is None:
         raise ImportError(f"The vision tower {architecture} is built by timm: `pip install timm`.")
     return timm.create_model(architecture, pretrained=False, num_classes=0, **arguments)
 
 
 def check_plain_vit(trunk: nn.Module, architecture: str) -> None:
-    """Raises a `ValueError` unless the blocks of a network have the value path that [`DenseTimmBlock`] takes."""
+    """Raises a `ValueError` unless the blocks of a network have the value path that [`DenseTimmBlock`] requires."""
     plain = (
         isinstance(trunk, VisionTransformer)
         and type(trunk.patch_embed) is PatchEmbed
@@ -40,11 +40,11 @@ def check_plain_vit(trunk: nn.Module, architecture: str) -> None:
         and getattr(trunk.blocks[-1].attn, "gate", None) is None
     )
     if not plain:
-        raise ValueError(f"timm's {architecture} is no plain vision transformer: it has no dense path here.")
+        raise ValueError(f"timm's {architecture} is not a plain vision transformer and has no dense path here.")
 
 
 class MLPProjection(nn.Module):
-    """Two layers into the image-text space, the head of open_clip's larger ConvNeXts."""
+    """Projection by a two-layer MLP, the head of open_clip's larger ConvNeXts."""
 
     def __init__(self, hidden_size: int, dim: int, bias: bool):
         super().__init__()
@@ -56,16 +56,16 @@ class MLPProjection(nn.Module):
 
 
 class TimmTower(VisionTower, PreTrainedModel):
-    """What the towers share: timm initializes the trunk, which checkpoints block by block; a head of two layers."""
+    """Base of the timm towers: initialization, gradient checkpointing per block, and the MLP projection."""
 
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment]  # a tuple, as in transformers
     supports_gradient_checkpointing = True
     gradient_checkpointing = False
     _supports_sdpa = True
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Timm has initialized them; what is missing in a checkpoint is an error of loading."""
+        """Does nothing: timm initializes the trunk, and loading raises an error for missing weights."""
 
     @property
     def projection_bias(self):
@@ -85,7 +85,7 @@ class TimmTower(VisionTower, PreTrainedModel):
 
 
 class LocationMlp(Mlp):
-    """timm's MLP, whose layers get `(batch, locations, hidden)`: many replacements of a linear layer take no more."""
+    """MLP of timm that calls its layers on three dimensions, `(batch, locations, hidden)`, as replaced layers need."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.flatten(1, 2)).unflatten(1, x.shape[1:3])
@@ -93,8 +93,8 @@ class LocationMlp(Mlp):
 
 class TimmConvNextVisionModel(ConvTower, TimmTower):
     """
-    A CLIP ConvNeXt. Dense features: the head's norm at every location of the last stage's map. The global feature is
-    the norm of the map's mean, which is another thing than the mean of the norms.
+    A CLIP ConvNeXt. Dense features are the head's norm, applied at every location of the last stage's map. The global
+    feature is the norm of the map's mean, not the mean of the dense features.
     """
 
     config: TimmConvNextVisionConfig
@@ -107,7 +107,7 @@ class TimmConvNextVisionModel(ConvTower, TimmTower):
         if not isinstance(self.trunk.norm_pre, nn.Identity):
             raise ValueError(f"timm's {config.architecture} norms before it pools: it has no dense path here.")
         for module in self.trunk.modules():
-            if type(module) is Mlp and isinstance(module.fc1, nn.Linear):  # others are made of convolutions
+            if type(module) is Mlp and isinstance(module.fc1, nn.Linear):  # not those of convolutions
                 module.__class__ = LocationMlp
         self.post_init()
 
@@ -119,12 +119,12 @@ class TimmConvNextVisionModel(ConvTower, TimmTower):
         return list(self.config.dims)
 
     def embed(self, pixel_values):
-        pixel_values, grid = self.whole_cells(pixel_values)
+        pixel_values, grid = self.crop_to_grid(pixel_values)
         return self.trunk.stem(pixel_values), grid
 
     def run_stage(self, index, hidden_states, *_):
         stage = self.trunk.stages[index]
-        hidden_states = stage.downsample(self.on_the_graph(hidden_states, stage))
+        hidden_states = stage.downsample(self.require_input_grad(hidden_states, stage))
         for block in stage.blocks:
             hidden_states = self.run_block(block, hidden_states)
         return hidden_states
@@ -139,24 +139,24 @@ class TimmConvNextVisionModel(ConvTower, TimmTower):
         blocks = []
         for stage in self.trunk.stages:
             first, *rest = stage.blocks
-            # What takes one stage's map to the next one's size goes with the block behind it.
+            # The downsampling layer is counted with the stage's first block.
             blocks.append([*stage.downsample.parameters(), *first.parameters()])
             blocks += [list(block.parameters()) for block in rest]
         return blocks
 
 
 class DenseTimmAttention(Attention):
-    """timm's attention, which can give its value path alone: what a token would read if it looked at itself only."""
+    """Attention of timm, with its value path alone as an option: the output of a token that attends only to itself."""
 
     def forward(self, x: Tensor, *args: Any, dense: bool = False, **kwargs: Any) -> Tensor:
         if not dense:
             return super().forward(x, *args, **kwargs)
-        # Query, key and value are one layer, which is called whole: an adapter or a quantised layer has no rows.
+        # Query, key and value are one layer. It is called as a whole: adapters and quantized layers cannot be sliced.
         return self.proj(self.norm(self.qkv(x).chunk(3, dim=-1)[2]))
 
 
 class DenseTimmBlock(Block):
-    """timm's transformer block with a second way through it, in which no location looks at another."""
+    """Transformer block of timm with a dense path, on which locations do not attend to each other."""
 
     def forward(self, x: Tensor, *args: Any, dense_residual: str | None = None, **kwargs: Any) -> Tensor:
         if dense_residual is None:
@@ -167,28 +167,30 @@ class DenseTimmBlock(Block):
 
 class TimmTrunk(VisionTransformer):
     """
-    timm's vision transformer, whose call gives the tokens that enter its first block: patches, the tokens before them,
-    positions. They are its own parameters, so it is entered where they are used.
+    Vision transformer of timm whose call returns the input of its first block: prefix and patch tokens with positions.
+    The prefix tokens and positions are parameters of this module, so this is the module to call (hooks run).
     """
 
     def forward(self, pixel_values: Tensor, size: tuple[int, int]) -> Tensor:
         hidden_states = self.patch_embed(pixel_values).flatten(1, 2)  # (batch, patches, hidden)
-        before = [token for token in (self.cls_token, self.reg_token) if token is not None]
-        tokens = [token.expand(hidden_states.shape[0], -1, -1) for token in before]
+        assert self.pos_embed is not None  # by `check_plain_vit`
+        positions = self.pos_embed[0]
+        prefix = [token for token in (self.cls_token, self.reg_token) if token is not None]
+        prefix = [token.expand(hidden_states.shape[0], -1, -1) for token in prefix]
         if self.no_embed_class:
-            hidden_states = hidden_states + resize_positions(self.pos_embed[0], size, prefix=0)
-        hidden_states = torch.cat([*tokens, hidden_states], dim=1)
+            hidden_states = hidden_states + resize_positions(positions, size, prefix=0)
+        hidden_states = torch.cat([*prefix, hidden_states], dim=1)
         if not self.no_embed_class:
-            hidden_states = hidden_states + resize_positions(self.pos_embed[0], size, self.num_prefix_tokens)
+            hidden_states = hidden_states + resize_positions(positions, size, self.num_prefix_tokens)
         return self.norm_pre(hidden_states)
 
 
 class TimmViTVisionModel(TransformerTower, TimmTower):
     """
-    A plain vision transformer of timm. Dense features: the last block's value path, then the final norm.
+    A plain vision transformer of timm. Dense features are the last block's value path followed by the final norm.
 
-    Query, key and value are one layer in timm. In training, the rows of the last block's query and key get zero
-    gradients, but weight decay shrinks them with the rest; the dense path does not see it, the global feature does.
+    Query, key and value are one layer in timm. Dense training gives zero gradients to the query and key rows of the
+    last block, but weight decay still shrinks them, which changes the global feature and not the dense features.
     """
 
     config: TimmViTVisionConfig
@@ -196,7 +198,7 @@ class TimmViTVisionModel(TransformerTower, TimmTower):
 
     def __init__(self, config: TimmViTVisionConfig):
         super().__init__(config)
-        self.trunk = create_trunk(
+        self.trunk: Any = create_trunk(
             config.architecture,
             img_size=config.image_size,
             patch_size=config.patch_size,
@@ -209,8 +211,9 @@ class TimmViTVisionModel(TransformerTower, TimmTower):
         check_plain_vit(self.trunk, config.architecture)
         if config.pooling not in ("avg", "token") or (config.pooling == "token" and self.trunk.cls_token is None):
             raise ValueError(f"`pooling` is 'avg', or 'token' where there is a class token; got {config.pooling!r}.")
-        # The image is cut to whole cells already, and timm's check of it would make its size a constant of a graph.
-        self.trunk.patch_embed.img_size = None
+        # `embed` crops the image already, and timm's check would make the image size a constant of traced graphs.
+        patch_embed: Any = self.trunk.patch_embed
+        patch_embed.img_size = None
         self.trunk.__class__ = TimmTrunk
         self.blocks[-1].__class__ = DenseTimmBlock
         self.blocks[-1].attn.__class__ = DenseTimmAttention
@@ -220,7 +223,7 @@ class TimmViTVisionModel(TransformerTower, TimmTower):
         return self.trunk.patch_embed.proj
 
     @property
-    def prefix(self):
+    def num_prefix_tokens(self):
         return self.trunk.num_prefix_tokens
 
     @property
@@ -232,9 +235,9 @@ class TimmViTVisionModel(TransformerTower, TimmTower):
         return self.trunk.blocks
 
     def embed(self, pixel_values):
-        pixel_values, grid = self.whole_cells(pixel_values)
+        pixel_values, grid = self.crop_to_grid(pixel_values)
         fused = self.config._attn_implementation != "eager"
-        if self.blocks[0].attn.fused_attn != fused:  # it can be changed at any time
+        if self.blocks[0].attn.fused_attn != fused:  # `set_attn_implementation` may have been called
             for block in self.blocks:
                 block.attn.fused_attn = fused
         return self.trunk(pixel_values, (grid.height, grid.width)), grid
@@ -244,7 +247,11 @@ class TimmViTVisionModel(TransformerTower, TimmTower):
 
     def read_pooled(self, hidden_states):
         hidden_states = self.trunk.norm(hidden_states)
-        pooled = hidden_states[:, 0] if self.config.pooling == "token" else hidden_states[:, self.prefix :].mean(1)
+        pooled = (
+            hidden_states[:, 0]
+            if self.config.pooling == "token"
+            else hidden_states[:, self.num_prefix_tokens :].mean(1)
+        )
         return self.trunk.fc_norm(pooled)
 
     def unused_when_dense(self, last):

@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Image processor and tokenizer in one: images, texts and regions in, what the model takes out, and back."""
+"""Processor: prepares images, texts and regions for the model, and post-processes its outputs."""
 
 from collections.abc import Sequence
 from os import PathLike
@@ -20,28 +20,28 @@ from .image_processing_densevlm import (
     DenseVLMImageProcessor,
     DenseVLMImageProcessorTorchvision,
     model_config,
-    refuse_unknown,
+    reject_unknown_options,
 )
 
 
 logger = logging.get_logger(__name__)
 
 UNLIMITED = 10**6
-"""Tokenizers without a length have a `model_max_length` above this."""
+"""Tokenizers without a maximum length have a larger `model_max_length`."""
 
 
 class DenseVLMProcessor(ProcessorMixin):
     r"""
-    A [`DenseVLMImageProcessor`] and the tokenizer of the text tower.
+    Combines a [`DenseVLMImageProcessor`] and the tokenizer of the text tower.
 
     Args:
-        image_processor (`DenseVLMImageProcessor`): from images to `pixel_values`.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): from texts to `input_ids`.
+        image_processor (`DenseVLMImageProcessor`): the image processor.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): the tokenizer.
         text_padding (`str`, *optional*):
-            How texts are padded where a call does not say: `"longest"` (CLIP) or `"max_length"` (SigLIP). Read from
-            the model's `config.json` where there is one in the folder; by default what the tokenizer's kind needs.
+            Default padding of texts: `"longest"` (CLIP) or `"max_length"` (SigLIP). Read from the model's
+            `config.json` if the folder has one; otherwise it follows from the class of the tokenizer.
         text_length (`int`, *optional*):
-            The most tokens that the text tower takes. Read in the same way; by default the tokenizer's.
+            Maximum number of tokens of the text tower, read likewise; otherwise that of the tokenizer.
     """
 
     image_processor_class = "AutoImageProcessor"
@@ -66,14 +66,23 @@ class DenseVLMProcessor(ProcessorMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike, **kwargs: Any) -> "DenseVLMProcessor":
         """
-        As [`ProcessorMixin.from_pretrained`]; the folder of a CLIP gives its tokenizer, mean, std and size. `backend`
-        is `"pil"` (the default) or `"torchvision"`.
+        As [`ProcessorMixin.from_pretrained`]; also loads from the folder of a CLIP, with its mean, std and size.
+
+        Args:
+            pretrained_model_name_or_path (`str` or path): folder or name on the Hub.
+            kwargs: options of the processor and of loading; `backend` is `"pil"` (the default) or `"torchvision"`.
+
+        Returns:
+            [`DenseVLMProcessor`]
+
+        Raises:
+            `ValueError` for a folder without a tokenizer.
         """
         given = {name: kwargs.pop(name) for name in ("text_padding", "text_length") if name in kwargs}
         image_processor, tokenizer = load_processing(pretrained_model_name_or_path, **kwargs)
         if tokenizer is None:
             raise ValueError(
-                f"{pretrained_model_name_or_path} holds no tokenizer. For images alone, use `DenseVLMImageProcessor`."
+                f"{pretrained_model_name_or_path} has no tokenizer. For images only, use `DenseVLMImageProcessor`."
             )
         saved, _ = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
         config = model_config(pretrained_model_name_or_path, **kwargs)
@@ -96,21 +105,26 @@ class DenseVLMProcessor(ProcessorMixin):
         **kwargs: Any,
     ) -> BatchFeature:
         r"""
+        Prepares images, texts and regions for [`DenseVLMModel.forward`].
+
         Args:
-            images (PIL image, path or address, array or tensor, or a list of them, *optional*):
-                As of [`DenseVLMImageProcessor.preprocess`].
-            text (`str` or `list[str]`, *optional*):
-                Padded as the text tower needs it.
-            boxes (list with an array `(n_i, 4)` for each image, *optional*):
-                Regions, xyxy in pixels of the image as its author saw it (after EXIF turning).
-            masks (list with an array `(n_i, height, width)` for each image, *optional*):
-                Regions, bool or 0 and 1, as large as the image.
-            kwargs: any option of the image processor or the tokenizer, also in `images_kwargs` and `text_kwargs`;
-                `return_tensors` is `"pt"` by default, where texts are padded.
+            images (PIL image, path or URL, array or tensor, or a list of them, *optional*):
+                As in [`DenseVLMImageProcessor.preprocess`].
+            text (`str` or `list[str]`, *optional*): texts, padded as the text tower requires.
+            boxes (list of one array of shape `(n_i, 4)` per image, *optional*):
+                Regions, xyxy in pixels of the image after EXIF rotation.
+            masks (list of one array of shape `(n_i, height, width)` per image, *optional*):
+                Regions, bool or 0 and 1, at the resolution of the image.
+            kwargs: options of the image processor and the tokenizer, also in `images_kwargs` and `text_kwargs`;
+                `return_tensors` defaults to `"pt"` if texts are padded.
 
         Returns:
-            [`BatchFeature`] with what [`DenseVLMModel.forward`] takes: `pixel_values`, `content_extent`, `boxes` or
-            `masks` where there are images; `input_ids` and `attention_mask` where there are texts.
+            [`BatchFeature`] with `pixel_values`, `content_extent`, and `boxes` or `masks` for images; `input_ids` and
+            `attention_mask` for texts.
+
+        Raises:
+            `TypeError` for unknown options; `ValueError` for invalid inputs, and for texts longer than the text tower
+            supports.
         """
         if images is None and text is None:
             raise ValueError("Give `images`, `text` or both.")
@@ -125,17 +139,17 @@ class DenseVLMProcessor(ProcessorMixin):
         return features
 
     def _split_kwargs(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The options of the image processor and of the tokenizer; a `TypeError` for one that neither has."""
+        """The options of the image processor and of the tokenizer; raises a `TypeError` for unknown ones."""
         known = {
             "images_kwargs": set(self.image_processor.valid_kwargs.__annotations__),
             "text_kwargs": set(TextKwargs.__annotations__),
         }
         split = {name: dict(kwargs.get(name) or {}) for name in known}
         for name, given in split.items():
-            refuse_unknown(given, known[name], f"{type(self).__name__} in `{name}`")
+            reject_unknown_options(given, known[name], f"{type(self).__name__} in `{name}`")
         flat = {**kwargs.get("common_kwargs", {}), **kwargs}
         flat = {name: value for name, value in flat.items() if name not in (*known, "common_kwargs")}
-        refuse_unknown(flat, set.union(*known.values()), type(self).__name__)
+        reject_unknown_options(flat, set.union(*known.values()), type(self).__name__)
         for name, value in flat.items():
             for part in known:
                 if name in known[part]:
@@ -153,7 +167,7 @@ class DenseVLMProcessor(ProcessorMixin):
         if length is None and self.tokenizer.model_max_length < UNLIMITED:
             length = self.tokenizer.model_max_length
         if padding == "max_length" and length is None:
-            raise ValueError('`padding` is "max_length", but no length is known: give `max_length`.')
+            raise ValueError('`padding` is "max_length", but the length is not known: give `max_length`.')
         truncation = kwargs.pop("truncation", None) or False
         needed = padding == "max_length" or truncation
         tokens = self.tokenizer(
@@ -165,9 +179,9 @@ class DenseVLMProcessor(ProcessorMixin):
         for number, row in enumerate([rows] if single else rows):
             count = sum(row) if masked else len(row)
             if length is not None and count > length:
-                where = "The text" if single else f"Text {number}"
+                subject = "The text" if single else f"Text {number}"
                 raise ValueError(
-                    f"{where} has {count} tokens, the text tower takes {length}. Shorten it, or give "
+                    f"{subject} has {count} tokens, but the text tower supports {length}. Shorten it, or give "
                     "`truncation=True`."
                 )
         return tokens.convert_to_tensors(return_tensors, prepend_batch_axis=single)
@@ -181,38 +195,43 @@ class DenseVLMProcessor(ProcessorMixin):
         temperature: float = 0.01,
     ) -> list[dict[str, Any]]:
         r"""
-        The best text of every region.
+        Classifies regions: the most probable text of every region.
 
         Args:
-            outputs ([`DenseVLMOutput`]): of the model called with images, texts and regions.
-            boxes, masks (list with one entry for each image, *optional*):
-                What the model was called with, `inputs["boxes"]` or `inputs["masks"]`: how many regions each image
-                has. Not needed for a single image.
-            text_labels (`list[str]`, *optional*): the texts, or names for them, in their order.
+            outputs ([`DenseVLMOutput`]): outputs of the model for images, texts and regions.
+            boxes (list with one entry per image, *optional*):
+                The boxes that the model was called with, `inputs["boxes"]`, for the number of regions per image. Not
+                required for a single image.
+            masks (list with one entry per image, *optional*): likewise, the masks.
+            text_labels (`list[str]`, *optional*): the texts, or names for them, in the same order.
             temperature (`float`, *optional*, defaults to 0.01):
-                Of the softmax over texts; CLIP's own is `1 / model.logit_scale.exp()`, 0.01 as released.
+                Temperature of the softmax over texts. That of the model is `1 / model.logit_scale.exp()`, 0.01 for
+                released CLIPs.
 
         Returns:
-            List with a dict for each image: `scores` `(n_i,)` the probability of the best text, `labels` `(n_i,)` its
-            number, `text_labels` its name (`None` where no names are given).
+            `list[dict]`: one dict per image, with `scores` `(n_i,)`, the probability of the best text; `labels`
+            `(n_i,)`, its index; and `text_labels`, its name (`None` without names).
+
+        Raises:
+            `ValueError` for outputs without regions or texts, and for arguments that do not match them.
         """
         regions, texts = getattr(outputs, "region_embeds", None), getattr(outputs, "text_embeds", None)
         if regions is None or texts is None:
             raise ValueError(
-                "The outputs hold no `region_embeds` and `text_embeds`: call the model with regions and texts, "
+                "The outputs lack `region_embeds` or `text_embeds`: call the model with regions and texts, "
                 "model(**processor(images=…, text=[…], boxes=[…]))."
             )
         if boxes is not None and masks is not None:
-            raise ValueError("Give either `boxes` or `masks`, those that the model was called with.")
+            raise ValueError("Give either `boxes` or `masks`, as in the call of the model.")
         given = masks if boxes is None else boxes
         dense = getattr(outputs, "dense_embeds", None)
         if given is None and (dense is None or len(dense) > 1):
-            raise ValueError("Of several images, give `boxes` or `masks` too: how many regions each image has.")
+            raise ValueError("For several images, give `boxes` or `masks`, which determine the regions per image.")
         counts = [len(regions)] if given is None else [len(of_image) for of_image in given]
         if sum(counts) != len(regions):
-            raise ValueError(f"The outputs are of {len(regions)} regions, the ones given are {sum(counts)}.")
+            raise ValueError(f"The outputs are for {len(regions)} regions, but {sum(counts)} are given.")
         if text_labels is not None and len(text_labels) != len(texts):
-            raise ValueError(f"The outputs are of {len(texts)} texts, but `text_labels` are {len(text_labels)}.")
+            raise ValueError(f"The outputs are for {len(texts)} texts, but `text_labels` has {len(text_labels)}.")
         if not temperature > 0:
             raise ValueError(f"`temperature` is above 0, got {temperature}.")
         regions, texts = (torch.nn.functional.normalize(embeds.float(), dim=-1) for embeds in (regions, texts))
@@ -242,14 +261,15 @@ class DenseVLMProcessor(ProcessorMixin):
 def load_processing(
     folder: str | PathLike, backend: str = "pil", **kwargs: Any
 ) -> tuple[DenseVLMImageProcessor | DenseVLMImageProcessorTorchvision, PreTrainedTokenizerBase | None]:
-    """The image processor of a folder or Hub name, and its tokenizer; `None` where it has none (no text tower)."""
+    """Loads the image processor and the tokenizer (`None` if there is none) of a folder or Hub name."""
     if backend not in BACK_ENDS:
         raise ValueError(f"`backend` is one of {', '.join(BACK_ENDS)}, got {backend!r}.")
-    image_processor = BACK_ENDS[backend].from_pretrained(folder, **kwargs)
+    back_end: Any = BACK_ENDS[backend]
+    image_processor = back_end.from_pretrained(folder, **kwargs)
     try:
         return image_processor, AutoTokenizer.from_pretrained(folder, **kwargs)
     except (OSError, ValueError, ImportError) as error:
-        logger.warning(f"{folder} gives no tokenizer: {str(error).splitlines()[0]}")
+        logger.warning(f"{folder} has no tokenizer: {str(error).splitlines()[0]}")
         return image_processor, None
 
 

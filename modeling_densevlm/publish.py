@@ -1,13 +1,13 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Writes a model as a complete folder for the Hub: weights, configuration, processor, tokenizer, the code that loads it
-where this package is not installed, and a card.
+Writes a complete folder for the Hub: weights, configuration, processor, tokenizer, a model card, and the code that
+loads the model without this package.
 
     python -m modeling_densevlm.publish runs/coco densevlm-coco
     hf upload YOU/densevlm-coco densevlm-coco
 
-The card (`README.md`) is that of the model's folder, where it has one.
+The model card (`README.md`) is copied from the source folder if it has one.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -55,26 +56,29 @@ Written by DenseVLM for transformers; method: *Unbiased Region-Language Alignmen
 
 def publish(source: str | Path, output: str | Path, dtype: torch.dtype | None = None) -> Path:
     """
-    Writes the model of a folder or Hub name as a complete folder, atomically.
+    Writes a model to a complete folder for the Hub, atomically.
 
     Args:
         source (`str` or path): folder or Hub name of a DenseVLM or a CLIP.
-        output (`str` or path): folder to write; it does not exist yet, or is empty.
-        dtype (`torch.dtype`, *optional*): of the weights; as they are saved by default.
+        output (`str` or path): folder to write, new or empty.
+        dtype (`torch.dtype`, *optional*): dtype of the weights; by default that in which they are saved.
+
+    Returns:
+        `Path`: the folder.
 
     Raises:
-        `ValueError` where something is in the way, or the tokenizer of a text tower is missing.
+        `ValueError` if the folder is not empty, or the tokenizer of a text tower is missing.
     """
     output = Path(output)
     check_output(output, folder=True, option="OUTPUT")
     if output.exists() and any(output.iterdir()):
-        # What another model has left there, its tokenizer say, would be taken for this one's.
+        # Files of another model in the folder, such as its tokenizer, would be mistaken for this one's.
         raise ValueError(f"OUTPUT {output} exists already: give a new folder.")
     model = DenseVLMModel.from_pretrained(source, dtype=dtype or "auto")
     image_processor, tokenizer = load_processing(source)
     if tokenizer is None and model.text_model is not None:
         raise ValueError(
-            f"{source} has a text tower and no tokenizer: texts could not be embedded. Save its tokenizer there "
+            f"{source} has a text tower but no tokenizer: texts could not be embedded. Save its tokenizer there "
             "(`densevlm convert ... --processor` does)."
         )
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -87,13 +91,13 @@ def publish(source: str | Path, output: str | Path, dtype: torch.dtype | None = 
         content = card.read_text(encoding="utf-8") if card.is_file() else new_card(output.name, model, image_processor)
         (staging / "README.md").write_text(content, encoding="utf-8")
         if output.exists():
-            output.rmdir()  # it is empty
+            output.rmdir()  # empty, see above
         shutil.move(staging, output)
     return output
 
 
-def new_card(name: str, model: DenseVLMModel, image_processor: object) -> str:
-    """What a card can say of any model."""
+def new_card(name: str, model: DenseVLMModel, image_processor: Any) -> str:
+    """A model card with what is known of any model."""
     return CARD.format(
         name=name,
         parameters=sum(parameter.numel() for parameter in model.parameters()) / 1e6,
@@ -105,14 +109,17 @@ def new_card(name: str, model: DenseVLMModel, image_processor: object) -> str:
 
 @one_line_errors()
 def main(argv: Sequence[str] | None = None) -> None:
+    """The command line of [`publish`]."""
     parser = argparse.ArgumentParser(
         prog="python -m modeling_densevlm.publish",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", help="folder or Hub name of a DenseVLM or a CLIP")
-    parser.add_argument("output", type=Path, help="folder to write, a new one")
-    parser.add_argument("--dtype", choices=DTYPES, help="of the weights; as they are saved by default")
+    parser.add_argument("output", type=Path, help="new folder to write")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="dtype of the weights; by default that in which they are saved"
+    )
     arguments = parser.parse_args(argv)
     output = publish(arguments.source, arguments.output, arguments.dtype and getattr(torch, arguments.dtype))
     print(f"{arguments.source} → {output}: {', '.join(sorted(file.name for file in output.iterdir()))}")

@@ -1,12 +1,12 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Prompt templates: the sentences that category names are put into."""
+"""Prompt templates for category names."""
 
 from collections.abc import Sequence
 
 
 SHORT_TEMPLATES = ("a photo of {article} {}.",)
-"""One sentence per name, where time matters more than the last percent."""
+"""One prompt per name: faster, and slightly less accurate."""
 
 _ADJECTIVES = ("good", "bad")
 _SIGHTS = ("nice", "cool", "weird", "small", "large", "clean", "dirty")
@@ -44,14 +44,22 @@ VILD_TEMPLATES = (
 TEMPLATES = {"short": SHORT_TEMPLATES, "vild": VILD_TEMPLATES}
 
 DEFAULT_TEMPLATES = "vild"
-"""The paper's. The default of training, evaluation and pictures alike."""
+"""The paper's, used by training, evaluation and figures."""
 
 
 def get_templates(templates: str | Sequence[str]) -> list[str]:
     """
+    Resolves a name of templates, and checks a list of them.
+
     Args:
         templates (`str` or `Sequence[str]`):
-            A name in `TEMPLATES`, or sentences with `{}` for a category's name and `{article}` for "a" or "an".
+            A key of `TEMPLATES`, or templates with `{}` for the category name and `{article}` for "a" or "an".
+
+    Returns:
+        `list[str]`: the templates.
+
+    Raises:
+        `ValueError` for unknown names, empty lists, and templates without `{}`.
     """
     if isinstance(templates, str):
         if templates not in TEMPLATES:
@@ -59,7 +67,7 @@ def get_templates(templates: str | Sequence[str]) -> list[str]:
         return list(TEMPLATES[templates])
     templates = list(templates)
     if wrong := [template for template in templates if not isinstance(template, str) or "{}" not in template]:
-        raise ValueError(f"`templates`: {wrong[0]!r} is no sentence with {{}} for a category's name.")
+        raise ValueError(f"`templates`: {wrong[0]!r} has no {{}} for the category name.")
     if not templates:
         raise ValueError("`templates`: the list is empty.")
     return templates
@@ -67,8 +75,15 @@ def get_templates(templates: str | Sequence[str]) -> list[str]:
 
 def fill_template(template: str, name: str) -> str:
     """
-    A sentence about a category: lower case, `_` to a blank, `/` to " or ", no trailing dot in the name; "This is" is
-    put before a template that starts with an article.
+    Inserts a category name, normalised as in the reference (lower case, `_` as space, `/` as " or ", no trailing
+    dots). A template that starts with an article is preceded by "This is".
+
+    Args:
+        template (`str`): as in [`get_templates`].
+        name (`str`): name of the category.
+
+    Returns:
+        `str`: the prompt.
     """
     name = name.lower().replace("_", " ").replace("/", " or ").rstrip(".")
     article = "an" if name[:1] in "aeiou" else "a"

@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""The text towers: where a text's feature is read, how texts are padded, whether a projection follows."""
+"""Text towers: those of transformers, with their pooling, padding and projection."""
 
 from typing import Any, ClassVar
 
@@ -10,33 +10,35 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 
 GEMMA_VOCABULARY = 256000
-"""Tokens of the tokenizer of SigLIP 2."""
+"""Vocabulary size of SigLIP 2, whose tokenizer is Gemma's."""
 
 
 class TextTower:
     r"""
-    Mixin of all text towers, which are those of transformers: the `pooler_output` of a pass is `(batch, hidden)`,
-    before the projection. `padding` is how texts have to be padded, in the words of transformers' tokenizers: with
-    `"max_length"` the tower was trained on texts of full length and takes no attention mask.
+    Mixin of all text towers, which are those of transformers. Their `pooler_output` has shape `(batch, hidden)` and
+    precedes the projection. `padding` is the argument of transformers' tokenizers with which the tower was trained:
+    with `"max_length"`, texts are padded to the maximum length and there is no attention mask.
     """
 
+    config: Any
     padding: ClassVar[str] = "longest"
 
     def make_projection(self, dim: int) -> nn.Module:
-        """What takes `pooler_output` into an image-text space of width `dim`."""
+        """The projection of `pooler_output` into an image-text space of `dim` dimensions."""
         raise NotImplementedError
 
 
 class CLIPTextTower(TextTower, CLIPTextModel):
     """
-    CLIP's text transformer; with GELU that of EVA-CLIP. A text is read at its first `eos_token_id`, or at its largest
-    token where the configuration has 2 there, which the first ones of transformers had by mistake, or what is no token
-    of its vocabulary: CLIP would read every text at its first token, and all alike.
+    CLIP's text transformer (with GELU, that of EVA-CLIP). It pools at the first `eos_token_id`, or at the largest
+    token id for the value 2 of early transformers configurations. An `eos_token_id` outside the vocabulary is treated
+    as 2: [`CLIPTextModel`] would pool every text at its first token, with the same feature for all.
     """
 
     def __init__(self, config: CLIPTextConfig):
         super().__init__(config)
-        if config.eos_token_id is None or config.eos_token_id >= config.vocab_size:
+        eos_token_id: Any = config.eos_token_id
+        if eos_token_id is None or eos_token_id >= config.vocab_size:
             self.eos_token_id = 2
 
     def make_projection(self, dim):
@@ -45,15 +47,15 @@ class CLIPTextTower(TextTower, CLIPTextModel):
 
 class SiglipTextTowerMixin(TextTower):
     """
-    Reads the last token of a text padded to full length; its head ends in the image-text space. Shorter texts, as
-    pipelines of transformers give them, are padded here.
+    Mixin of SigLIP's text transformers, which pool at the last token of a text padded to the maximum length. Shorter
+    texts, such as those of transformers' pipelines, are padded here. Their head projects into the image-text space.
     """
 
     padding = "max_length"
 
     @property
     def pad_token_id(self) -> int | None:
-        """What its texts are padded with: Gemma's vocabulary has 0, which configurations of SigLIP 2 do not say."""
+        """The padding token: 0 for SigLIP 2, whose configurations do not state that of Gemma's vocabulary."""
         return 0 if self.config.vocab_size == GEMMA_VOCABULARY else self.config.pad_token_id
 
     def forward(
@@ -64,8 +66,8 @@ class SiglipTextTowerMixin(TextTower):
             padded_with = () if attention_mask is None else input_ids[attention_mask == 0].unique().tolist()
             if missing < 0 or pad is None or any(token != pad for token in padded_with):
                 raise ValueError(
-                    f"SigLIP reads texts padded to {self.config.max_position_embeddings} tokens with token {pad}, got "
-                    f'{input_ids.shape[-1]} tokens, padded with {padded_with}: tokenize with `padding="max_length"`.'
+                    f"SigLIP requires texts padded to {self.config.max_position_embeddings} tokens with token {pad}, "
+                    f'got {input_ids.shape[-1]}, padded with {padded_with}: tokenize with `padding="max_length"`.'
                 )
             input_ids = nn.functional.pad(input_ids, (0, missing), value=pad)
         return super().forward(input_ids=input_ids, **kwargs)
@@ -73,7 +75,7 @@ class SiglipTextTowerMixin(TextTower):
     def make_projection(self, dim):
         if self.config.projection_size != dim:
             raise ValueError(
-                f"The text tower's space has {self.config.projection_size} dimensions, the image's {dim}."
+                f"The text tower projects to {self.config.projection_size} dimensions, the vision tower to {dim}."
             )
         return nn.Identity()
 
@@ -83,7 +85,7 @@ class SiglipTextTower(SiglipTextTowerMixin, SiglipTextModel):
 
 
 class Siglip2TextTower(SiglipTextTowerMixin, Siglip2TextModel):
-    """The text tower of SigLIP 2 at any aspect (NaFlex)."""
+    """The text tower of SigLIP 2 at any aspect ratio (NaFlex)."""
 
 
 __all__ = ["CLIPTextTower", "Siglip2TextTower", "SiglipTextTower"]

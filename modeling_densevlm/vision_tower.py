@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a vision tower gives, whatever it is made of. The model knows its towers by this interface alone."""
+"""The interface of a vision tower. The model accesses its towers through this interface only."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -19,23 +19,24 @@ logger = logging.get_logger(__name__)
 @dataclass
 class VisionFeatures(ModelOutput):
     """
-    What one pass of a tower gives: that of a vision model of transformers, and the dense map.
+    Output of a vision tower: that of a vision model of transformers, plus the dense map and intermediate maps.
 
     Args:
-        last_hidden_state (`torch.Tensor`, given with `pooled`):
-            What the last block gives on its unmodified path, before the final norm: `(batch, tokens, hidden)`, or
-            `(batch, channels, height, width)` of a CNN.
-        pooler_output (`torch.Tensor` of shape `(batch, hidden)`, given with `pooled`):
-            The image's global feature, before the projection into the image-text space.
-        dense (`torch.Tensor` of shape `(batch, height, width, hidden)`, given with `dense`):
-            The dense map, before that projection.
-        stages (`dict[str, torch.Tensor]`):
-            The maps asked for, by name, each `(batch, channels, height, width)`.
+        last_hidden_state (`torch.Tensor`, returned with `pooled=True`):
+            Output of the last block on its unmodified path, before the final norm: `(batch, tokens, hidden)`, or
+            `(batch, channels, height, width)` for a CNN.
+        pooler_output (`torch.Tensor` of shape `(batch, hidden)`, returned with `pooled=True`):
+            The global image feature, before the projection into the image-text space.
+        dense (`torch.Tensor` of shape `(batch, height, width, hidden)`, returned with `dense=True`):
+            The dense map, before the same projection.
+        stages (`dict[str, torch.Tensor]`, *optional*):
+            The requested intermediate maps by name, each of shape `(batch, channels, height, width)`.
         hidden_states (`tuple[torch.Tensor]`, *optional*):
-            What enters the first block, and what each one gives, in the form of `last_hidden_state`. The last one's is
-            of the unmodified path where `pooled` is asked for, else of the dense path.
+            The input of the first block and the output of each block, in the layout of `last_hidden_state`. The last
+            entry is from the unmodified path if `pooled=True`, otherwise from the dense path.
         attentions (`tuple[torch.Tensor]`, *optional*):
-            Those of all blocks that compute some, `(batch, heads, tokens, tokens)`: the dense path has none.
+            Attention weights of every block that computes them, each of shape `(batch, heads, tokens, tokens)`. The
+            dense path computes none.
     """
 
     last_hidden_state: Tensor | None = None
@@ -47,43 +48,50 @@ class VisionFeatures(ModelOutput):
 
 
 class Grid(NamedTuple):
-    """The grid of an image's cells, which the steps after `embed` need beside its tokens."""
+    """Size of an image in cells (patches), and its rotary tables; passed from `embed` to the later steps."""
 
     height: int
     width: int
     rotary: tuple[Tensor, ...] = ()
-    """What each block takes beside tokens and attention mask: tables of rotary positions, where a tower has them."""
+    """Further inputs of every block, after tokens and attention mask: the rotary tables of towers that have them."""
 
 
-class VisionTower:
+class VisionTower(nn.Module):
     r"""
-    Mixin of all vision towers. A tower is a [`PreTrainedModel`] of three steps, which heads may take one by one:
+    Mixin of all vision towers.
+
+    A tower is a [`PreTrainedModel`] with three steps, which heads may call one by one:
 
     ```python
     >>> hidden_states, grid = tower.embed(pixel_values)
-    >>> hidden_states = tower.run(hidden_states, grid, last=9)  # blocks 0..8; tokens before the patches are kept
+    >>> hidden_states = tower.run(hidden_states, grid, last=9)  # blocks 0 to 8; prefix tokens are preserved
     >>> hidden_states = tower.run(hidden_states, grid, first=9, attention_mask=mask)
     >>> pooled = tower.read(hidden_states, grid, pooled=True)  # or the dense map
     ```
 
-    * Its [`~VisionTower.forward`] gives the dense map, the pooled feature and intermediate maps in one pass. Towers,
-      their blocks and layers are always called, so that hooks (offloading, sharding) fire and layers put in their
-      place (adapters, quantised ones) are used; nothing reads the weights of a layer that it could call.
-    * [`~VisionTower.trainable_blocks`]: which parameters the dense path trains, block by block.
-    * `stride`, `hidden_size`, `stage_names`, `stage_channels` and `stage_strides`: the geometry of its maps.
-    * `projection_bias`: whether the projection into the image-text space has a bias; `None` where the tower's features
-      are in that space already.
-    * `dense_last_block`: whether the last block has a dense path; else it is the readout alone that is swapped.
-    * `has_class_token`: whether the first token is one of the whole image.
+    * [`~VisionTower.forward`] computes the dense map, the pooled feature and intermediate maps in one pass. Blocks and
+      layers are always called, and no weights of a callable layer are read directly: hooks (offloading, sharding) run,
+      and layers may be replaced (adapters, quantization).
+    * [`~VisionTower.trainable_blocks`] lists the parameters that the dense path trains, per block.
+    * `stride`, `hidden_size`, `stage_names`, `stage_channels` and `stage_strides` describe the maps.
+    * `projection_bias`: whether the projection into the image-text space has a bias; `None` if the tower's features
+      are already in that space.
+    * `dense_last_block`: whether the last block has a dense path. If not, the dense path only replaces the readout.
+    * `has_class_token`: whether the first token is a class token.
     """
 
+    config: Any
+    dtype: torch.dtype
+    _can_record_outputs: dict[str, Any] | None
+    gradient_checkpointing: bool
+    _gradient_checkpointing_func: Any
     projection_bias: ClassVar[bool | None] = False
     dense_last_block: ClassVar[bool] = False
     has_class_token: ClassVar[bool] = False
 
     @property
     def stride(self) -> int:
-        """Pixels of the image per cell of the dense map."""
+        """Image pixels per cell of the dense map."""
         return self.config.patch_size
 
     @property
@@ -98,16 +106,16 @@ class VisionTower:
 
     @property
     def stage_channels(self) -> list[int]:
-        """Width of each intermediate map."""
+        """Number of channels of each intermediate map."""
         return [self.config.hidden_size] * len(self.stage_names)
 
     @property
     def stage_strides(self) -> list[int]:
-        """Pixels of the image per cell, for each intermediate map."""
+        """Image pixels per cell of each intermediate map."""
         return [self.stride] * len(self.stage_names)
 
     def make_projection(self, dim: int) -> nn.Module:
-        """What takes the tower's features into an image-text space of width `dim`."""
+        """The projection of the tower's features into an image-text space of `dim` dimensions."""
         if self.projection_bias is not None:
             return nn.Linear(self.hidden_size, dim, bias=self.projection_bias)
         if dim != self.hidden_size:
@@ -118,7 +126,15 @@ class VisionTower:
         return nn.Identity()
 
     def embed(self, pixel_values: Tensor) -> tuple[Tensor, Grid]:
-        """What enters the first block (or stage): of a transformer `(batch, prefix + patches, hidden)`."""
+        """
+        Embeds the image.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`): normalised images.
+
+        Returns:
+            The input of the first block, `(batch, prefix + patches, hidden)` for a transformer, and the [`Grid`].
+        """
         raise NotImplementedError
 
     def run(
@@ -131,18 +147,27 @@ class VisionTower:
         dense_residual: str | None = None,
     ) -> Tensor:
         """
-        Runs the blocks `first:last` (of a CNN: stages), counted as a slice counts.
+        Runs the blocks (stages of a CNN) `first:last`.
 
         Args:
             hidden_states (`torch.Tensor`):
-                What `embed` or an earlier `run` gave. A head's own tokens may stand before those of the tower.
+                Output of `embed` or of an earlier `run`. A head may prepend tokens of its own.
+            grid ([`Grid`]): as returned by `embed`.
+            first (`int`, *optional*, defaults to 0): index of the first block.
+            last (`int`, *optional*): index after the last block, as in a slice; by default all blocks are run.
             attention_mask (`torch.Tensor`, *optional*):
-                Added to the logits of the attention, or boolean, `True` where a token may look; broadcast to
+                Float, added to the attention logits, or boolean, `True` where attention is allowed; broadcastable to
                 `(batch, heads, tokens, tokens)`.
             dense_residual (`str`, *optional*):
-                By default the last block runs as it was trained. Given, it takes its dense path, and this is what the
-                value path is added to: `"token"`, each location's own (there, no location looks at another, so the
-                tokens before the patches are dropped), or `"cls"`, the class token's.
+                By default the last block runs unmodified. If given, it takes its dense path, and the value path is
+                added to this residual: `"token"`, each location's own token (locations do not interact, so prefix
+                tokens are dropped), or `"cls"`, the class token.
+
+        Returns:
+            `torch.Tensor`: the hidden states after the last of these blocks.
+
+        Raises:
+            `ValueError` for a `dense_residual` that the tower does not have.
         """
         if dense_residual not in (None, "token", "cls") or (dense_residual == "cls" and not self.has_class_token):
             raise ValueError(
@@ -159,15 +184,25 @@ class VisionTower:
     def run_stage(
         self, index: int, hidden_states: Tensor, grid: Grid, attention_mask: Tensor | None, dense_residual: str | None
     ) -> Tensor:
-        """One block or stage of [`~VisionTower.run`]."""
+        """Runs one block (stage of a CNN); arguments as in [`~VisionTower.run`]."""
         raise NotImplementedError
 
     def read(self, hidden_states: Tensor, grid: Grid, pooled: bool = False) -> Tensor:
-        """The dense map `(batch, height, width, hidden)`, or the global feature `(batch, hidden)`."""
+        """
+        Reads features from the output of the last block.
+
+        Args:
+            hidden_states (`torch.Tensor`): output of the last block.
+            grid ([`Grid`]): as returned by `embed`.
+            pooled (`bool`, *optional*, defaults to `False`): whether to return the global feature.
+
+        Returns:
+            `torch.Tensor`: the dense map `(batch, height, width, hidden)`, or the global feature `(batch, hidden)`.
+        """
         raise NotImplementedError
 
     def to_map(self, hidden_states: Tensor, grid: Grid) -> Tensor:
-        """What a block or stage gives as a map `(batch, channels, height, width)`."""
+        """The output of a block or stage as a map `(batch, channels, height, width)`."""
         return hidden_states
 
     def trainable_blocks(self) -> list[list[nn.Parameter]]:
@@ -186,23 +221,34 @@ class VisionTower:
         output_attentions: bool | None = None,
     ) -> VisionFeatures:
         """
-        Dense, pooled and intermediate features; they share all that can be shared.
+        Computes dense, pooled and intermediate features in one pass; both paths share all blocks but the last.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(batch, channels, height, width)`):
-                Of any size; what does not fill a whole cell at the right and below is dropped.
+                Normalised images of any size; a remainder smaller than a cell is cropped at the right and bottom.
             dense (`bool`, *optional*, defaults to `True`): whether to compute the dense map.
             pooled (`bool`, *optional*, defaults to `True`): whether to compute the global feature.
-            stages (collection of `str`, *optional*): names of the intermediate maps to give.
+            stages (collection of `str`, *optional*): names of the intermediate maps to return.
             dense_residual (`str`, *optional*, defaults to `"token"`): as in [`~VisionTower.run`].
-            output_hidden_states, output_attentions (`bool`, *optional*): see [`VisionFeatures`].
+            output_hidden_states (`bool`, *optional*):
+                Whether to return `hidden_states`; defaults to `config.output_hidden_states`.
+            output_attentions (`bool`, *optional*):
+                Whether to return `attentions`; requires eager attention.
+
+        Returns:
+            [`VisionFeatures`]
+
+        Raises:
+            `ValueError` for unknown stages, and where the tower cannot return attention weights.
         """
         if output_attentions and not (self._can_record_outputs and self.config._attn_implementation == "eager"):
             raise ValueError(
                 "`output_attentions` is for eager attention (`model.set_attn_implementation('eager')`) of a tower "
                 f"whose blocks give it: a {self.config.model_type} with {self.config._attn_implementation} does not."
             )
-        names, maps, kept = self.stage_names, {}, ()
+        names = self.stage_names
+        maps: dict[str, Tensor] = {}
+        all_hidden_states: tuple[Tensor, ...] = ()
         if not set(stages) <= set(names):
             raise ValueError(f"`stages` are names of {', '.join(names)}; got {', '.join(sorted(stages))}.")
         if output_hidden_states is None:
@@ -214,54 +260,57 @@ class VisionTower:
                 maps[names[index]] = self.to_map(hidden_states, grid)
             return hidden_states
 
-        trunk = len(names) - self.dense_last_block  # how many blocks both paths share
-        for index in range(trunk):
-            kept += (hidden_states,) if output_hidden_states else ()
+        num_shared = len(names) - self.dense_last_block
+        for index in range(num_shared):
+            all_hidden_states += (hidden_states,) if output_hidden_states else ()
             hidden_states = tap(index, self.run(hidden_states, grid, index, index + 1))
-        kept += (hidden_states,) if output_hidden_states and self.dense_last_block else ()
-        dense_map = pooler_output = last_hidden_state = on_dense_path = None
+        all_hidden_states += (hidden_states,) if output_hidden_states and self.dense_last_block else ()
+        dense_map = pooler_output = last_hidden_state = dense_hidden_state = None
         if dense:
-            on_dense_path = tap(-1, self.run(hidden_states, grid, trunk, dense_residual=dense_residual))
-            dense_map = self.read(on_dense_path, grid)
+            dense_hidden_state = tap(-1, self.run(hidden_states, grid, num_shared, dense_residual=dense_residual))
+            dense_map = self.read(dense_hidden_state, grid)
         if pooled:
-            last_hidden_state = tap(-1, self.run(hidden_states, grid, trunk))
+            last_hidden_state = tap(-1, self.run(hidden_states, grid, num_shared))
             pooler_output = self.read(last_hidden_state, grid, pooled=True)
+        if output_hidden_states:
+            last = last_hidden_state if pooled else dense_hidden_state
+            all_hidden_states += () if last is None else (last,)
         return VisionFeatures(
             last_hidden_state=last_hidden_state,
             pooler_output=pooler_output,
             dense=dense_map,
             stages=maps or None,
-            hidden_states=(*kept, last_hidden_state if pooled else on_dense_path) if output_hidden_states else None,
+            hidden_states=all_hidden_states if output_hidden_states else None,
         )
 
     def run_block(self, block: nn.Module, hidden_states: Tensor, *context: Any, **options: Any) -> Tensor:
-        """A block's pass; a block that cannot be checkpointed by itself is so here."""
+        """Calls a block; towers override it to checkpoint blocks that have no gradient checkpointing of their own."""
         return block(hidden_states, *context, **options)
 
-    def whole_cells(self, pixel_values: Tensor) -> tuple[Tensor, Grid]:
-        """The image cut to whole cells, in the tower's dtype, and its grid of cells."""
+    def crop_to_grid(self, pixel_values: Tensor) -> tuple[Tensor, Grid]:
+        """The image cropped to a whole number of cells, in the dtype of the tower, and its [`Grid`]."""
         if pixel_values.ndim != 4:
             raise ValueError(f"`pixel_values` is (batch, channels, height, width), got {tuple(pixel_values.shape)}.")
         sides = tuple(pixel_values.shape[-2:])
         height, width = (side // self.stride for side in sides)
         if height < 1 or width < 1:
             raise ValueError(f"An image of {sides} pixels holds no patch of {self.stride}.")
-        # Not while a graph is traced: it would then be one for sides with a remainder, or for those without.
+        # Not while tracing: the graph would be specialized to sides with, or without, a remainder.
         if not torch.compiler.is_compiling() and (height * self.stride, width * self.stride) != sides:
             logger.warning_once(
                 f"Image sides {sides} are no multiples of the patch size {self.stride}: the remainder at the right "
                 "and below is dropped, so boxes are fractions of what is left."
             )
-        # The dtype of a tower is that of its first floating-point weight: a quantised layer stores integers.
+        # `dtype` is that of the first floating-point parameter: quantized layers store integers.
         pixel_values = pixel_values[..., : height * self.stride, : width * self.stride].to(self.dtype)
         return pixel_values, Grid(height, width)
 
-    def on_the_graph(self, hidden_states: Tensor, block: nn.Module) -> Tensor:
+    def require_input_grad(self, hidden_states: Tensor, block: nn.Module) -> Tensor:
         """
-        What enters a block, so that checkpointing can be re-entrant: that gives the parameters of a block no gradient
-        unless its input has one, and behind a frozen embedding or stem it has none.
+        The input of a block, marked as requiring a gradient where re-entrant checkpointing needs that: it computes no
+        gradients for a block's parameters unless an input requires one, which is not so after a frozen embedding.
         """
-        owner = block if hasattr(block, "gradient_checkpointing") else self
+        owner: Any = block if hasattr(block, "gradient_checkpointing") else self
         if owner.gradient_checkpointing and owner.training and not hidden_states.requires_grad:
             options = getattr(owner._gradient_checkpointing_func, "keywords", {})
             if torch.is_grad_enabled() and options.get("use_reentrant", True):
@@ -270,7 +319,7 @@ class VisionTower:
 
 
 class ConvTower(VisionTower):
-    """Mixin of the convolutional networks, of four stages. Dense features are the readout at every location."""
+    """Mixin of the CNNs, all of four stages. The dense map is the readout, applied at every location."""
 
     stride = 32
     stage_strides = [4, 8, 16, 32]
@@ -283,20 +332,22 @@ class ConvTower(VisionTower):
 
 class TransformerTower(VisionTower):
     r"""
-    Mixin of the vision transformers. Every block but the last runs as the tower was trained. The last takes the dense
-    path for the patches, `block(hidden_states, ..., dense_residual=...)`, and the full one for the pooled feature; a
-    tower whose readout is another (`dense_last_block = False`) runs it as usual.
+    Mixin of the vision transformers. All blocks but the last run unmodified. The last block runs on its dense path,
+    `block(hidden_states, ..., dense_residual=...)`, for the patch tokens, and unmodified for the pooled feature. In
+    towers with `dense_last_block = False`, the last block runs unmodified for both.
 
-    A tower gives `blocks`, `prefix` (how many tokens stand before the patches), [`~VisionTower.embed`],
+    Subclasses define `blocks`, `num_prefix_tokens` (tokens before the patch tokens), [`~VisionTower.embed`],
     [`~TransformerTower.read_tokens`] and [`~TransformerTower.read_pooled`].
     """
 
-    prefix: int = 1
+    encoder: Any
+    num_prefix_tokens: int = 1
     dense_last_block: ClassVar[bool] = True
     has_class_token: ClassVar[bool] = True
 
     @property
     def blocks(self) -> nn.ModuleList:
+        """The transformer blocks, first to last."""
         return self.encoder.layers
 
     @property
@@ -304,65 +355,67 @@ class TransformerTower(VisionTower):
         return [f"block{index}" for index in range(len(self.blocks))]
 
     def read_tokens(self, hidden_states: Tensor) -> Tensor:
-        """The readout of each token by itself, `(batch, tokens, hidden)` of the last block to the same shape."""
+        """The readout of each token on its own: `(batch, tokens, hidden)` in, the same shape out."""
         raise NotImplementedError
 
     def read_pooled(self, hidden_states: Tensor) -> Tensor:
-        """From the last block's tokens `(batch, prefix + patches, hidden)` to the global feature `(batch, hidden)`."""
+        """The global feature `(batch, hidden)` from the last block's tokens `(batch, prefix + patches, hidden)`."""
         raise NotImplementedError
 
-    def patches(self, hidden_states: Tensor, grid: Grid, prefix: int = 0) -> Tensor:
-        """The tokens of the image's cells, which are the last, with as many as `prefix` of those before them."""
-        return hidden_states[:, hidden_states.shape[1] - grid.height * grid.width - prefix :]
+    def patch_tokens(self, hidden_states: Tensor, grid: Grid, num_prefix_tokens: int = 0) -> Tensor:
+        """The patch tokens, which are the last ones, preceded by the given number of prefix tokens."""
+        return hidden_states[:, hidden_states.shape[1] - grid.height * grid.width - num_prefix_tokens :]
 
     def run_stage(self, index, hidden_states, grid, attention_mask, dense_residual):
         block = self.blocks[index]
-        hidden_states = self.on_the_graph(hidden_states, block)
+        hidden_states = self.require_input_grad(hidden_states, block)
         if dense_residual is None or not self.dense_last_block or index + 1 < len(self.blocks):
             return self.run_block(block, hidden_states, attention_mask, *grid.rotary)
-        hidden_states = self.patches(hidden_states, grid, prefix=0 if dense_residual == "token" else self.prefix)
+        num_prefix_tokens = 0 if dense_residual == "token" else self.num_prefix_tokens
+        hidden_states = self.patch_tokens(hidden_states, grid, num_prefix_tokens)
         return self.run_block(block, hidden_states, None, *grid.rotary, dense_residual=dense_residual)
 
     def read(self, hidden_states, grid, pooled=False):
         if pooled:
-            return self.read_pooled(self.patches(hidden_states, grid, self.prefix))
-        return self.read_tokens(self.patches(hidden_states, grid)).unflatten(1, (grid.height, grid.width))
+            return self.read_pooled(self.patch_tokens(hidden_states, grid, self.num_prefix_tokens))
+        return self.read_tokens(self.patch_tokens(hidden_states, grid)).unflatten(1, (grid.height, grid.width))
 
     def to_map(self, hidden_states, grid):
         # (batch, prefix + height * width, dim) to (batch, dim, height, width)
-        return self.patches(hidden_states, grid).unflatten(1, (grid.height, grid.width)).permute(0, 3, 1, 2)
+        return self.patch_tokens(hidden_states, grid).unflatten(1, (grid.height, grid.width)).permute(0, 3, 1, 2)
 
     def unused_when_dense(self, last: nn.Module) -> list[nn.Module]:
-        """The parts of the last block that its dense path leaves out."""
-        return [last.self_attn.q_proj, last.self_attn.k_proj]
+        """The layers of the last block that its dense path does not use."""
+        attention: Any = last.self_attn
+        return [attention.q_proj, attention.k_proj]
 
     def trainable_blocks(self):
         *trunk, last = self.blocks
         unused = self.unused_when_dense(last) if self.dense_last_block else []
-        left_out = {id(parameter) for part in unused for parameter in part.parameters()}
-        return [[p for p in block.parameters() if id(p) not in left_out] for block in (*trunk, last)]
+        excluded = {id(parameter) for layer in unused for parameter in layer.parameters()}
+        return [[p for p in block.parameters() if id(p) not in excluded] for block in (*trunk, last)]
 
 
-def exporting() -> bool:
-    """Whether a graph is traced that has to hold for images of other sizes, too."""
+def is_exporting() -> bool:
+    """Whether a graph is being traced that must also be valid for other image sizes."""
     return is_torchdynamo_exporting() or torch.jit.is_tracing()
 
 
 def resize_positions(positions: Tensor, size: tuple[int, int], prefix: int) -> Tensor:
     """
-    Learned positions for a grid of another size: bicubic over the plane, without antialiasing, in float32.
+    Resizes learned position embeddings to another grid: bicubic interpolation without antialiasing, in float32.
 
     Args:
-        positions (`Tensor` of shape `(prefix + side * side, dim)`): for the tower's native square grid.
-        size (`tuple[int, int]`): height and width of the grid at hand.
-        prefix (`int`): how many leading positions, of a class or mean token, are kept as they are.
+        positions (`torch.Tensor` of shape `(prefix + side * side, dim)`): embeddings of the native square grid.
+        size (`tuple[int, int]`): height and width of the new grid.
+        prefix (`int`): number of leading embeddings (of a class token, say) that are not resized.
 
     Returns:
-        `Tensor` of shape `(prefix + height * width, dim)`.
+        `torch.Tensor` of shape `(prefix + height * width, dim)`.
     """
     side = round((len(positions) - prefix) ** 0.5)
-    # An exported graph always interpolates, which at the native size changes nothing: it holds for all sizes.
-    if not exporting() and (side, side) == tuple(size):
+    # An exported graph always interpolates (the identity at the native size), so that it is valid for all sizes.
+    if not is_exporting() and (side, side) == tuple(size):
         return positions
     plane = positions[prefix:].float().unflatten(0, (side, side)).permute(2, 0, 1)[None]  # (1, dim, side, side)
     plane = nn.functional.interpolate(plane, size=size, mode="bicubic", align_corners=False)

@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Batches that worker processes hand over: what fails on the way has to be seen where the batch is waited for."""
+"""Transfer of batches from worker processes, with errors raised in the main process."""
 
 from typing import TypeVar
 
@@ -12,9 +12,9 @@ Batch = TypeVar("Batch")
 
 
 class SharedMemoryFull(OSError):
-    """The memory through which the workers of a loader hand over their batches is too small."""
+    """The shared memory through which DataLoader workers pass their batches is too small."""
 
-    def __init__(self, *_: object):  # the loader raises it again, with the worker's traceback for a message
+    def __init__(self, *_: object):  # the DataLoader re-raises it with the worker's traceback as its message
         super().__init__(
             "/dev/shm is too small for the batches of the worker processes: give it more (`--ipc=host` or "
             "`--shm-size` of Docker), or use fewer of them (`--dataloader_num_workers` in training, `--num_workers` "
@@ -24,19 +24,25 @@ class SharedMemoryFull(OSError):
 
 def to_shared_memory(batch: Batch) -> Batch:
     """
-    Moves the tensors of a batch (in dicts and lists) to shared memory, in a worker; elsewhere nothing happens.
+    Moves the tensors of a batch (in dicts and lists) to shared memory if called in a DataLoader worker.
 
-    A loader does so itself, but later and in a thread: what fails there is printed and the batch is lost, and who
-    waits for it waits for ever. What fails here reaches the loop over the loader.
+    The DataLoader would do so later, in a thread of the worker whose errors are only printed: the batch is lost, and
+    the main process waits forever. An error raised here reaches the loop over the DataLoader.
+
+    Args:
+        batch (tensor, or nested dicts and lists of tensors): modified in place.
+
+    Returns:
+        The same batch.
 
     Raises:
-        [`SharedMemoryFull`], which names the remedies.
+        [`SharedMemoryFull`] if shared memory is too small.
     """
     if get_worker_info() is not None:
         try:
             _share(batch)
         except RuntimeError as error:
-            if "/torch_" not in str(error) or "open files" in str(error):  # torch's names of its pieces of that memory
+            if "/torch_" not in str(error) or "open files" in str(error):  # names of torch's shared memory files
                 raise
             raise SharedMemoryFull from error
     return batch

@@ -1,8 +1,8 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Sizes of public models as data (`model_configs/*.json`, in open_clip's form; `timm_siglip.json`, those that open_clip
-names by timm's name alone), and open_clip's form as our configuration and back.
+Configurations of public models (`model_configs/*.json`, in open_clip's format; `timm_siglip.json`, those for which
+open_clip gives only the name of timm's model), and conversion between open_clip's format and [`DenseVLMConfig`].
 """
 
 import functools
@@ -14,7 +14,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.utils import logging
 
 from ..configuration_densevlm import DenseVLMConfig
@@ -24,55 +24,55 @@ from ..modeling_timm_clip import check_plain_vit, create_trunk
 MODEL_CONFIGS = Path(__file__).parent.parent / "model_configs"
 TIMM_SIGLIP = Path(__file__).parent / "timm_siglip.json"
 QUICK_GELU = "-quickgelu"
-"""Put behind the name of a ViT or ResNet: the activation that OpenAI and DFN trained with, QuickGELU for GELU."""
+"""Suffix of names of ViTs and ResNets with QuickGELU, with which OpenAI and DFN trained, instead of GELU."""
 
-VISION_TOWER_ALONE = 'The vision tower alone converts: `prefix="visual."` (`--prefix visual.`).'
+VISION_ONLY_HINT = 'The vision tower can be converted without it: `prefix="visual."` (`--prefix visual.`).'
 
 logger = logging.get_logger(__name__)
 
 Json = Mapping[str, Any]
 
-_MODEL_FIELDS = (
+_MODEL_FIELDS: tuple[set[str], dict[str, tuple[Any, ...]]] = (
     {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text", "init_logit_scale", "init_logit_bias"}
-    # Its shape, types, and what goes into golden files beside the JSON.
+    # Shape and dtypes, and keys that golden files add to the JSON.
     | {"nonscalar_logit_scale", "cast_dtype", "output_dict", "timm_override"},
     {},
 )
-"""Known fields at the top level of open_clip's JSON, as arguments of [`_refuse_unknown`]."""
+"""Known fields at the top level of open_clip's JSON, as arguments of [`_reject_unknown`]."""
 
 _SIZES = {"image_size", "layers", "width", "head_width", "patch_size", "mlp_ratio"}
-_OF_TIMM = {"timm_pool", "timm_proj", "timm_proj_bias"}
-"""Without meaning where no `timm_model_name` is given."""
-_OF_NO_FEATURE = {
+_TIMM_ONLY = {"timm_pool", "timm_proj", "timm_proj_bias"}
+"""Ignored without a `timm_model_name`."""
+_IRRELEVANT = {
     *("timm_model_name", "timm_model_pretrained", "timm_drop", "timm_drop_path", "drop_path_rate", "patch_dropout"),
     *("output_tokens", "attn_pooler_queries", "attn_pooler_heads", "xattn", "fusedLN"),
-    # Learned or not, positions are stored; a norm after taking one token is the norm before.
+    # Fixed positions are stored as well; with token pooling, the norm commutes with the pooling.
     *("pos_embed_type", "final_ln_after_pool"),
 }
-"""Fields of `vision_cfg` for training, kernels, further outputs, or of parts that are off."""
-_PLAIN = {"pool_type": ("tok",), "block_type": (None, "default", "custom")}
-"""A custom block is a plain one where none of its further norms and scales is on."""
+"""Fields of `vision_cfg` without effect on features: training, kernels, further outputs, disabled parts."""
+_ACCEPTED = {"pool_type": ("tok",), "block_type": (None, "default", "custom")}
+"""Accepted values of fields. A custom block is a plain one unless its additional norms and scales are enabled."""
 
 
 class UnsupportedTextTower(ValueError):
-    """A text tower that has no form here; its vision tower may have one."""
+    """The text tower is not supported; the vision tower of the same model may be."""
 
 
 @functools.cache
 def config_names(kind: str | None = None) -> tuple[str, ...]:
-    """The names of all known configurations, or of those with one kind of vision tower (its `model_type`)."""
+    """Names of all known configurations, or of those whose vision tower has the `model_type` `kind`."""
     names = []
     for file in sorted(MODEL_CONFIGS.glob("*.json"), key=lambda file: file.stem):
-        its_kind = config_kind(json.loads(file.read_text()))
-        if kind in (None, its_kind):
+        file_kind = config_kind(json.loads(file.read_text()))
+        if kind in (None, file_kind):
             names.append(file.stem)
-            if its_kind in ("clip_vision_model", "clip_resnet_vision_model"):
+            if file_kind in ("clip_vision_model", "clip_resnet_vision_model"):
                 names.append(file.stem + QUICK_GELU)
     return tuple(names)
 
 
 def load_config(name_or_file: str | PathLike) -> dict[str, Any]:
-    """A known configuration by its name, or open_clip's JSON from a file."""
+    """Loads a known configuration by its name, or open_clip's JSON from a file."""
     name = str(name_or_file)
     if name in config_names():
         config = json.loads((MODEL_CONFIGS / f"{name.removesuffix(QUICK_GELU)}.json").read_text())
@@ -83,14 +83,14 @@ def load_config(name_or_file: str | PathLike) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is no JSON: {error}") from None
+        raise ValueError(f"{file} is not valid JSON: {error}") from None
     if not isinstance(config, dict):
         raise ValueError(f"{file}: expected open_clip's configuration, a JSON object with `vision_cfg`.")
     return config
 
 
 def model_part(config: Json) -> Json:
-    """open_clip's `open_clip_config.json` wraps the model's configuration; the bare one is taken as it is."""
+    """The configuration of the model, which `open_clip_config.json` nests under `model_cfg`."""
     return _part(config, "model_cfg") if "model_cfg" in config else config
 
 
@@ -112,6 +112,7 @@ def config_kind(config: Json) -> str:
 
 
 def has_text_tower(weights: Mapping[str, Tensor]) -> bool:
+    """Whether weights, under the reference's names, include a text tower."""
     return any(key.startswith(("token_embedding.", "ln_final.")) for key in weights)
 
 
@@ -119,18 +120,23 @@ def convert_config(
     config: Json, weights: Mapping[str, Tensor] | None = None, text: bool | None = None
 ) -> DenseVLMConfig:
     """
-    The model configuration of open_clip's JSON (`embed_dim`, `vision_cfg`, `text_cfg`, `quick_gelu`).
+    Converts open_clip's JSON (`embed_dim`, `vision_cfg`, `text_cfg`, `quick_gelu`).
 
     Args:
         config (`dict`): the JSON.
         weights (`dict`, *optional*):
-            The checkpoint under the reference's names. Where the JSON gives timm's name of an architecture and no
-            sizes, or a native image size that the learned positions disagree with, they are read from the weights.
-        text (`bool`, *optional*):
-            Whether the model has a text tower; by default, whether the weights have one.
+            The checkpoint, under the reference's names. Sizes are read from it if the JSON gives only the name of
+            timm's model, and the native image size if it contradicts the shape of the position embeddings.
+        text (`bool`, *optional*): whether the model has a text tower; by default, whether the weights have one.
+
+    Returns:
+        [`DenseVLMConfig`]
+
+    Raises:
+        `ValueError` for missing, invalid and unsupported fields.
     """
     config, weights = model_part(config), weights or {}
-    _refuse_unknown("", config, *_MODEL_FIELDS)
+    _reject_unknown("", config, *_MODEL_FIELDS)
     kind = config_kind(config)
     vision = _VISION[kind](_part(config, "vision_cfg"), config, weights)
     text_config = None
@@ -139,16 +145,16 @@ def convert_config(
         try:
             text_config = _text_config(_part(config, "text_cfg"), config, family)
         except UnsupportedTextTower as error:
-            raise ValueError(f"{error} {VISION_TOWER_ALONE}") from None
+            raise ValueError(f"{error} {VISION_ONLY_HINT}") from None
     bias = config.get("init_logit_bias")
     if isinstance(bias, bool) or not isinstance(bias, int | float | None):
         raise ValueError(f"The open_clip configuration: `init_logit_bias` is a number, got {bias!r}.")
     if bias is None and "logit_bias" in weights:
-        bias = 0  # training by a sigmoid loss draws it by a flag of the command line, not by the JSON
+        bias = 0  # for training with a sigmoid loss, a command-line flag adds it, not the JSON
     return DenseVLMConfig(
         vision_config={"model_type": kind, **vision},
         text_config=text_config,
-        projection_dim=_whole(config, "embed_dim", ""),
+        projection_dim=_integer(config, "embed_dim", ""),
         logit_bias_init_value=None if bias is None else float(bias),
     )
 
@@ -160,18 +166,18 @@ def _field(config: Json, name: str, where: str = "") -> Any:
 
 
 def _number(config: Json, name: str, where: str, default: float | None = None) -> Any:
-    """A number above 0 of the configuration."""
+    """A positive number of the configuration."""
     value = config.get(name, default) if default is not None else _field(config, name, where)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise ValueError(f"The open_clip configuration: `{where}{name}` is a number above 0, got {value!r}.")
     return value
 
 
-def _whole(config: Json, name: str, where: str, default: int | None = None) -> int:
-    """A whole number above 0 of the configuration."""
+def _integer(config: Json, name: str, where: str, default: int | None = None) -> int:
+    """A positive integer of the configuration."""
     value = _number(config, name, where, default)
     if value != int(value):
-        raise ValueError(f"The open_clip configuration: `{where}{name}` is a whole number, got {value!r}.")
+        raise ValueError(f"The open_clip configuration: `{where}{name}` is an integer, got {value!r}.")
     return int(value)
 
 
@@ -184,17 +190,19 @@ def _part(config: Json, name: str) -> Json:
 
 def _heads(width: int, head_width: int) -> int:
     if width % head_width:
-        raise ValueError(f"`vision_cfg`: a width of {width} is no multiple of the `head_width` {head_width}.")
+        raise ValueError(f"`vision_cfg`: the width {width} is not a multiple of the `head_width` {head_width}.")
     return width // head_width
 
 
-def _refuse_unknown(part: str, config: Json, known: set[str], only: Mapping[str, tuple[Any, ...]]) -> None:
+def _reject_unknown(part: str, config: Json, known: set[str], only: Mapping[str, tuple[Any, ...]]) -> None:
     """
-    Raises a `ValueError` that names the fields that ask for what the towers do not have.
+    Raises a `ValueError` that names the fields whose values the towers do not support.
 
     Args:
-        known (`set[str]`): fields that are read, or change no feature, whatever they say.
-        only (`dict`): fields that are taken at these values. All others are taken where they are off.
+        part (`str`): name of the section of the JSON, `""` for its top level.
+        config (`dict`): the section.
+        known (`set[str]`): fields that are read, or have no effect on features.
+        only (`dict`): fields with the values that are accepted. All other fields must be `None` or `False`.
     """
     refused = []
     for field in sorted(set(config) - known):
@@ -208,15 +216,15 @@ def _refuse_unknown(part: str, config: Json, known: set[str], only: Mapping[str,
 
 
 def _native_side(weights: Mapping[str, Tensor], key: str, prefix: int, cell: int, image_size: int) -> int:
-    """The image size that the learned positions are made for; the JSON's where it makes the same grid."""
+    """The image size of the learned position embeddings; that of the JSON if it gives the same grid."""
     if key not in weights or weights[key].ndim < 2 or weights[key].shape[-2] <= prefix:
-        return image_size  # what is missing or misshapen will be named
+        return image_size  # reported later as missing or misshapen
     side = round((weights[key].shape[-2] - prefix) ** 0.5)
     return image_size if image_size // cell == side else side * cell
 
 
 def _clip_vit(vision: Json, config: Json, weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    _refuse_unknown("vision_cfg", vision, _SIZES | _OF_NO_FEATURE | _OF_TIMM | {"act_kwargs", "norm_kwargs"}, _PLAIN)
+    _reject_unknown("vision_cfg", vision, _SIZES | _IRRELEVANT | _TIMM_ONLY | {"act_kwargs", "norm_kwargs"}, _ACCEPTED)
     return {
         **_vit_sizes(vision, weights, "visual.positional_embedding"),
         "hidden_act": _activation(config, "vision_cfg", vision),
@@ -226,29 +234,29 @@ def _clip_vit(vision: Json, config: Json, weights: Mapping[str, Tensor]) -> dict
 
 def _vit_sizes(vision: Json, weights: Mapping[str, Tensor], positions: str) -> dict[str, Any]:
     width, patch, image_size, layers = (
-        _whole(vision, name, "vision_cfg.") for name in ("width", "patch_size", "image_size", "layers")
+        _integer(vision, name, "vision_cfg.") for name in ("width", "patch_size", "image_size", "layers")
     )
     return {
         "hidden_size": width,
         "intermediate_size": int(width * _number(vision, "mlp_ratio", "vision_cfg.", 4)),
         "num_hidden_layers": layers,
-        "num_attention_heads": _heads(width, _whole(vision, "head_width", "vision_cfg.", 64)),
+        "num_attention_heads": _heads(width, _integer(vision, "head_width", "vision_cfg.", 64)),
         "image_size": _native_side(weights, positions, 1, patch, image_size),
         "patch_size": patch,
     }
 
 
 def _eva02(vision: Json, config: Json, weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    if "timm_model_name" in vision:  # open_clip runs these towers by timm and names no sizes
+    if "timm_model_name" in vision:  # open_clip uses timm for these towers and states no sizes
         return _eva02(_timm_eva02(vision), config, weights)
     required = {"rope", "intp_freq", "naiveswiglu", "subln"}
-    known = _SIZES | _OF_NO_FEATURE | _OF_TIMM | required | {"eva_model_name", "pt_hw_seq_len"}
-    _refuse_unknown("vision_cfg", vision, known, _PLAIN | {"qkv_bias": (True,)})
+    known = _SIZES | _IRRELEVANT | _TIMM_ONLY | required | {"eva_model_name", "pt_hw_seq_len"}
+    _reject_unknown("vision_cfg", vision, known, _ACCEPTED | {"qkv_bias": (True,)})
     if missing := sorted(name for name in required if not vision.get(name)):
         raise ValueError(f"`vision_cfg`: an EVA-02 CLIP has {', '.join(missing)}; EVA-01 towers are not supported.")
     return {
         **_vit_sizes(vision, weights, "visual.pos_embed"),
-        "rope_grid": _whole(vision, "pt_hw_seq_len", "vision_cfg.", 16),
+        "rope_grid": _integer(vision, "pt_hw_seq_len", "vision_cfg.", 16),
     }
 
 
@@ -256,7 +264,7 @@ def _timm_eva02(vision: Json) -> Json:
     found = re.fullmatch(r"eva02_(base|large)_patch(\d+)_clip_(\d+)", vision["timm_model_name"])
     if found is None:
         raise ValueError(
-            f"`vision_cfg.timm_model_name`: timm's {vision['timm_model_name']} is no EVA-02 CLIP that is known here."
+            f"`vision_cfg.timm_model_name`: timm's {vision['timm_model_name']} is not a known EVA-02 CLIP."
         )
     _check_timm(vision, pools=("token",), projections=(None, ""))
     name = {"base": "EVA02-CLIP-B-16", "large": "EVA02-CLIP-L-14"}[found[1]]
@@ -264,28 +272,28 @@ def _timm_eva02(vision: Json) -> Json:
 
 
 def _clip_resnet(vision: Json, config: Json, weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    _refuse_unknown("vision_cfg", vision, _SIZES | _OF_NO_FEATURE | _OF_TIMM, _PLAIN)
-    width, image_size = (_whole(vision, name, "vision_cfg.") for name in ("width", "image_size"))
-    depths = [_whole({"layers": depth}, "layers", "vision_cfg.") for depth in vision["layers"]]
+    _reject_unknown("vision_cfg", vision, _SIZES | _IRRELEVANT | _TIMM_ONLY, _ACCEPTED)
+    width, image_size = (_integer(vision, name, "vision_cfg.") for name in ("width", "image_size"))
+    depths = [_integer({"layers": depth}, "layers", "vision_cfg.") for depth in vision["layers"]]
     if len(depths) != 4:
         raise ValueError(f"The open_clip configuration: `vision_cfg.layers` of a ResNet are 4 depths, got {depths}.")
     return {
         "stem_size": width,
         "depths": depths,
-        "num_attention_heads": _heads(32 * width, _whole(vision, "head_width", "vision_cfg.", 64)),
+        "num_attention_heads": _heads(32 * width, _integer(vision, "head_width", "vision_cfg.", 64)),
         "image_size": _native_side(weights, "visual.attnpool.positional_embedding", 1, 32, image_size),
     }
 
 
 def _check_timm(vision: Json, pools: tuple[Any, ...], projections: tuple[Any, ...]) -> None:
-    """As [`_refuse_unknown`], with open_clip's defaults; timm's name stands for sizes and activation."""
+    """As [`_reject_unknown`] for timm towers, with open_clip's defaults; sizes and activation follow from the name."""
     given = {"timm_pool": "avg", "timm_proj": "linear", **vision}
-    only = {**_PLAIN, "timm_pool": pools, "timm_proj": projections}
-    _refuse_unknown("vision_cfg", given, _SIZES | _OF_NO_FEATURE | {"timm_proj_bias"}, only)
+    only = {**_ACCEPTED, "timm_pool": pools, "timm_proj": projections}
+    _reject_unknown("vision_cfg", given, _SIZES | _IRRELEVANT | {"timm_proj_bias"}, only)
 
 
 def _timm_projection(vision: Json) -> dict[str, Any]:
-    """From the network to the image-text space: a matrix, two of them, or by the network's own classifier."""
+    """The projection into the image-text space: linear, an MLP, or the classifier of the network."""
     kind = vision.get("timm_proj", "linear")
     return {
         "projection": "mlp" if kind == "mlp" else "linear",
@@ -293,15 +301,15 @@ def _timm_projection(vision: Json) -> dict[str, Any]:
     }
 
 
-def timm_trunk(architecture: str) -> nn.Module:
-    """Timm's network of that name on the meta device, to read its sizes from."""
+def timm_trunk(architecture: str) -> Any:
+    """Network of timm on the meta device, for its sizes."""
     try:
         return create_trunk(architecture, device="meta")
     except ImportError:
         raise
-    except Exception as error:  # timm raises anything for a name or a combination it does not know
+    except Exception as error:  # timm raises arbitrary exceptions for unknown names or combinations
         raise ValueError(
-            f"`vision_cfg.timm_model_name`: timm builds no {architecture}: {str(error) or type(error).__name__}"
+            f"`vision_cfg.timm_model_name`: timm cannot build {architecture}: {str(error) or type(error).__name__}"
         ) from None
 
 
@@ -310,13 +318,13 @@ def _timm_convnext(vision: Json, config: Json, weights: Mapping[str, Tensor]) ->
     pools = ("avg",) if own else ("", "avg", None)
     _check_timm(vision, pools, projections=("linear", "mlp", "", None))
     sizes = _convnext_sizes(weights)
-    if len(sizes) < 4:  # the JSON names sizes by their architecture alone, and timm knows them
+    if len(sizes) < 4:  # sizes follow from the name of the architecture
         for index, stage in enumerate(timm_trunk(vision["timm_model_name"]).stages):
             sizes.setdefault(index, (len(stage.blocks), stage.blocks[0].conv_dw.out_channels))
     depths, dims = zip(*(sizes[index] for index in range(4)))
     return {
         "architecture": vision["timm_model_name"],
-        "image_size": _whole(vision, "image_size", "vision_cfg.", 224),
+        "image_size": _integer(vision, "image_size", "vision_cfg.", 224),
         "depths": list(depths),
         "dims": list(dims),
         **_timm_projection(vision),
@@ -324,7 +332,7 @@ def _timm_convnext(vision: Json, config: Json, weights: Mapping[str, Tensor]) ->
 
 
 def _convnext_sizes(weights: Mapping[str, Tensor]) -> dict[int, tuple[int, int]]:
-    """Depth and width of each stage found in the weights."""
+    """Depth and width of each stage, from the weights."""
     pattern = re.compile(r"visual\.trunk\.stages\.([0-3])\.blocks\.(\d+)\.conv_dw\.bias")
     sizes: dict[int, tuple[int, int]] = {}
     for key, tensor in weights.items():
@@ -345,7 +353,7 @@ def _timm_vit(vision: Json, config: Json, weights: Mapping[str, Tensor]) -> dict
     _check_timm(vision, pools, projections=("linear", "mlp", "", None))
     patch = trunk.patch_embed.patch_size[0]
     prefix = 0 if trunk.no_embed_class else trunk.num_prefix_tokens
-    image_size = _whole(vision, "image_size", "vision_cfg.", 224)
+    image_size = _integer(vision, "image_size", "vision_cfg.", 224)
     return {
         "architecture": vision["timm_model_name"],
         "hidden_size": trunk.embed_dim,
@@ -361,8 +369,8 @@ def _timm_vit(vision: Json, config: Json, weights: Mapping[str, Tensor]) -> dict
 @functools.cache
 def siglip_architectures() -> dict[str, dict[str, Any]]:
     """
-    Fields of the configuration of each of timm's SigLIP towers, by timm's name. timm runs most with the exact GELU,
-    some with its approximation by tanh; transformers runs all of them with the latter.
+    Configuration fields of the SigLIP towers of timm, by name. In timm, most use the exact GELU and some its tanh
+    approximation; in transformers, all use the latter.
     """
     return json.loads(TIMM_SIGLIP.read_text())
 
@@ -372,11 +380,11 @@ def _siglip(vision: Json, config: Json, weights: Mapping[str, Tensor]) -> dict[s
     known = siglip_architectures()
     if vision["timm_model_name"] not in known:
         raise ValueError(
-            f"`vision_cfg.timm_model_name`: timm's {vision['timm_model_name']} is no SigLIP that is known here "
+            f"`vision_cfg.timm_model_name`: timm's {vision['timm_model_name']} is not a known SigLIP "
             f"({', '.join(known)})."
         )
     fields = known[vision["timm_model_name"]]
-    image_size = _whole(vision, "image_size", "vision_cfg.", fields["image_size"])
+    image_size = _integer(vision, "image_size", "vision_cfg.", fields["image_size"])
     side = _native_side(weights, "visual.trunk.pos_embed", 0, fields["patch_size"], image_size)
     return {**fields, "image_size": side}
 
@@ -402,7 +410,7 @@ def _activation(config: Json, part: str, tower: Json) -> str:
     arguments = _arguments(part, tower, "act_kwargs")
     approximate = arguments.pop("approximate", "none")
     if arguments or approximate not in ("none", "tanh") or (config.get("quick_gelu") and tower.get("act_kwargs")):
-        raise ValueError(f"`{part}`: `act_kwargs` {tower['act_kwargs']!r} is no activation that is known here.")
+        raise ValueError(f"`{part}`: `act_kwargs` {tower['act_kwargs']!r} is not a supported activation.")
     if config.get("quick_gelu"):
         return "quick_gelu"
     return "gelu_pytorch_tanh" if approximate == "tanh" else "gelu"
@@ -417,24 +425,23 @@ def _norm_eps(part: str, tower: Json) -> float:
 
 def _text_config(text: Json, config: Json, family: str) -> dict[str, Any]:
     known = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "act_kwargs", "norm_kwargs"}
-    # Of the tokenizer, of training, of a tower of transformers' where one is named, kernels, and what a CLIP's readout
-    # at one token does not look at.
+    # Of the tokenizer, training, kernels and towers of transformers, or without effect on the pooled token.
     known |= {"hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode", "pad_id", "eos_id", "output_tokens"}
     known |= {"hf_model_pretrained", "hf_proj_type", "hf_pooler_type", "xattn", "fusedLN", "final_ln_after_pool"}
-    only = {"proj_type": ("linear",), "block_type": _PLAIN["block_type"]}
+    only = {"proj_type": ("linear",), "block_type": _ACCEPTED["block_type"]}
     if family == "siglip":
         needed = {"no_causal_mask": True, "proj_bias": True, "pool_type": "last"}
         only |= {field: (value,) for field, value in needed.items()}
         missing = [f"`{field}` {value!r}" for field, value in needed.items() if field not in text]
-        _refuse_unknown("text_cfg", text, known, only)
+        _reject_unknown("text_cfg", text, known, only)
         if missing:
             raise UnsupportedTextTower(f"`text_cfg`: the text tower of a SigLIP has {', '.join(missing)}.")
         own = {"projection_size": config["embed_dim"]}
     else:
-        _refuse_unknown("text_cfg", text, known, only | {"pool_type": ("argmax",)})
+        _reject_unknown("text_cfg", text, known, only | {"pool_type": ("argmax",)})
         own = {}
     width, vocabulary, layers, heads, length = (
-        _whole(text, name, "text_cfg.") for name in ("width", "vocab_size", "layers", "heads", "context_length")
+        _integer(text, name, "text_cfg.") for name in ("width", "vocab_size", "layers", "heads", "context_length")
     )
     return {
         "model_type": f"{family}_text_model",
@@ -454,12 +461,21 @@ def _text_config(text: Json, config: Json, family: str) -> dict[str, Any]:
 
 def export_config(config: DenseVLMConfig) -> dict[str, Any]:
     """
-    open_clip's JSON of a model, as the reference code takes it. Read again, it gives the same model, or a `ValueError`
-    names what its form cannot say. A model without a text tower has no `text_cfg`.
+    Converts a configuration to open_clip's JSON, for the reference code. A model without a text tower has no
+    `text_cfg`.
+
+    Args:
+        config ([`DenseVLMConfig`]): the configuration.
+
+    Returns:
+        `dict`: the JSON.
+
+    Raises:
+        `ValueError` for models that open_clip's format cannot express.
     """
     kind, vision, text = config.vision_config.model_type, config.vision_config, config.text_config
     if kind not in _EXPORTED:
-        raise ValueError(f"A {kind} has no form in the layout of open_clip.")
+        raise ValueError(f"The layout of open_clip has no equivalent of a {kind}.")
     exported: dict[str, Any] = {"embed_dim": config.projection_dim, "vision_cfg": _EXPORTED[kind](vision)}
     if config.logit_bias_init_value is not None:
         exported["init_logit_bias"] = config.logit_bias_init_value
@@ -502,13 +518,13 @@ def _check_exported(exported: Json, config: DenseVLMConfig) -> None:
                 continue
             if field in ("depths", "dims", "hidden_size") and ours.model_type == "timm_convnext_vision_model":
                 logger.warning(
-                    f"The JSON names {ours.architecture}, whose `{field}` is {values[1]}; the weights have "
-                    f"{values[0]}, which open_clip's form has no place for."
+                    f"The JSON names {ours.architecture}, whose `{field}` is {values[1]}; that of the weights, "
+                    f"{values[0]}, cannot be expressed in open_clip's format."
                 )
             else:
                 raise ValueError(
-                    f"The layout of open_clip cannot say this model: `{tower}.{field}` is {values[0]}, and would be "
-                    f"{values[1]} there."
+                    f"The layout of open_clip cannot express this model: `{tower}.{field}` is {values[0]}, and would "
+                    f"become {values[1]}."
                 )
 
 
@@ -517,7 +533,7 @@ def _plain(value: Any) -> Any:
 
 
 def _ratio(tower: Any) -> float:
-    """An MLP's ratio, of four digits where they give the same width."""
+    """The MLP ratio, rounded to four digits if that gives the same width."""
     width, inner = tower.hidden_size, tower.intermediate_size
     candidates = (round(inner / width, 4), inner / width, (inner + 0.5) / width)
     return next(ratio for ratio in candidates if int(width * ratio) == inner)
@@ -570,8 +586,8 @@ def _export_siglip(vision: Any) -> dict[str, Any]:
     if not names:
         raise ValueError(
             f"open_clip has no SigLIP tower of width {vision.hidden_size}, patch {vision.patch_size} and image size "
-            f"{vision.image_size} with {vision.hidden_act}: its towers are timm's, mostly with the exact GELU, those "
-            "of transformers with the one by tanh."
+            f"{vision.image_size} with {vision.hidden_act}: its towers are timm's, mostly with the exact GELU, while "
+            "those of transformers use the tanh approximation."
         )
     return {
         "image_size": vision.image_size,
@@ -583,7 +599,7 @@ def _export_siglip(vision: Any) -> dict[str, Any]:
 
 
 def _export_layers(tower: Any) -> dict[str, Any]:
-    """The activation and the norms where they are others than open_clip's."""
+    """The activation and the epsilon of the norms if they differ from open_clip's defaults."""
     tanh = {"act_kwargs": {"approximate": "tanh"}} if tower.hidden_act == "gelu_pytorch_tanh" else {}
     return tanh | ({} if tower.layer_norm_eps == 1e-5 else {"norm_kwargs": {"eps": tower.layer_norm_eps}})
 
@@ -601,7 +617,7 @@ _EXPORTED: dict[str, Callable[[Any], dict[str, Any]]] = {
 __all__ = [
     "MODEL_CONFIGS",
     "QUICK_GELU",
-    "VISION_TOWER_ALONE",
+    "VISION_ONLY_HINT",
     "config_kind",
     "config_names",
     "convert_config",

@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Entries of checkpoints that follow from the configuration: rotary tables, masks, position ids, sizes."""
+"""Checkpoint entries that are computed from the configuration: rotary tables, masks, position ids, sizes."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ from ..modeling_eva_clip import rotary_tables
 
 
 SIZES = ("input_resolution", "context_length", "vocab_size")
-"""Numbers stored next to the weights in OpenAI's archives."""
+"""Sizes stored next to the weights in OpenAI's archives."""
 
 _MASK = re.compile(r"(.*\.)?attn_mask")
 _POSITION_IDS = re.compile(r"(.*\.)?position_ids")
@@ -25,7 +25,7 @@ _ROTARY = re.compile(
 
 
 def is_derived(key: str) -> bool:
-    """Whether a name (the reference's) is that of such an entry."""
+    """Whether a key, under the reference's names, is that of a derived entry."""
     return key in SIZES or any(pattern.fullmatch(key) for pattern in (_MASK, _POSITION_IDS, _ROTARY))
 
 
@@ -33,44 +33,44 @@ def split_derived(
     weights: Mapping[str, Tensor], config: DenseVLMConfig, in_file: Callable[[str], str]
 ) -> tuple[dict[str, Tensor], list[str], list[str]]:
     r"""
-    Takes out what follows from the configuration. Rotary tables are compared with ours for the grid they are made for;
-    sizes, causal masks and position ids change nothing, for the learned tensors have the same sizes.
+    Separates learned tensors from derived entries. Rotary tables are verified for the grid of their shape. Sizes,
+    causal masks and position ids are dropped: the shapes of the learned tensors imply them.
 
     Args:
-        weights (`dict`): under the reference's names.
-        config ([`DenseVLMConfig`]): what they are converted to.
-        in_file (callable): the file's name of a tensor, for messages.
+        weights (`dict`): the checkpoint, under the reference's names.
+        config ([`DenseVLMConfig`]): the configuration of the converted model.
+        in_file (callable): maps a name to that in the file, for messages.
 
     Returns:
-        What is left; the rotary tables that agree; and the other entries in the file's names, with what they say where
-        that is something else than ours.
+        `tuple`: the learned tensors; the names of the verified rotary tables; and the names of the other derived
+        entries, with a remark if their value differs from that of the model.
 
     Raises:
-        `ValueError` that names a rotary table of another model.
+        `ValueError` for a rotary table of another model.
     """
-    kept, tables, others = {}, [], []
+    learned, tables, others = {}, [], []
     for key, tensor in weights.items():
         rotary = _ROTARY.fullmatch(key)
         if key in SIZES and tensor.numel() == 1:
-            others.append(in_file(key) + _other_size(key, int(tensor), config))
+            others.append(in_file(key) + _size_remark(key, int(tensor), config))
         elif _MASK.fullmatch(key):
             others.append(in_file(key) + ("" if _is_causal(tensor) else " (not causal, as the text tower is)"))
         elif _POSITION_IDS.fullmatch(key):
             others.append(in_file(key))
         elif rotary is not None and config.vision_config.model_type == "eva02_clip_vision_model":
             vision = config.vision_config
-            if not _agrees(tensor, rotary["kind"], vision):
+            if not _matches_rotary_table(tensor, rotary["kind"], vision):
                 raise ValueError(
-                    f"The rotary table {in_file(key)!r} {tuple(tensor.shape)} is another than that of the "
+                    f"The rotary table {in_file(key)!r} {tuple(tensor.shape)} differs from that of the "
                     f"configuration (`pt_hw_seq_len` {vision.rope_grid}, {vision.num_attention_heads} heads)."
                 )
             tables.append(in_file(key))
         else:
-            kept[key] = tensor
-    return kept, tables, others
+            learned[key] = tensor
+    return learned, tables, others
 
 
-def _other_size(key: str, found: int, config: DenseVLMConfig) -> str:
+def _size_remark(key: str, found: int, config: DenseVLMConfig) -> str:
     text = config.text_config
     ours = {
         "input_resolution": config.vision_config.image_size,
@@ -88,10 +88,10 @@ def _is_causal(mask: Tensor) -> bool:
     return torch.equal(seen, ~above) or (mask.dtype == torch.bool and torch.equal(seen, above))
 
 
-def _agrees(table: Tensor, kind: str, vision: Any) -> bool:
-    """Whether a table is ours for its grid, with each frequency once or twice, flat or square."""
+def _matches_rotary_table(table: Tensor, kind: str, vision: Any) -> bool:
+    """Whether a table is that of the tower for some grid, with each frequency once or twice, flat or square."""
     head_dim = vision.hidden_size // vision.num_attention_heads
-    close = 1e-2 if table.dtype in (torch.float16, torch.bfloat16) else 1e-4  # half precision keeps three digits
+    close = 1e-2 if table.dtype in (torch.float16, torch.bfloat16) else 1e-4  # half precision has three digits
     if kind in ("bands", "inv_freq"):
         half = head_dim // 2
         ours = vision.rope_theta ** (-torch.arange(0, half, 2, dtype=torch.float32) / half)
@@ -100,13 +100,13 @@ def _agrees(table: Tensor, kind: str, vision: Any) -> bool:
     size = tuple(table.shape[:-1])
     if len(size) == 1:
         side = round(size[0] ** 0.5)
-        if side**2 != size[0]:  # the class token's row, which does not turn, may stand before
+        if side**2 != size[0]:  # with a row for the class token, which is not rotated
             table, side = table[1:], round((size[0] - 1) ** 0.5)
         size = (side, side)
     if len(size) != 2 or size[0] * size[1] == 0:
         return False
     table = table.flatten(0, -2)
-    cos, sin = rotary_tables(size, head_dim, vision.rope_grid, vision.rope_theta)  # neighbours turn by the same angle
+    cos, sin = rotary_tables(size, head_dim, vision.rope_grid, vision.rope_theta)  # adjacent channels share an angle
     if table.is_complex():
         pairs = [(table.real, cos[:, ::2]), (table.imag, sin[:, ::2])]
     elif kind in ("freqs", "freqs_cis"):  # angles
@@ -124,13 +124,13 @@ def _agrees(table: Tensor, kind: str, vision: Any) -> bool:
 
 
 def exported_tables(vision: Any) -> dict[str, Tensor]:
-    """The rotary tables of an EVA-02 CLIP as EVA-CLIP keeps them; of another tower none."""
+    """The rotary tables that EVA-CLIP stores for an EVA-02 CLIP; empty for other towers."""
     if vision.model_type != "eva02_clip_vision_model":
         return {}
     side = vision.image_size // vision.patch_size
     head_dim = vision.hidden_size // vision.num_attention_heads
     owners = ["visual.rope", *(f"visual.blocks.{i}.attn.rope" for i in range(vision.num_hidden_layers))]
-    tables = {}
+    tables: dict[str, Tensor] = {}
     for owner in owners:
         cos, sin = rotary_tables((side, side), head_dim, vision.rope_grid, vision.rope_theta)
         tables |= {f"{owner}.freqs_cos": cos, f"{owner}.freqs_sin": sin}

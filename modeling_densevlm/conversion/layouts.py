@@ -1,12 +1,11 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Names of tensors in public checkpoints and in our models, as data: one list of rules per tower, applied in both
+Mapping between the tensor names of public checkpoints and of our models: one list of rules per tower, for both
 directions.
 
-The names on the left are those of open_clip and EVA-CLIP, as the reference code uses them (text keys without their
-`text.` prefix). Other layouts (RegionCLIP, timm, transformers, vision towers alone) are first brought to these
-(`names.py`).
+The left-hand names are those of open_clip and EVA-CLIP, as used by the reference code (text keys without their `text.`
+prefix). Other layouts (RegionCLIP, timm, transformers, single vision towers) are first renamed to these (`names.py`).
 """
 
 import re
@@ -20,14 +19,14 @@ from torch import Tensor
 @dataclass(frozen=True)
 class Rule:
     r"""
-    One tensor, or a few that are rows of one, under both names. In a name, `{}` stands for a number, `*` for a last
-    part (`weight`, `bias`) and `**` for anything.
+    Names of a tensor, or of several that one side stacks in one tensor, on both sides. In a name, `{}` matches a
+    number, `*` a last component (`weight`, `bias`) and `**` anything.
 
     Args:
-        theirs, ours (`str`, or a tuple of them where the other side keeps them stacked in one tensor).
-        parts (`tuple[int, ...]`): relative heights of the stacked pieces.
-        transposed (`bool`): matrices that the two sides apply from different sides.
-        leading (`int`): leading dimensions of size one that their tensor has and ours has not.
+        theirs, ours (`str` or `tuple[str, ...]`): the name, or names where the other side stacks the tensors.
+        parts (`tuple[int, ...]`): relative number of rows of the stacked tensors.
+        transposed (`bool`): whether one side stores the transposed matrix.
+        leading (`int`): number of leading dimensions of size one of their tensor only.
     """
 
     theirs: str | tuple[str, ...]
@@ -41,8 +40,16 @@ def rename(tensors: Mapping[str, Tensor], rules: list[Rule], to_ours: bool) -> t
     """
     Applies the rules in one direction.
 
+    Args:
+        tensors (`dict`): tensors by name.
+        rules (`list[Rule]`): the rules.
+        to_ours (`bool`): the direction.
+
     Returns:
-        The renamed tensors, and the names of those that no rule matches, or of which a piece is missing.
+        `tuple`: the renamed tensors, and the names of those that match no rule or whose counterparts are missing.
+
+    Raises:
+        `ValueError` if two tensors get the same name.
     """
     left = dict(tensors)
     renamed: dict[str, Tensor] = {}
@@ -50,31 +57,31 @@ def rename(tensors: Mapping[str, Tensor], rules: list[Rule], to_ours: bool) -> t
         sources, targets = (rule.theirs, rule.ours) if to_ours else (rule.ours, rule.theirs)
         sources, targets = (names if isinstance(names, tuple) else (names,) for names in (sources, targets))
         pattern = _pattern(sources[0])
-        for key in [key for key in left if pattern.fullmatch(key)]:
-            found = pattern.fullmatch(key).groups()
+        for match in [match for match in map(pattern.fullmatch, list(left)) if match]:
+            key, found = match[0], match.groups()
             pieces = [_fill(name, found) for name in sources]
             if not all(piece in left for piece in pieces):
                 continue
             whole = sum(rule.parts) if len(targets) > 1 else 1
             if whole > 1 and (left[key].ndim == 0 or len(left[key]) % whole):
-                continue  # no stack of as many pieces
+                continue  # cannot be split in these parts
             stacked = torch.cat([left.pop(piece) for piece in pieces]) if len(pieces) > 1 else left.pop(key)
             stacked = _reshape(stacked, rule, to_ours)
             rows = stacked.split([len(stacked) // whole * part for part in rule.parts]) if whole > 1 else [stacked]
             names = [_fill(name, found) for name in targets]
-            if twice := [name for name in names if name in renamed]:
-                raise ValueError(f"The tensors hold {twice[0]} twice, once as {key}.")
+            if duplicates := [name for name in names if name in renamed]:
+                raise ValueError(f"There are two tensors for {duplicates[0]}, one of them {key}.")
             renamed.update({name: tensor.contiguous() for name, tensor in zip(names, rows)})
     return renamed, sorted(left)
 
 
 def their_names(ours: str, rules: list[Rule]) -> list[str]:
-    """The other side's name of a tensor, or names of the tensors it is made of; empty where no rule matches."""
+    """Their names of the tensors (usually one) that make up one of ours; empty if no rule matches."""
     return _names(ours, [(rule.ours, rule.theirs) for rule in rules])
 
 
 def our_names(theirs: str, rules: list[Rule]) -> list[str]:
-    """Our name of a tensor, or names of the tensors it is made of; empty where no rule matches."""
+    """Our names of the tensors (usually one) that make up one of theirs; empty if no rule matches."""
     return _names(theirs, [(rule.theirs, rule.ours) for rule in rules])
 
 
@@ -117,7 +124,7 @@ def _projections(ours: str, kind: str) -> tuple[str, ...]:
 
 
 def _openai_blocks(theirs: str, ours: str) -> list[Rule]:
-    """The blocks of OpenAI's transformers, in which query, key and value are rows of one matrix."""
+    """Rules for OpenAI's transformer blocks, which stack query, key and value in one matrix."""
     names = {
         "ln_1": "layer_norm1",
         "ln_2": "layer_norm2",
@@ -134,7 +141,7 @@ _TEXT = [
     Rule("positional_embedding", "text_model.embeddings.position_embedding.weight"),
     Rule("ln_final.*", "text_model.final_layer_norm.*"),
     *_openai_blocks("transformer.resblocks.{}", "text_model.encoder.layers.{}"),
-    # Numbers or vectors of one: the converter gives them the shape that is wanted.
+    # Shape () or (1,); the converter reshapes them.
     Rule("logit_scale", "logit_scale"),
     Rule("logit_bias", "logit_bias"),
 ]
@@ -142,7 +149,7 @@ _TEXT = [
 CLIP_TEXT = [
     *_TEXT,
     Rule("text_projection", "text_projection.weight", transposed=True),
-    Rule("text_projection.weight", "text_projection.weight"),  # where it is a layer
+    Rule("text_projection.weight", "text_projection.weight"),  # stored as a layer
 ]
 
 SIGLIP_TEXT = [*_TEXT, Rule("text_projection.*", "text_model.head.*")]
@@ -157,7 +164,7 @@ CLIP_VIT = [
     *_openai_blocks("visual.transformer.resblocks.{}", _VISION_BLOCK),
     Rule("visual.ln_post.*", "vision_model.post_layernorm.*"),
     Rule("visual.proj", "visual_projection.weight", transposed=True),
-    Rule("visual.proj.weight", "visual_projection.weight"),  # where it is a layer
+    Rule("visual.proj.weight", "visual_projection.weight"),  # stored as a layer
 ]
 
 EVA02_CLIP = [
@@ -248,13 +255,13 @@ SIGLIP_VIT = [
 @dataclass(frozen=True)
 class CheckpointLayout:
     r"""
-    How checkpoints store one kind of tower.
+    Layout of checkpoints with one kind of vision tower.
 
     Args:
-        name (`str`): what it is called in messages.
-        signature (`str`): a key that no other kind has.
-        rules (`list[Rule]`): of the vision tower and of the text tower that goes with it.
-        text_prefix (`str`): what open_clip and EVA-CLIP put before the text tower's keys.
+        name (`str`): name in messages.
+        signature (`str`): a key that identifies the kind.
+        rules (`list[Rule]`): rules for the vision tower and its text tower.
+        text_prefix (`str`): prefix of the text tower's keys in open_clip and EVA-CLIP.
     """
 
     name: str
@@ -284,11 +291,11 @@ CHECKPOINT_LAYOUTS = {
         "timm CLIP ViT", "visual.trunk.blocks.0.attn.qkv.weight", TIMM_VIT + CLIP_TEXT
     ),
 }
-"""By the vision tower's `model_type`; the first whose signature a checkpoint has is the one."""
+"""Layouts by the vision tower's `model_type`. The first one whose signature is in a checkpoint applies."""
 
 
 def find_kind(tensors: Mapping[str, Tensor], in_file: Callable[[str], str] = str) -> str:
-    """The vision tower's `model_type`, from the reference's names; `in_file` gives the names used in messages."""
+    """Detects the vision tower's `model_type` by the reference's names; `in_file` maps them to those in messages."""
     for kind, layout in CHECKPOINT_LAYOUTS.items():
         if layout.signature in tensors:
             return kind
@@ -297,7 +304,7 @@ def find_kind(tensors: Mapping[str, Tensor], in_file: Callable[[str], str] = str
         hint = " It looks like an EVA-CLIP of the first generation or without sub-LayerNorm, which is not supported."
     shown = ", ".join(map(in_file, sorted(tensors)[:5])) or "nothing"
     known = ", ".join(layout.name for layout in CHECKPOINT_LAYOUTS.values())
-    raise ValueError(f"The checkpoint holds no vision tower that is known ({known}); its keys: {shown} ...{hint}")
+    raise ValueError(f"The checkpoint has no known vision tower ({known}); its keys: {shown} ...{hint}")
 
 
 __all__ = ["CHECKPOINT_LAYOUTS", "CheckpointLayout", "Rule", "find_kind", "our_names", "rename", "their_names"]

@@ -1,6 +1,6 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Recognises the known model in a checkpoint by the shapes of its tensors, and describes how others differ."""
+"""Detects the known configuration of a checkpoint by the shapes of its tensors, and describes differences."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -22,20 +22,23 @@ LOGITS = ("logit_scale", "logit_bias")
 Shapes = dict[str, tuple[int, ...]]
 
 
-def recognise(
+def detect_config(
     weights: Mapping[str, Tensor], layout_name: str = "open_clip", clip: ClipTensors | None = None
 ) -> tuple[str, dict[str, Any]]:
     """
-    The known configuration whose tensors have these names and shapes; else one whose have, but for a native image size
-    that the learned positions were resized to.
+    Detects the known configuration whose tensors have these names and shapes, if necessary with another native image
+    size (resized position embeddings).
 
     Args:
-        weights (`dict`): under the reference's names.
-        layout_name (`str`, *optional*): the layout they came in; RegionCLIP's are OpenAI's, with QuickGELU.
-        clip ([`ClipTensors`], *optional*): knows the names they have in their file, for messages.
+        weights (`dict`): the tensors, under the reference's names.
+        layout_name (`str`, *optional*, defaults to `"open_clip"`): their layout. RegionCLIP uses QuickGELU.
+        clip ([`ClipTensors`], *optional*): maps names to those in the file, for messages.
+
+    Returns:
+        `tuple[str, dict]`: the name of the configuration, and open_clip's JSON.
 
     Raises:
-        `ValueError` that lists the choices where several or none fit.
+        `ValueError`, with a list of choices, if several or none match.
     """
     kind = find_kind(weights, clip.in_file if clip else str)
     fitting = fitting_configs(weights, kind)
@@ -46,25 +49,25 @@ def recognise(
     if fitting:
         raise ValueError(
             f"The checkpoint has the shapes of {len(fitting)} known configurations, {', '.join(fitting)}, which "
-            "differ in what no tensor shows (the activation, say). Choose one as `config` (`--config`)."
+            "differ only in properties without tensors (such as the activation). Choose one as `config` (`--config`)."
         )
     layout = CHECKPOINT_LAYOUTS[kind]
     _, unknown = rename(weights, layout.rules, to_ours=True)
     known = _differences_to_known(weights, kind, clip)
     nearest = min(known, key=lambda name: sum(map(len, known[name].values())))
-    unplaced = [describe_unplaced(key, weights[key], layout, clip) for key in unknown if not is_derived(key)]
-    problems = {"Left over": unplaced, **known[nearest]}
+    unmatched = [describe_unmatched(key, weights[key], layout, clip) for key in unknown if not is_derived(key)]
+    problems = {"Left over": unmatched, **known[nearest]}
     raise ValueError(
         f"The checkpoint is a {layout.name}, but has the shapes of no known configuration ({', '.join(known)}). "
-        f"Give its own as `config` (`--config`, open_clip's JSON). The nearest is {nearest}, but: "
+        f"Give its own as `config` (`--config`, open_clip's JSON). The most similar is {nearest}, but: "
         f"{list_problems(problems)}."
     )
 
 
 def fitting_configs(weights: Mapping[str, Tensor], kind: str, resized: bool = True) -> list[str]:
     """
-    The names of the known configurations of a kind that have these shapes; where there is none and `resized`, those
-    that do at the image size of the learned positions, one of those that are then the same.
+    Names of the known configurations of a kind that match the shapes. If there is none and `resized` is set, those
+    that match with the native image size of the position embeddings, without configurations that become equal.
     """
     converted, _ = rename(weights, CHECKPOINT_LAYOUTS[kind].rules, to_ours=True)
     found, text = _shapes(converted), has_text_tower(weights)
@@ -82,7 +85,7 @@ def fitting_configs(weights: Mapping[str, Tensor], kind: str, resized: bool = Tr
 def _differences_to_known(
     weights: Mapping[str, Tensor], kind: str, clip: ClipTensors | None
 ) -> dict[str, dict[str, list[str]]]:
-    """For each known configuration of a kind, at its own image size."""
+    """The differences from each known configuration of a kind, at its own image size."""
     layout, text = CHECKPOINT_LAYOUTS[kind], has_text_tower(weights)
     converted, _ = rename(weights, layout.rules, to_ours=True)
     found = _shapes(converted)
@@ -90,12 +93,12 @@ def _differences_to_known(
 
 
 def all_shapes(tensors: Mapping[str, Tensor]) -> Shapes:
-    """The shape of every tensor, by its name."""
+    """The shape of every tensor by its name."""
     return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
-    """All but the two numbers of the logits, which may be missing in a checkpoint."""
+    """As [`all_shapes`], without logit scale and bias, which may be missing in a checkpoint."""
     return {key: shape for key, shape in all_shapes(tensors).items() if key not in LOGITS}
 
 
@@ -112,7 +115,7 @@ def _known_shapes(name: str, text: bool) -> Shapes:
 def shape_differences(
     found: Shapes, expected: Shapes, layout: CheckpointLayout, clip: ClipTensors | None = None
 ) -> dict[str, list[str]]:
-    """In words: what is missing, left over and of another shape."""
+    """Descriptions of the tensors that are missing, left over and of another shape."""
     return {
         "missing": [_both_names(key, layout, clip) for key in sorted(set(expected) - set(found))],
         "left over": [_both_names(key, layout, clip) for key in sorted(set(found) - set(expected))],
@@ -124,25 +127,25 @@ def shape_differences(
     }
 
 
-def describe_unplaced(key: str, tensor: Tensor, layout: CheckpointLayout, clip: ClipTensors | None) -> str:
-    """In words: a tensor that no rule of the layout knows."""
+def describe_unmatched(key: str, tensor: Tensor, layout: CheckpointLayout, clip: ClipTensors | None) -> str:
+    """Description of a tensor that matches no rule of the layout."""
     name = key if clip is None else clip.in_file(key)
     return f"the key {name!r} belongs to no part of a {layout.name} (its shape is {tuple(tensor.shape)})"
 
 
 def list_problems(problems: Mapping[str, Sequence[str]]) -> str:
-    """One line of all kinds of problems that there are."""
+    """All problems, by kind, on one line."""
     return "; ".join(f"{what}: {shorten(keys)}" for what, keys in problems.items() if keys)
 
 
 def _both_names(ours: str, layout: CheckpointLayout, clip: ClipTensors | None) -> str:
-    """Our name of a tensor and, in brackets, the file's."""
+    """Our name of a tensor, followed by that in the file in brackets if it differs."""
     names = [name for name in _names_in_file(ours, layout, clip) if name != ours]
     return f"{ours} ({', '.join(names)})" if names else ours
 
 
 def name_in_file(ours: str, layout: CheckpointLayout, clip: ClipTensors | None) -> str:
-    """What a message adds where the file has another name for a tensor than we."""
+    """Part of a message: the name of a tensor in the file, if it differs from ours."""
     names = [name for name in _names_in_file(ours, layout, clip) if name != ours]
     return f", {', '.join(names)} in the file" if names else ""
 
@@ -152,7 +155,7 @@ def _names_in_file(ours: str, layout: CheckpointLayout, clip: ClipTensors | None
 
 
 def shorten(keys: Sequence[str], max_shown: int = 8) -> str:
-    """The first few of a list, and how many more there are."""
+    """The first few entries of a list, and the number of the others."""
     more = f" and {len(keys) - max_shown} more" if len(keys) > max_shown else ""
     return ", ".join(keys[:max_shown]) + more
 
@@ -160,11 +163,11 @@ def shorten(keys: Sequence[str], max_shown: int = 8) -> str:
 __all__ = [
     "LOGITS",
     "all_shapes",
-    "describe_unplaced",
+    "describe_unmatched",
+    "detect_config",
     "fitting_configs",
     "list_problems",
     "name_in_file",
-    "recognise",
     "shape_differences",
     "shorten",
 ]

@@ -86,13 +86,13 @@ def test_an_existing_file_is_not_changed(tmp_path):
 
 def test_a_read_only_folder_is_reported():
     """Even root cannot write to /proc."""
-    with pytest.raises(ValueError, match=r"--output: nothing can be written at /proc/m\.json: "):
+    with pytest.raises(ValueError, match=r"--output: /proc/m\.json cannot be written: "):
         check_output(Path("/proc/m.json"))
 
 
 def test_a_broken_link_to_a_folder_is_reported(tmp_path):
     (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="nothing can be written"):
+    with pytest.raises(ValueError, match="cannot be written"):
         check_output(tmp_path / "gone" / "m.json")
 
 

@@ -121,7 +121,7 @@ def test_a_file_with_code_is_not_unpickled(tmp_path, capsys):
 @pytest.mark.parametrize("content", [b"no checkpoint at all", b"", bytes(range(256)) * 40])
 def test_garbage_is_refused(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{name} (is truncated or no checkpoint|holds more than tensors)"):
+    with pytest.raises(ValueError, match=rf"{name} (is truncated or not a checkpoint|does not hold tensors only)"):
         read_checkpoint(tmp_path / name)
 
 
@@ -132,7 +132,7 @@ def test_a_truncated_file_is_refused(checkpoint, tmp_path, suffix, share):
     save_file(checkpoint, file) if suffix == "safetensors" else torch.save(checkpoint, file)
     content = file.read_bytes()
     file.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(ValueError, match=r"cut\..* is truncated or no checkpoint"):
+    with pytest.raises(ValueError, match=r"cut\..* is truncated or not a checkpoint"):
         convert_checkpoint(file, CONFIG)
 
 
@@ -142,7 +142,7 @@ def test_a_safetensors_file_with_a_damaged_header_is_refused(checkpoint, tmp_pat
     content = bytearray((tmp_path / "c.safetensors").read_bytes())
     content[8:9] = b"\x00" if damage == "a bit" else b"\xff" * 64
     (tmp_path / "c.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match=r"c\.safetensors is truncated or no checkpoint"):
+    with pytest.raises(ValueError, match=r"c\.safetensors is truncated or not a checkpoint"):
         read_checkpoint(tmp_path / "c.safetensors")
 
 
@@ -150,7 +150,9 @@ def test_a_safetensors_file_with_a_damaged_header_is_refused(checkpoint, tmp_pat
 def test_a_torchscript_archive_is_not_run_and_the_hub_named(tmp_path):
     program = torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2))
     program.save(str(tmp_path / "ViT-B-16.pt"))
-    with pytest.raises(ValueError, match=r"TorchScript archive, a program, not weights; it was not run.*openai/clip-"):
+    with pytest.raises(
+        ValueError, match=r"TorchScript archive, which contains code, and was not executed.*openai/clip-"
+    ):
         read_checkpoint(tmp_path / "ViT-B-16.pt")
 
 
@@ -170,7 +172,7 @@ def test_the_code_that_a_file_names_is_said_and_nothing_that_invites_to_run_it(c
     torch.save({"state_dict": checkpoint, "args": argparse.Namespace(lr=1.0)}, tmp_path / "training.pt")
     with pytest.raises(ValueError) as error:
         read_checkpoint(tmp_path / "training.pt")
-    assert "it names argparse.Namespace, which is code); it was not unpickled" in str(error.value)
+    assert "it refers to the code argparse.Namespace), and was not unpickled" in str(error.value)
     assert "\x1b" not in str(error.value) and "weights_only=False" not in str(error.value)
 
 
@@ -194,7 +196,7 @@ def test_a_file_whose_archive_is_damaged_anywhere_is_refused(checkpoint, tmp_pat
 WRONG_NUMBERS = {
     "image_size": ([32, 32], "`vision_cfg.image_size` is a number above 0"),
     "width": (None, "`vision_cfg.width` is a number above 0, got None"),
-    "head_width": (5, "a width of 16 is no multiple of the `head_width` 5"),
+    "head_width": (5, "the width 16 is not a multiple of the `head_width` 5"),
     "layers": (-1, "`vision_cfg.layers` is a number above 0, got -1"),
     "mlp_ratio": (float("nan"), "`vision_cfg.mlp_ratio` is a number above 0, got nan"),
     "patch_size": ("16", "`vision_cfg.patch_size` is a number above 0, got '16'"),
@@ -207,7 +209,7 @@ def test_a_configuration_with_an_impossible_number_is_refused_by_its_field(check
     with pytest.raises(ValueError, match=message):
         convert_checkpoint(checkpoint, {**CONFIG, "vision_cfg": {**CONFIG["vision_cfg"], field: value}})
     if field in ("image_size", "width", "head_width", "patch_size"):
-        with pytest.raises(ValueError, match=rf"`vision_cfg\.{field}` is a whole number, got 16\.5"):
+        with pytest.raises(ValueError, match=rf"`vision_cfg\.{field}` is an integer, got 16\.5"):
             convert_checkpoint(checkpoint, {**CONFIG, "vision_cfg": {**CONFIG["vision_cfg"], field: 16.5}})
     for layers in ([1, 2, "1", 1], [1, 2, 1]):
         with pytest.raises(ValueError, match=r"`vision_cfg\.layers` (is a number|of a ResNet are 4 depths)"):
@@ -244,7 +246,7 @@ def test_a_misshapen_tensor_is_named_whatever_its_shape(checkpoint, key, tensor)
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.complex64, torch.bool])
 def test_a_tensor_that_is_no_number_with_a_fraction_is_refused(checkpoint, dtype):
     with pytest.raises(
-        ValueError, match=rf"of another type: visual_projection.weight {dtype} instead of a floating one"
+        ValueError, match=rf"of another dtype: visual_projection.weight {dtype} instead of a floating-point one"
     ):
         convert_checkpoint({**checkpoint, "visual.proj": checkpoint["visual.proj"].to(dtype)}, CONFIG)
 
@@ -277,7 +279,7 @@ def test_a_missing_file_is_said(tmp_path):
 @pytest.mark.parametrize("text", ["no json", "[1, 2]", '"text"'])
 def test_a_configuration_that_is_none_is_refused_by_name(checkpoint, tmp_path, text):
     (tmp_path / "c.json").write_text(text)
-    with pytest.raises(ValueError, match=r"c\.json(: expected open_clip| is no JSON)"):
+    with pytest.raises(ValueError, match=r"c\.json(: expected open_clip| is not valid JSON)"):
         convert_checkpoint(checkpoint, tmp_path / "c.json")
 
 
@@ -312,7 +314,7 @@ def test_the_command_line_writes_a_folder_that_loads(checkpoint, tmp_path, run_m
     assert torch.equal(model.visual_projection.weight, checkpoint["visual.proj"].T)
     image_processor, tokenizer = load_processing(tmp_path / "out")
     assert image_processor.size == {"longest_edge": 32} and tokenizer is None
-    with pytest.raises(ValueError, match="out holds no tokenizer"):
+    with pytest.raises(ValueError, match="out has no tokenizer"):
         DenseVLMProcessor.from_pretrained(tmp_path / "out")
 
 
@@ -340,7 +342,7 @@ def test_every_error_of_the_command_is_one_line_and_leaves_nothing_behind(checkp
             *(file, config / "out", "--config", config)
         ],
         "empty is neither a file nor a known configuration": [file, out, "--config", tmp_path / "empty"],
-        "--processor .*tokenizer: there is no tokenizer": [file, out, "--processor", tmp_path / "tokenizer"],
+        "--processor .*tokenizer: no tokenizer found": [file, out, "--processor", tmp_path / "tokenizer"],
         r"c\.safetensors cannot be loaded": ["--export", file, tmp_path / "back.pt"],
         "nowhere cannot be loaded": ["--export", tmp_path / "nowhere", tmp_path / "back.pt"],
         "empty cannot be loaded": ["--export", tmp_path / "empty", tmp_path / "back.pt"],
@@ -354,7 +356,7 @@ def test_every_error_of_the_command_is_one_line_and_leaves_nothing_behind(checkp
         assert re.search(message, error.value.code) and "\n" not in error.value.code, error.value.code
         assert str(tmp_path) in error.value.code
     for arguments, message in (
-        ([file, config], "is there already; give a new folder"),
+        ([file, config], "exists already; give a new folder"),
         (["--export", ours, tmp_path / "empty"], "is a folder; with --export it is a .pt or .safetensors file"),
         (["--export", ours, tmp_path / "b.json"], "ends in '.json'; with --export it is a .pt or .safetensors file"),
     ):

@@ -24,7 +24,7 @@ from modeling_densevlm.conversion.configs import (
 )
 from modeling_densevlm.conversion.layouts import CHECKPOINT_LAYOUTS, rename
 from modeling_densevlm.conversion.open_clip import image_processor_for
-from modeling_densevlm.conversion.recognition import recognise
+from modeling_densevlm.conversion.recognition import detect_config
 from modeling_densevlm.convert_open_clip import convert_checkpoint, export_checkpoint, main
 
 
@@ -181,12 +181,12 @@ def test_a_model_that_the_other_layout_cannot_say_is_not_exported(make_tower, to
     mixed = make_tower("clip_vit", tokenizer)  # its text tower has QuickGELU as well
     mixed.config.vision_config.hidden_act = "gelu"
     with pytest.raises(
-        ValueError, match="cannot say this model: `vision_config.hidden_act` is gelu, and would be quick"
+        ValueError, match="cannot express this model: `vision_config.hidden_act` is gelu, and would become quick"
     ):
         export_checkpoint(mixed)
     turned = make_tower("eva02_clip")
     turned.config.vision_config.rope_theta = 100.0
-    with pytest.raises(ValueError, match="`vision_config.rope_theta` is 100.0, and would be 10000.0"):
+    with pytest.raises(ValueError, match="`vision_config.rope_theta` is 100.0, and would become 10000.0"):
         export_checkpoint(turned)
     pytest.importorskip("timm", reason="timm is not installed (extra `vision`)")
     with pytest.raises(ValueError, match="`vision_config.hidden_size` is 32, and would be 512"):
@@ -196,7 +196,7 @@ def test_a_model_that_the_other_layout_cannot_say_is_not_exported(make_tower, to
 @pytest.mark.parametrize("name", ["MobileCLIP-S1", "PE-Core-B-16", "ViTamin-S", "swin_base_patch4_window7_224"])
 def test_timm_towers_without_a_dense_path_are_refused_by_name(name):
     open_clip = pytest.importorskip("open_clip", reason="open_clip is not installed (extra `dev`)")
-    with pytest.raises(ValueError, match=r"timm's \S+ is no plain vision transformer|timm builds no \S+"):
+    with pytest.raises(ValueError, match=r"timm's \S+ is not a plain vision transformer|timm builds no \S+"):
         convert_config(open_clip.get_model_config(name))
 
 
@@ -223,11 +223,13 @@ def test_what_does_not_fit_is_named_without_a_configuration_too():
         model = DenseVLMModel(convert_config(load_config("EVA02-CLIP-B-16")))
     weights, _ = rename(model.state_dict(), CHECKPOINT_LAYOUTS["eva02_clip_vision_model"].rules, to_ours=False)
     without = {key: tensor for key, tensor in weights.items() if key != "visual.head.bias"}
-    with pytest.raises(ValueError, match=r"The nearest is EVA02-CLIP-B-16, but: missing: .*\(visual.head.bias\)\."):
-        recognise(without)
+    with pytest.raises(
+        ValueError, match=r"The most similar is EVA02-CLIP-B-16, but: missing: .*\(visual.head.bias\)\."
+    ):
+        detect_config(without)
     narrow = {**weights, "visual.head.weight": torch.empty(511, 768, device="meta")}
     with pytest.raises(ValueError, match=r"of another shape: visual_projection.weight \(511, 768\) instead of"):
-        recognise(narrow)
+        detect_config(narrow)
     with pytest.raises(ValueError, match="Left over: the key 'visual.decoder.weight' belongs to no part"):
         convert_checkpoint({**without, "visual.decoder.weight": torch.empty(1, device="meta")})
 
@@ -311,8 +313,8 @@ def test_regionclips_files_give_their_clip_and_set_the_detector_aside(exported, 
     file = tmp_path / "regionclip_pretrained.pth"
     torch.save({"model": {**stored, **detector}, "iteration": 10, "trainer": {}}, file)
     found, report = convert_with_report(file, config)
-    assert report.layout == "RegionCLIP" and sorted(report.set_aside) == sorted(detector)
-    assert "4 tensors set aside, no part of a CLIP: offline_backbone" in str(report)
+    assert report.layout == "RegionCLIP" and sorted(report.ignored) == sorted(detector)
+    assert "4 tensors outside the CLIP ignored: offline_backbone" in str(report)
     image, tokens = torch.randn(1, 3, 64, 96), torch.tensor([[2, 5, 9, 74]])
     assert torch.equal(found.get_dense_features(image), model.get_dense_features(image))
     assert torch.equal(found.get_text_features(tokens).pooler_output, model.get_text_features(tokens).pooler_output)
@@ -331,23 +333,25 @@ def test_every_known_model_is_recognised_by_its_shapes_or_ambiguous_by_name(name
     if name.startswith(("convnext_base_w", "convnext_large_d")):  # its sizes are the same whatever the image's
         plain = name.removesuffix("_320")
         with pytest.raises(ValueError, match=f"2 known configurations, {plain}, {plain}_320"):
-            recognise(weights)
+            detect_config(weights)
     elif kind in ("clip_vision_model", "clip_resnet_vision_model"):
         plain = name.removesuffix("-quickgelu")
-        with pytest.raises(ValueError, match=f"{plain}, {plain}-quickgelu, which differ in what no tensor shows"):
-            recognise(weights)
+        with pytest.raises(
+            ValueError, match=f"{plain}, {plain}-quickgelu, which differ only in properties without tensors"
+        ):
+            detect_config(weights)
     else:
-        assert recognise(weights)[0] == name
+        assert detect_config(weights)[0] == name
     vision = {key: tensor for key, tensor in weights.items() if key.startswith("visual.")}
     if kind == "eva02_clip_vision_model":
-        assert recognise(vision)[0] == name
+        assert detect_config(vision)[0] == name
 
 
 def test_regionclip_is_recognised_with_the_activation_it_was_trained_with():
     with torch.device("meta"):
         model = DenseVLMModel(convert_config(load_config("RN50x4")))
     weights, _ = rename(model.state_dict(), CHECKPOINT_LAYOUTS["clip_resnet_vision_model"].rules, to_ours=False)
-    assert recognise(weights, "RegionCLIP")[0] == "RN50x4-quickgelu"
+    assert detect_config(weights, "RegionCLIP")[0] == "RN50x4-quickgelu"
 
 
 def test_a_known_model_with_resized_positions_is_recognised():
@@ -355,7 +359,7 @@ def test_a_known_model_with_resized_positions_is_recognised():
         model = DenseVLMModel(convert_config(load_config("EVA02-CLIP-L-14-336")))
     weights, _ = rename(model.state_dict(), CHECKPOINT_LAYOUTS["eva02_clip_vision_model"].rules, to_ours=False)
     weights["visual.pos_embed"] = torch.empty(1, 37 * 37 + 1, 1024, device="meta")
-    name, config = recognise(weights)
+    name, config = detect_config(weights)
     assert convert_config(config, weights).vision_config.image_size == 518
     assert name.startswith("EVA02-CLIP-L-14")
 
@@ -372,11 +376,11 @@ def test_sizes_that_no_known_model_has_are_an_error_that_lists_the_choices(expor
 def test_rotary_tables_are_checked_and_those_of_another_model_refused(exported):
     _, weights, config = exported("eva02_clip")
     _, report = convert_with_report(weights, config)
-    assert len(report.checked) == 8 and "8 rotary tables agree with ours" in str(report)
+    assert len(report.verified) == 8 and "8 rotary tables verified" in str(report)
     key = "visual.blocks.1.attn.rope.freqs_sin"
     half = {name: tensor.half() if ".rope." in name else tensor for name, tensor in weights.items()}
     convert_checkpoint(half, config)
-    with pytest.raises(ValueError, match=f"The rotary table '{key}' .16, 8. is another than"):
+    with pytest.raises(ValueError, match=f"The rotary table '{key}' .16, 8. differs from"):
         convert_checkpoint({**weights, key: weights[key] + 0.01}, config)
     other = {**config, "vision_cfg": {**config["vision_cfg"], "pt_hw_seq_len": 14}}
     with pytest.raises(ValueError, match="`pt_hw_seq_len` 14"):
@@ -388,7 +392,7 @@ def test_rotary_tables_are_checked_and_those_of_another_model_refused(exported):
 def test_a_tower_of_another_kind_than_the_configuration_says_is_refused(exported):
     _, weights, _ = exported("clip_vit")
     _, _, config = exported("clip_resnet")
-    with pytest.raises(ValueError, match=r"another tower \(CLIP ResNet\) than the checkpoint holds \(CLIP ViT\)"):
+    with pytest.raises(ValueError, match=r"another tower \(CLIP ResNet\) than that of the checkpoint \(CLIP ViT\)"):
         convert_checkpoint(weights, config)
 
 
@@ -414,7 +418,7 @@ def test_first_generation_evas_and_siglips_without_a_form_there_are_refused(make
         convert_checkpoint({"visual.blocks.0.attn.qkv.weight": torch.zeros(3, 1)})
     with pytest.raises(ValueError, match="open_clip has no SigLIP tower of width 32"):
         export_checkpoint(make_tower("siglip"))
-    with pytest.raises(ValueError, match="siglip2_vision_model has no form in the layout of open_clip"):
+    with pytest.raises(ValueError, match="layout of open_clip has no equivalent of a siglip2_vision_model"):
         export_checkpoint(make_tower("siglip2"))
 
 
@@ -450,11 +454,11 @@ def test_the_command_line_converts_by_name_and_exports(exported, tokenizer, stud
     tokenizer.save_pretrained(tmp_path / "tokenizer")  # nothing else is there
     with pytest.raises(SystemExit):  # another model's files are there
         main([str(part) for part in arguments])
-    assert "is there already; give a new folder" in capsys.readouterr().err
+    assert "exists already; give a new folder" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "ours")
     main([str(part) for part in (*arguments[:4], "--processor", tmp_path / "tokenizer")])
     assert len(DenseVLMProcessor.from_pretrained(tmp_path / "ours").tokenizer) == len(tokenizer)
-    with pytest.raises(SystemExit, match="--processor .*: there is no tokenizer"):
+    with pytest.raises(SystemExit, match="--processor .*: no tokenizer found"):
         main([str(part) for part in (arguments[0], tmp_path / "half", *arguments[2:4], "--processor", tmp_path)])
     assert not (tmp_path / "half").exists()
     main(["--export", str(tmp_path / "ours"), str(tmp_path / "back.pt")])

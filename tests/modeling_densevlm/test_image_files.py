@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from modeling_densevlm.image_files import HIDDEN, IMAGE_SUFFIXES, LINKED_AGAIN, LOOP, is_litter, walk_files
+from modeling_densevlm.image_files import HIDDEN, IMAGE_SUFFIXES, LINKED_AGAIN, LOOP, is_system_file, walk_files
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_a_linked_folder_is_entered_under_each_name_or_once(folder):
         **litter,
         **{"sub/back": LOOP, "again/back": LOOP},
     }
-    once = dict(walk_files(str(folder), each_once=True))
+    once = dict(walk_files(str(folder), visit_once=True))
     assert once == {**dict.fromkeys(files), **litter, "again": LINKED_AGAIN, "sub/back": LINKED_AGAIN}
 
 
@@ -44,10 +44,10 @@ def test_a_folder_that_cannot_be_read_is_reported_and_the_walk_goes_on(folder, m
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refusing)  # permissions do not bind root
-    found = dict(walk_files(folder, each_once=True))
+    found = dict(walk_files(folder, visit_once=True))
     assert isinstance(found["sub"], PermissionError) and found["b.JPG"] is None
 
 
 def test_suffixes_are_in_lower_case_and_litter_in_any():
     assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in IMAGE_SUFFIXES)
-    assert is_litter("__MACOSX") and is_litter("._x.jpg") and not is_litter("x.jpg")
+    assert is_system_file("__MACOSX") and is_system_file("._x.jpg") and not is_system_file("x.jpg")

@@ -229,7 +229,7 @@ def test_what_wrappers_and_tasks_of_transformers_pass_is_taken(student, model, p
     assert [tuple(m.shape) for m in output.hidden_states] == [(2, 32, 8, 8)] * 3
     tapped = DenseVLMModel.from_pretrained(student, out_indices=[0, 1, 2])
     assert all(map(torch.equal, output.hidden_states, tapped(pixel_values).feature_maps))
-    with pytest.raises(TypeError, match="DenseVLMModel has no labels, threshold to take or give"):
+    with pytest.raises(TypeError, match="DenseVLMModel does not support labels, threshold"):
         model(pixel_values, labels=[1], threshold=0.5)
     processor = DenseVLMImageProcessor.from_pretrained(student)
     extract = pipeline("image-feature-extraction", model=model, image_processor=processor, device="cpu")
@@ -332,7 +332,7 @@ def test_learned_weights_without_a_place_are_refused_by_name_and_derived_ones_pa
     ):
         save_file(weights | {prefix + more: torch.zeros(3)}, tmp_path / "model.safetensors", {"format": "pt"})
         for loader in (DenseVLMModel, AutoModel):
-            with pytest.raises(ValueError, match=rf"learned weights that this model has no place for: \S*{more}\."):
+            with pytest.raises(ValueError, match=rf"learned weights that this model does not have: \S*{more}\."):
                 loader.from_pretrained(tmp_path, config=DenseVLMConfig.from_pretrained(tmp_path))
         # They are another tower's where a model is wanted without texts.
         config = DenseVLMConfig.from_pretrained(tmp_path, text_config=None)
@@ -382,7 +382,7 @@ def test_a_new_head_over_a_saved_model_is_initialized_and_the_model_in_it_is_loa
 def test_a_tower_that_nobody_knows_is_refused_with_those_that_are_known():
     with pytest.raises(ValueError, match="'vit' is no tower of a DenseVLM; there are clip_vision_model, eva02_clip"):
         DenseVLMModel(DenseVLMConfig(vision_config={"model_type": "vit", "hidden_size": 12, "num_hidden_layers": 1}))
-    with pytest.raises(ValueError, match="'eva03' is no tower that is known here"):
+    with pytest.raises(ValueError, match="'eva03' is no tower of this package"):
         DenseVLMConfig(vision_config={"model_type": "eva03"})
 
 
@@ -398,7 +398,7 @@ def test_a_folder_that_is_not_there_is_said_with_the_remedy():
         OSError, match="There is no folder weights/eva02, and it is not available from the Hub.*convert"
     ):
         DenseVLMModel.from_pretrained("weights/eva02")
-    with pytest.raises(OSError, match=r"test_modeling\.py is a file and no folder. A checkpoint is converted first"):
+    with pytest.raises(OSError, match=r"test_modeling\.py is a file, not a folder. Convert checkpoints first"):
         DenseVLMModel.from_pretrained(__file__)
 
 

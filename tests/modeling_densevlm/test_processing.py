@@ -195,7 +195,7 @@ def test_texts_are_padded_as_their_tower_needs_it(folder_of, tower, tokenizer, t
 def test_a_text_that_is_too_long_is_refused_and_cut_where_asked(processor):
     texts = ["a kite", "a kite " * 40]
     with pytest.raises(
-        ValueError, match="Text 1 has 8[0-9] tokens, the text tower takes 32. Shorten it, or give `trunc"
+        ValueError, match="Text 1 has 8[0-9] tokens, but the text tower supports 32. Shorten it, or give `trunc"
     ):
         processor(text=texts)
     assert processor(text=texts, truncation=True, return_tensors="pt")["input_ids"].shape == (2, 32)
@@ -304,7 +304,7 @@ def test_memory_of_the_labels_does_not_grow_with_the_number_of_categories(proces
         return interpolate(values, **options)
 
     monkeypatch.setattr(canvas, "interpolate", counting)
-    monkeypatch.setattr(canvas, "LARGEST_CHUNK", 4 * 64 * 64)
+    monkeypatch.setattr(canvas, "MAX_CHUNK_ELEMENTS", 4 * 64 * 64)
     few, many = (segmented(1, categories) for categories in (40, 200))
     for output in (few, many):
         processor.post_process_semantic_segmentation(output, target_sizes=[(64, 48)])
@@ -315,16 +315,16 @@ def test_what_cannot_be_post_processed_is_refused_with_the_remedy(processor):
     output = segmented()
     for call, message in (
         (lambda: processor.post_process_semantic_segmentation(output, target_sizes=[(3, 3)]),
-         "of 2 images, but `target_sizes` of 1"),
+         "for 2 images, but `target_sizes` has 1"),
         (lambda: processor.post_process_semantic_segmentation(DenseVLMOutput(dense_embeds=output.dense_embeds)),
          r"neither `logits` nor .* model\(\*\*processor"),
-        (lambda: processor.post_process_region_classification(output), "no `region_embeds`"),
+        (lambda: processor.post_process_region_classification(output), "lack `region_embeds`"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             call()
     output.region_embeds = torch.randn(3, 8)
     for options, message in (
-        ({}, "Of several images, give `boxes` or `masks` too"),
+        ({}, "For several images, give `boxes` or `masks`"),
         ({"boxes": [[0], [0]]}, "of 3 regions, the ones given are 2"),
         ({"boxes": [[0, 1], [0]], "text_labels": ["a"]}, "of 40 texts, but `text_labels` are 1"),
         ({"boxes": [[0, 1], [0]], "temperature": 0}, "`temperature` is above 0"),

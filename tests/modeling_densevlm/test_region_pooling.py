@@ -69,7 +69,7 @@ def test_boxes_of_any_extent_are_pooled_as_by_torchvision(size):
     height, width = size
     feature_map = torch.randn(1, 4, height, width, generator=generator, dtype=torch.float64)
     corners = torch.rand(2000, 2, 2, generator=generator, dtype=torch.float64).sort(dim=1).values
-    spread = torch.tensor([0.2, 1.0, 2.0, 8.0]).double().repeat(500)[:, None]  # up to `LARGEST_BOX` maps
+    spread = torch.tensor([0.2, 1.0, 2.0, 8.0]).double().repeat(500)[:, None]  # up to `MAX_BOX_EXTENT` maps
     boxes = corners.flatten(1) * spread - 0.4 * spread
     boxes[::7] = (boxes[::7] * 8).round() / 8  # sampling points on the borders and the centres of cells
     scale = torch.tensor([width, height, width, height], dtype=torch.float64)

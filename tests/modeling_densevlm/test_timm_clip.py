@@ -115,5 +115,5 @@ def test_the_pooling_has_to_exist():
 
 @pytest.mark.parametrize("architecture", ["vit_dlittle_patch16_reg1_gap_256", "eva02_tiny_patch14_224"])
 def test_networks_without_the_value_path_are_refused(architecture):
-    with pytest.raises(ValueError, match=f"timm's {architecture} is no plain vision transformer"):
+    with pytest.raises(ValueError, match=f"timm's {architecture} is not a plain vision transformer"):
         make_vit({"architecture": architecture})

@@ -352,7 +352,7 @@ def test_re_entrant_checkpointing_gives_the_gradients_behind_a_frozen_stem(tower
     model.activation_checkpointing_enable({"use_reentrant": False})
     hidden_states = torch.zeros(1)
     block = next(m for m in model.vision_model.modules() if hasattr(m, "gradient_checkpointing"))
-    assert model.vision_model.on_the_graph(hidden_states, block) is hidden_states
+    assert model.vision_model.require_input_grad(hidden_states, block) is hidden_states
 
 
 def test_the_input_embeddings_are_what_reads_the_pixels(model):
@@ -551,12 +551,12 @@ def test_heads_run_the_last_blocks_with_tokens_of_their_own_under_a_mask(model, 
     extended_bias, bias = (torch.zeros(2, 4, n, n) for n in (queries + tokens, tokens))
     extended_bias.masked_fill_(~seen, torch.finfo().min)
     for mask in (extended_bias, bias):
-        mask[:, 1:, -1, vision.prefix - tokens] = -2.0
+        mask[:, 1:, -1, vision.num_prefix_tokens - tokens] = -2.0
     together = vision.run(extended, grid, 1, attention_mask=extended_bias)
     apart = vision.run(hidden_states, grid, 1, attention_mask=bias)
     assert_close(together[:, queries:], apart, atol=1e-5, rtol=1e-4)
     assert_close(vision.read(together, grid), vision.read(apart, grid), atol=1e-5, rtol=1e-4)
-    if vision.prefix:  # what stands first has a rotary position in no tower
+    if vision.num_prefix_tokens:  # what stands first has a rotary position in no tower
         class_token = apart[:, :1].expand(-1, queries, -1)
         assert_close(vision.read_tokens(together[:, :queries]), vision.read_tokens(class_token), atol=1e-5, rtol=1e-4)
     assert not torch.allclose(apart, vision.run(hidden_states, grid, 1), atol=1e-4)
@@ -587,7 +587,7 @@ def assert_value_path(model, image, dense_residual, attention="self_attn", norm=
     dense = model.get_dense_features(image, dense_residual=dense_residual)
     values = seen["values"][0] if isinstance(seen["values"], tuple) else seen["values"]
     tokens, grid = steps(model.vision_model, image)
-    residual = tokens[:, :1] if dense_residual == "cls" else model.vision_model.patches(tokens, grid)
+    residual = tokens[:, :1] if dense_residual == "cls" else model.vision_model.patch_tokens(tokens, grid)
     assert_close(seen["sum"], values + residual)
     assert dense.shape[2:] == (grid.height, grid.width)
 

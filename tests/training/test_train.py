@@ -200,7 +200,7 @@ def test_embedding_files_are_used_and_those_of_another_encoder_refused(recipe, t
     first, second = (weights_of(tmp_path / name) for name in ("first", "second"))
     assert all(torch.equal(first[name], second[name]) for name in first)
     with pytest.raises(
-        SystemExit, match="`student_embeddings` .*teacher_embeddings.safetensors: embeddings of width 40"
+        SystemExit, match="`student_embeddings` .*teacher_embeddings.safetensors: embeddings of 40 dimensions"
     ):
         run(recipe(output_dir=tmp_path / "third", student_embeddings=files["teacher"]))
 
@@ -236,7 +236,7 @@ def test_embeddings_of_another_encoder_of_the_same_width_are_refused(recipe, tmp
     weights["text_projection.weight"] = weights["text_projection.weight"] + 1
     save_file(weights, other / "model.safetensors", {"format": "pt"})
     file = tmp_path / "first" / "student_embeddings.safetensors"
-    with pytest.raises(SystemExit, match="made by the text encoder"):
+    with pytest.raises(SystemExit, match="computed with the text encoder"):
         run(recipe(output_dir=tmp_path / "second", model=other, student_embeddings=file))
 
 

@@ -46,7 +46,7 @@ class Folder:
 def walk_folder(root: str) -> Folder:
     """Lists everything below a folder, following links, each folder once. No file is opened."""
     found = Folder()
-    for path, reason in walk_files(root, each_once=True):
+    for path, reason in walk_files(root, visit_once=True):
         if isinstance(reason, OSError):
             found.unreadable[path] = f"{type(reason).__name__}: {reason}"
         elif reason is not None:

@@ -25,7 +25,7 @@ import pyarrow.compute
 from fsspec.core import url_to_fs
 from transformers.utils import logging
 
-from modeling_densevlm.image_files import IMAGE_SUFFIXES, is_litter
+from modeling_densevlm.image_files import IMAGE_SUFFIXES, is_system_file
 
 from .addresses import COMPRESSED_TARS, NOT_UTF8, is_address, is_missing, open_binary, printable, reason_of, suffix_of
 from .folders import Folder, walk_folder
@@ -440,7 +440,7 @@ def _files(pattern: str) -> list[str]:
         files = sorted(file for file in found if not os.path.isdir(file))
     else:
         files = _remote_files(pattern)
-    files = [file for file in files if not is_litter(file.rsplit("/", 1)[-1])]
+    files = [file for file in files if not is_system_file(file.rsplit("/", 1)[-1])]
     if not files:
         raise FileNotFoundError(f"`images`: nothing matches {pattern}.")
     return files

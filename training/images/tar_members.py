@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from modeling_densevlm.image_files import HIDDEN, IMAGE_SUFFIXES, is_litter
+from modeling_densevlm.image_files import HIDDEN, IMAGE_SUFFIXES, is_system_file
 
 from .addresses import NOT_UTF8, is_missing, open_binary, printable, reason_of, suffix_of
 from .folders import kind_of
@@ -90,7 +90,7 @@ def _walk(stream: Any, passed_over: Counter) -> Iterator[dict[str, Any]]:
 
 def _kind_if_skipped(member: tarfile.TarInfo) -> str | None:
     """The kind of a member that is not an image, None for an image; empty for a folder, which is not counted."""
-    if any(is_litter(part) for part in member.name.split("/") if part not in (".", "..")):
+    if any(is_system_file(part) for part in member.name.split("/") if part not in (".", "..")):
         return HIDDEN
     if member.isdir():
         return ""
