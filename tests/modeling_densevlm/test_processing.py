@@ -325,8 +325,8 @@ def test_what_cannot_be_post_processed_is_refused_with_the_remedy(processor):
     output.region_embeds = torch.randn(3, 8)
     for options, message in (
         ({}, "For several images, give `boxes` or `masks`"),
-        ({"boxes": [[0], [0]]}, "of 3 regions, the ones given are 2"),
-        ({"boxes": [[0, 1], [0]], "text_labels": ["a"]}, "of 40 texts, but `text_labels` are 1"),
+        ({"boxes": [[0], [0]]}, "for 3 regions, but 2 are given"),
+        ({"boxes": [[0, 1], [0]], "text_labels": ["a"]}, "for 40 texts, but `text_labels` has 1"),
         ({"boxes": [[0, 1], [0]], "temperature": 0}, "`temperature` is above 0"),
     ):
         with pytest.raises(ValueError, match=message):
