@@ -63,7 +63,7 @@ def test_what_is_in_the_way_or_missing_ends_with_one_line_and_leaves_nothing(stu
         (tmp_path / "file", tmp_path / "out", "file"),
         (tmp_path / "empty", tmp_path / "out", "empty"),
         (broken, tmp_path / "out", "broken"),
-        (bare, tmp_path / "out", "bare has a text tower and no tokenizer"),
+        (bare, tmp_path / "out", "bare has a text tower but no tokenizer"),
     ):
         with pytest.raises(SystemExit, match=message) as ended:
             main([str(source), str(output)])
