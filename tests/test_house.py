@@ -145,3 +145,9 @@ def test_the_first_python_lines_of_the_readme_run():
 def test_every_recipe_is_in_the_readme():
     for recipe in (ROOT / "training" / "recipes").glob("*.yaml"):
         assert f"](training/recipes/{recipe.name})" in README, recipe.name
+
+
+def test_every_file_of_code_has_the_licence_header():
+    for folder in ("modeling_densevlm", "training", "evaluation", "tests", "benchmarks", "model_cards"):
+        for file in (ROOT / folder).rglob("*.py"):
+            assert file.read_text().splitlines()[1:2] == ["# SPDX-License-Identifier: Apache-2.0"], file

@@ -31,6 +31,8 @@ REFERENCE = "installed_package.py"
 """The file of each folder that `auto_map` names: auto classes find the package's classes there."""
 
 REFERENCE_CODE = '''\
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
 """The classes of the installed package; this folder holds no code of its own. Written by training.sandbox.ship."""
 
 try:
