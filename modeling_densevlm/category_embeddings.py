@@ -274,7 +274,10 @@ def _check_vocabulary(categories: CategorySet, tokenizer: PreTrainedTokenizerBas
     for name in categories.names:
         words = name.lower()
         if tokenizer.unk_token_id in tokenizer(words, add_special_tokens=False).input_ids:
-            raise ValueError(f"The tokenizer does not know {name!r} of the category set {categories.name}.")
+            raise ValueError(
+                f"The tokenizer of this model does not know {name!r} of the category set {categories.name}. Give "
+                "other `categories`, or a model with a full vocabulary."
+            )
 
 
 __all__ = ["CategoryEmbeddings", "encoder_fingerprint", "region_cosines"]

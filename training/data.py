@@ -8,6 +8,7 @@ annotations are needed.
 import hashlib
 from collections.abc import Sequence
 from io import BytesIO
+from os import PathLike
 from typing import Any, NamedTuple
 
 import datasets
@@ -177,6 +178,9 @@ def as_region_dataset(
     """Wraps a [`datasets.Dataset`] in a [`RegionDataset`]; returns any other dataset unchanged."""
     if train_dataset is None:
         raise ValueError("`train_dataset` is missing: images in a `datasets.Dataset`, or an index of `open_source`.")
+    if isinstance(train_dataset, str | PathLike):
+        source = f"open_source(Source({str(train_dataset)!r}))"
+        raise ValueError(f"`train_dataset` is a dataset, got {train_dataset!r}: open the images by `{source}`.")
     if not isinstance(train_dataset, datasets.Dataset):
         return train_dataset
     return RegionDataset(as_index(train_dataset), image_processor, teacher_image_processor, **options)

@@ -3,7 +3,7 @@
 """The base of all methods: a frozen teacher computes targets for the regions of a batch, a student learns them."""
 
 import time
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, ClassVar
 
 import torch
@@ -45,8 +45,7 @@ class DistillationTrainer(RunLog, AtomicCheckpoints):
             The teacher. It is frozen, in eval mode, and not saved. Not needed if the method declares
             `teaches_itself`, or if the dataset is a [`CachedTeacherDataset`].
         args ([`DistillationArguments`], *optional*):
-            An instance of the method's `arguments_class`. Defaults to its defaults, with the `output_dir`
-            "trainer_output".
+            An instance of the method's `arguments_class`. By default `arguments_class(output_dir="trainer_output")`.
         data_collator (`Callable`, *optional*): defaults to a [`RegionCollator`].
         train_dataset ([`datasets.Dataset`], [`RegionDataset`] or [`CachedTeacherDataset`]):
             A `datasets.Dataset` has a column `image` or is an index of [`open_source`]; its images get grids of up to
@@ -63,7 +62,7 @@ class DistillationTrainer(RunLog, AtomicCheckpoints):
         teacher_embeddings ([`CategoryEmbeddings`], *optional*):
             The categories in the teacher's space. Computed by its text tower by default.
         sampler ([`EpochSampler`], *optional*): the order of the images; needed to mix several sources.
-        run (`dict`, *optional*): the invariants checked on resume, written into each checkpoint.
+        run (`dict`, *optional*): settings that must not change on resume; saved in each checkpoint.
 
     Raises:
         `ValueError` if an argument is missing, or is not used by the method.
@@ -130,13 +129,10 @@ class DistillationTrainer(RunLog, AtomicCheckpoints):
             **kwargs,
         )
         if self.needs_categories:
-            categories = categories or DataArguments.categories
-            categories = categories if isinstance(categories, CategorySet) else CategorySet.load(categories)
-            categories.require_flags("training")
-            options = (categories, templates)
-            self.student_embeddings = student_embeddings or student.embed(*options, "`student_embeddings`")
+            embed = partial(_embed_categories, categories or DataArguments.categories, templates)
+            self.student_embeddings = student_embeddings or embed(student, "`student_embeddings`")
             if loaded_teacher is not None:
-                self.teacher_embeddings = teacher_embeddings or loaded_teacher.embed(*options, "`teacher_embeddings`")
+                self.teacher_embeddings = teacher_embeddings or embed(loaded_teacher, "`teacher_embeddings`")
                 if self.teacher_embeddings.names != self.student_embeddings.names:
                     raise ValueError("`student_embeddings` and `teacher_embeddings` are of different categories.")
         elif categories is not None:
@@ -275,6 +271,14 @@ class DistillationTrainer(RunLog, AtomicCheckpoints):
             "memory_gib": peak_memory(self.args.device) / 2**30,
             "seconds_left": round(steps_left * seconds / (sums["steps"] / processes)),
         }
+
+
+def _embed_categories(
+    categories: str | CategorySet, templates: str, loaded: LoadedModel, option: str
+) -> CategoryEmbeddings:
+    categories = categories if isinstance(categories, CategorySet) else CategorySet.load(categories)
+    categories.require_flags("training")
+    return loaded.embed(categories, templates, option)
 
 
 class _SetEpochAndStop(TrainerCallback):

@@ -16,6 +16,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from .arguments import DataArguments, DistillationArguments, ModelArguments
 from .distillation_trainer import DistillationTrainer
+from .engine.settings import RefusedSetting
 from .methods import METHODS, find_method
 
 
@@ -79,6 +80,8 @@ def parse_arguments(argv: Sequence[str], program: str = "training.train", option
             action.required = False
     try:
         *arguments, remaining = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    except RefusedSetting as error:
+        raise SystemExit(str(error)) from error
     except (ValueError, TypeError, OSError) as error:
         parser.error(str(error))
     if remaining:

@@ -41,7 +41,8 @@ def main(
     arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
     *_, args = arguments
     output_dir = str(args.output_dir)
-    checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir)
+    with one_line_errors():
+        checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir)
     check_output_dir(output_dir)
     set_seed(args.seed)
     trainer = build_trainer(arguments)

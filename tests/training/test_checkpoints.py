@@ -49,7 +49,7 @@ def test_a_checkpoint_with_a_truncated_file_is_skipped_and_the_file_named(saved,
     truncate(saved / "checkpoint-3" / name)
     assert last_checkpoint(saved).endswith("checkpoint-2")
     assert "checkpoint-3 is not complete and is skipped" in caplog.text and name in caplog.text
-    with pytest.raises(SystemExit, match=f"checkpoint-3 is not complete: {name}"):
+    with pytest.raises(ValueError, match=f"checkpoint-3 is not complete: {name}"):
         find_checkpoint(str(saved / "checkpoint-3"), saved)
 
 

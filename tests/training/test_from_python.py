@@ -150,3 +150,46 @@ def test_missing_and_mismatched_arguments_are_refused_by_name(student, teacher, 
         )
     with pytest.raises(ValueError, match="`train_dataset` is missing"):
         CLIPSelfTrainer(str(student), args=arguments(CLIPSelfArguments))
+
+
+def test_a_run_from_python_resumes_as_its_arguments_say_and_overwrites_no_checkpoint(student, scenes, arguments):
+    def trainer(**options):
+        args = arguments(CLIPSelfArguments, per_device_train_batch_size=8, **options)
+        args.save_strategy, args.save_steps = "steps", 1
+        return CLIPSelfTrainer(
+            str(student), args=args, train_dataset=open_source(Source(str(scenes / "train/images")))
+        )
+
+    trainer(max_steps=2).train()
+    with pytest.raises(ValueError, match="holds the checkpoints of a run"):
+        trainer().train()
+    resumed = trainer(resume_from_checkpoint="auto")
+    resumed.train()
+    assert [entry["step"] for entry in resumed.state.log_history if "loss" in entry] == [1, 2, 3]
+
+
+def test_a_folder_in_place_of_a_dataset_is_refused_with_the_remedy(student, arguments):
+    with pytest.raises(ValueError, match=r"`train_dataset` is a dataset.*open_source\(Source\('my_images'\)\)"):
+        CLIPSelfTrainer(str(student), args=arguments(CLIPSelfArguments), train_dataset="my_images")
+
+
+def test_given_embeddings_load_no_category_set(student, teacher, scenes, arguments, monkeypatch):
+    embeddings = [
+        CategoryEmbeddings.compute(
+            CategorySet.load(scenes / "categories.json"),
+            DenseVLMModel.from_pretrained(folder),
+            DenseVLMProcessor.from_pretrained(folder).tokenizer,
+            "short",
+        )
+        for folder in (student, teacher)
+    ]
+    monkeypatch.setattr(CategorySet, "load", None)
+    trainer = DenseVLMTrainer(
+        str(student),
+        str(teacher),
+        args=arguments(),
+        train_dataset=open_source(Source(str(scenes / "train" / "images"))),
+        student_embeddings=embeddings[0],
+        teacher_embeddings=embeddings[1],
+    )
+    assert trainer.student_embeddings is embeddings[0]

@@ -114,11 +114,16 @@ def test_every_field_of_the_installed_transformers_is_in_exactly_one_list():
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_refused_setting_is_named_before_a_model_is_loaded(name):
     objects = {"parallelism_config": ParallelismConfig(), "liger_kernel_config": {"rope": True}}
-    with pytest.raises(SystemExit, match=f"`{name}` is not supported"):
+    with pytest.raises((SystemExit, ValueError), match=f"`{name}` is not supported"):
         if name in objects:  # not representable on a command line
             DistillationArguments(output_dir="run", use_cpu=True, **{name: objects[name]})
         else:
             parse(**{name: REFUSED_EXAMPLES.get(name, True)})
+
+
+def test_a_refused_setting_in_python_is_an_error_that_can_be_caught():
+    with pytest.raises(ValueError, match="`do_eval` is not supported"):
+        DistillationArguments(output_dir="run", use_cpu=True, do_eval=True)
 
 
 @pytest.mark.parametrize("name", ACCELERATOR_REFUSED)

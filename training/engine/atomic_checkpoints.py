@@ -14,7 +14,7 @@ from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import logging
 
-from .checkpoints import STAGING, publish_checkpoint, write_run
+from .checkpoints import STAGING, find_checkpoint, publish_checkpoint, write_run
 from .sharding import own_class
 
 
@@ -35,6 +35,14 @@ class AtomicCheckpoints(Trainer):
     def _folder(self) -> Path:
         assert self.args.output_dir is not None  # transformers sets it
         return Path(self.args.output_dir)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """
+        As [`Trainer.train`], resuming by default from `args.resume_from_checkpoint`. Raises a `ValueError` if a new
+        run would overwrite checkpoints.
+        """
+        wanted = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
+        return super().train(resume_from_checkpoint=find_checkpoint(wanted, self._folder), **kwargs)
 
     def _save(self, output_dir=None, state_dict=None):
         with own_class(self.model):

@@ -35,12 +35,12 @@ def find_checkpoint(wanted: str | bool | None, output_dir: str | Path) -> str | 
         `str`, or None for a new run.
 
     Raises:
-        `SystemExit` with a message if there is no such checkpoint, or if a new run would overwrite checkpoints.
+        `ValueError` if there is no such checkpoint, or if a new run would overwrite checkpoints.
     """
     if wanted in ("last", "auto", "True", "true", True):
         last = last_checkpoint(Path(output_dir))
         if last is None and wanted != "auto":
-            raise SystemExit(f"`--resume_from_checkpoint {wanted}`: there is no complete checkpoint in {output_dir}.")
+            raise ValueError(f"`--resume_from_checkpoint {wanted}`: there is no complete checkpoint in {output_dir}.")
         if last is None:
             _refuse_to_overwrite(Path(output_dir), "none of them is complete")
         return last
@@ -49,10 +49,10 @@ def find_checkpoint(wanted: str | bool | None, output_dir: str | Path) -> str | 
         return None
     folder = Path(str(wanted))
     if not folder.is_dir():
-        raise SystemExit(f"`--resume_from_checkpoint`: there is no folder {wanted}.")
+        raise ValueError(f"`--resume_from_checkpoint`: there is no folder {wanted}.")
     damage = find_damage(folder)
     if damage is not None:
-        raise SystemExit(f"`--resume_from_checkpoint`: {wanted} is not complete: {damage}.")
+        raise ValueError(f"`--resume_from_checkpoint`: {wanted} is not complete: {damage}.")
     return str(wanted)
 
 
@@ -60,7 +60,7 @@ def _refuse_to_overwrite(folder: Path, remark: str) -> None:
     """Stops a new run in a folder that holds checkpoints, complete or not."""
     found = sorted(path.name for path in folder.glob("checkpoint-*") if path.is_dir())
     if found:
-        raise SystemExit(
+        raise ValueError(
             f"`output_dir`: {folder} holds the checkpoints of a run ({', '.join(found[:3])}): {remark}, or give "
             "another `--output_dir`."
         )

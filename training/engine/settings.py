@@ -120,7 +120,7 @@ def check_settings(args: TrainingArguments) -> None:
     Checks the settings; to be called before transformers' `__post_init__`, which rewrites some.
 
     Raises:
-        `SystemExit` that names a refused key and the reason.
+        `RefusedSetting` that names a refused key and the reason.
     """
     for field in fields(TrainingArguments):
         default = field.default_factory() if field.default_factory is not MISSING else field.default
@@ -143,7 +143,7 @@ def read_accelerator_config(given: AcceleratorConfig | dict[str, Any] | str | No
     `accelerator_config` from a dict, a JSON string or the path of a JSON file.
 
     Raises:
-        `SystemExit` that names a refused key in it and the reason.
+        `RefusedSetting` that names a refused key in it and the reason.
     """
     values: Any = given
     if isinstance(given, str):
@@ -157,7 +157,7 @@ def read_accelerator_config(given: AcceleratorConfig | dict[str, Any] | str | No
 
 
 def check_launcher(environment: Mapping[str, str] = os.environ) -> None:
-    """Raises a `SystemExit` for unsupported settings in the configuration file of `accelerate launch`."""
+    """Raises a `RefusedSetting` for unsupported settings in the configuration file of `accelerate launch`."""
     for variable, key in LAUNCHER_REFUSED.items():
         if environment.get(variable, "false").lower() in ("true", "1", "yes"):
             _refuse_setting(f"accelerate's configuration: `{key}`", True, REFUSED["parallelism_config"])
@@ -190,8 +190,12 @@ def _as_string(value: Any) -> str:
     return str(getattr(value, "value", value))
 
 
+class RefusedSetting(ValueError):
+    """A setting that has no effect here, or contradicts how this package trains."""
+
+
 def _refuse_setting(setting: str, value: Any, reason: str) -> None:
-    raise SystemExit(f"{setting} is not supported, got {_as_string(value)!r}: {reason}. Leave it out.")
+    raise RefusedSetting(f"{setting} is not supported, got {_as_string(value)!r}: {reason}. Leave it out.")
 
 
 __all__ = [
@@ -201,6 +205,7 @@ __all__ = [
     "LAUNCHER_REFUSED",
     "REFUSED",
     "REFUSED_VALUES",
+    "RefusedSetting",
     "WORKS",
     "adopt_mixed_precision",
     "check_launcher",
