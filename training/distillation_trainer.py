@@ -56,7 +56,7 @@ class DistillationTrainer(RunLog, AtomicCheckpoints):
             Of the teacher. Loaded from the folder of `teacher` by default.
         categories (`str` or [`CategorySet`], *optional*, defaults to `"coco_stuff_ade20k_316"`):
             The vocabulary, for methods that declare `needs_categories`.
-        templates (`str`, *optional*, defaults to `"vild"`): prompt templates of the categories.
+        templates (`str`, *optional*, defaults to those of ViLD): prompt templates of the categories.
         student_embeddings ([`CategoryEmbeddings`], *optional*):
             The categories in the student's space. Computed by its text tower by default.
         teacher_embeddings ([`CategoryEmbeddings`], *optional*):

@@ -189,7 +189,7 @@ def test_a_model_that_the_other_layout_cannot_say_is_not_exported(make_tower, to
     with pytest.raises(ValueError, match="`vision_config.rope_theta` is 100.0, and would become 10000.0"):
         export_checkpoint(turned)
     pytest.importorskip("timm", reason="timm is not installed (extra `vision`)")
-    with pytest.raises(ValueError, match="`vision_config.hidden_size` is 32, and would be 512"):
+    with pytest.raises(ValueError, match="`vision_config.hidden_size` is 32, and would become 512"):
         export_checkpoint(make_tower("timm_vit"))
 
 

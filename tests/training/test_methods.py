@@ -229,5 +229,5 @@ def test_a_tower_needs_its_own_model_type():
 
     with pytest.raises(ValueError, match="needs a `config_class` with a `model_type` of its own"):
         register_tower(SameType)
-    with pytest.raises(ValueError, match="is no vision tower"):
+    with pytest.raises(ValueError, match="is not a vision tower"):
         register_tower(torch.nn.Linear)

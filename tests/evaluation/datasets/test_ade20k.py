@@ -189,7 +189,7 @@ def test_the_json_is_named_like_the_folder_with_dots(folders):
 @pytest.mark.parametrize("taken", ["panoptic", "panoptic.json"])
 def test_an_output_of_another_kind_is_rejected_before_anything_is_written(folders, taken):
     (folders / taken).mkdir() if taken.endswith("json") else (folders / taken).write_text("x")
-    with pytest.raises(SystemExit, match=f"--output: a .* is to be written at .*{taken}"):
+    with pytest.raises(SystemExit, match=f"--output: the output is a .*, but .*{taken} is a"):
         main(arguments_of(folders))
 
 
