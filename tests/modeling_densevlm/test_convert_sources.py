@@ -64,7 +64,7 @@ OPEN_CLIP["eva02"]["vision_cfg"] = {
 
 @pytest.fixture(scope="module")
 def build_open_clip():
-    """A freshly drawn model of open_clip, every number of it drawn."""
+    """A model of open_clip, all of whose parameters are random."""
     open_clip = pytest.importorskip("open_clip", reason="open_clip is not installed (extra `dev`)")
 
     def build(config):
