@@ -1,19 +1,21 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
 """
-From images to `{"pixel_values", "boxes", ...}`: the regions are the cells of a random grid per image (Sec. 3.2). No
-annotations are needed.
+From rows of an index to `{"pixel_values", "boxes", ...}`: the regions are the cells of a random grid per image (Sec.
+3.2). No annotations are needed.
 """
 
 import hashlib
 from collections.abc import Sequence
 from io import BytesIO
 from os import PathLike
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
 import torch
+from fsspec.core import url_to_fs
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -24,7 +26,9 @@ from modeling_densevlm.image_processing_densevlm import load_image, load_reduced
 from modeling_densevlm.region_pooling import grid_boxes
 from modeling_densevlm.worker_batches import to_shared_memory
 
-from .images.sources import UnreadableImage, as_index, image_name, read_bytes
+from .images.addresses import is_address
+from .images.parquet_rows import read_parquet
+from .images.sources import UnreadableImage, as_index
 
 
 SMALLEST_SIDE = 10
@@ -215,6 +219,36 @@ def read_image(row: dict[str, Any], side: int | None) -> tuple[Image.Image, tupl
     return image, size, content
 
 
+def read_bytes(row: dict[str, Any]) -> bytes:
+    """Reads the encoded image of a row of an index. Raises `OSError` or `ValueError` if that fails."""
+    if "image" in row:
+        return row["image"]["bytes"] or Path(row["image"]["path"]).read_bytes()
+    if row["error"]:
+        raise OSError(row["error"])
+    if row["column"]:
+        return read_parquet(row["file"], row["group"], row["offset"], row["column"])
+    if not is_address(row["file"]):
+        with open(row["file"], "rb") as file:
+            if row["size"] < 0:
+                return file.read()
+            file.seek(row["offset"])
+            content = file.read(row["size"])
+    else:
+        files, path = url_to_fs(row["file"])
+        if row["size"] < 0:
+            return files.cat_file(path)
+        content = files.cat_file(path, start=row["offset"], end=row["offset"] + row["size"])
+    if len(content) < row["size"]:
+        raise OSError(f"{len(content)} bytes of {row['size']} are there: the file has shrunk since it was indexed")
+    return content
+
+
+def image_name(row: dict[str, Any]) -> str:
+    """The name of an image in messages: its file, and its id in a tar or Parquet file."""
+    is_part = "image" not in row and (row["size"] >= 0 or row["column"])
+    return f"{row['file']}: {row['id']}" if is_part else row["file"]
+
+
 def resize_and_pad(image: Image.Image, side: int) -> Tensor:
     """
     The geometric steps of [`DenseVLMImageProcessor`]: resizes the longest side to `side` and pads to a square, uint8
@@ -270,4 +304,4 @@ class RegionCollator:
         return to_shared_memory(batch)
 
 
-__all__ = ["RegionCollator", "RegionDataset", "as_region_dataset", "read_image"]
+__all__ = ["RegionCollator", "RegionDataset", "as_region_dataset", "image_name", "read_bytes", "read_image"]

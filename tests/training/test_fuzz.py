@@ -17,9 +17,9 @@ from PIL import Image
 
 from tests.shards import jpeg, sa1b_members, write_tar
 from training.cache_teacher import main as run_cache_teacher
-from training.data import RegionCollator, RegionDataset, UnreadableImage, read_image
+from training.data import RegionCollator, RegionDataset, UnreadableImage, read_bytes, read_image
 from training.engine.checkpoints import last_checkpoint
-from training.images.sources import Source, open_source, read_bytes
+from training.images.sources import Source, open_source
 from training.images.tar_members import walk_tars
 from training.recipe import parse_arguments
 from training.teacher_cache import TeacherCache

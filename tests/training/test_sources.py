@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 from tests.shards import bomb, damage_shards, jpeg, sa1b_members, write_shards, write_tar
+from training.data import UnreadableImage, image_name, read_bytes, read_image
 from training.images import parquet_rows
 from training.images.sampling import EpochSampler
-from training.images.sources import Source, fingerprint, image_name, open_source, passed_over, read_bytes
+from training.images.sources import Source, fingerprint, open_source, passed_over
 from training.images.tar_members import walk_tars
 
 
@@ -619,8 +620,6 @@ def test_a_column_without_images_is_an_error_per_row(parquet):
 
 
 def test_every_kind_of_damage_is_named(tmp_path):
-    from training.data import UnreadableImage, read_image
-
     files = write_shards(tmp_path, [4, 4, 4])
     expected = list(damage_shards(tmp_path, files))
     messages = []

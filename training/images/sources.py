@@ -29,7 +29,7 @@ from modeling_densevlm.image_files import IMAGE_SUFFIXES, is_system_file
 
 from .addresses import COMPRESSED_TARS, NOT_UTF8, is_address, is_missing, open_binary, printable, reason_of, suffix_of
 from .folders import Folder, walk_folder
-from .parquet_rows import has_column, read_parquet, walk_parquet
+from .parquet_rows import has_column, walk_parquet
 from .tar_members import RETRY_LATER, walk_tars
 
 
@@ -190,36 +190,6 @@ def as_index(dataset: datasets.Dataset, column: str = "image") -> datasets.Datas
     names = [f"row {number}" for number in range(len(images))]
     images = images.rename_column(column, "image") if column != "image" else images
     return images.add_column("file", names).add_column("id", [name.removeprefix("row ") for name in names])
-
-
-def read_bytes(row: dict[str, Any]) -> bytes:
-    """Reads the encoded image of a row of an index. Raises `OSError` or `ValueError` if that fails."""
-    if "image" in row:
-        return row["image"]["bytes"] or Path(row["image"]["path"]).read_bytes()
-    if row["error"]:
-        raise OSError(row["error"])
-    if row["column"]:
-        return read_parquet(row["file"], row["group"], row["offset"], row["column"])
-    if not is_address(row["file"]):
-        with open(row["file"], "rb") as file:
-            if row["size"] < 0:
-                return file.read()
-            file.seek(row["offset"])
-            content = file.read(row["size"])
-    else:
-        files, path = url_to_fs(row["file"])
-        if row["size"] < 0:
-            return files.cat_file(path)
-        content = files.cat_file(path, start=row["offset"], end=row["offset"] + row["size"])
-    if len(content) < row["size"]:
-        raise OSError(f"{len(content)} bytes of {row['size']} are there: the file has shrunk since it was indexed")
-    return content
-
-
-def image_name(row: dict[str, Any]) -> str:
-    """The name of an image in messages: its file, and its id in a tar or Parquet file."""
-    is_part = "image" not in row and (row["size"] >= 0 or row["column"])
-    return f"{row['file']}: {row['id']}" if is_part else row["file"]
 
 
 def fingerprint(index: datasets.Dataset) -> str:
@@ -542,8 +512,6 @@ __all__ = [
     "as_index",
     "fingerprint",
     "format_counts",
-    "image_name",
     "open_source",
     "passed_over",
-    "read_bytes",
 ]
