@@ -27,7 +27,7 @@ from modeling_densevlm import (
     DenseVLMModel,
 )
 from modeling_densevlm.command_line import check_output, one_line_errors, whole_number
-from modeling_densevlm.processing_densevlm import load_processing
+from modeling_densevlm.processing_densevlm import load_processing, require_square_canvas
 from modeling_densevlm.templates import DEFAULT_TEMPLATES, TEMPLATES
 
 from .comparison import write_comparison
@@ -184,8 +184,8 @@ class EvaluatedModel:
 
 def load_models(arguments: argparse.Namespace) -> Iterator[EvaluatedModel]:
     """
-    Loads each model at each image size, one at a time. A missing configuration is reported before the first model
-    runs.
+    Loads each model at each image size, one at a time. A missing configuration or an image processor that is not
+    supported is reported before the first model runs.
     """
     sources = arguments.models or [arguments.model]
     if len(sources) > 1 and arguments.embeddings:
@@ -196,14 +196,21 @@ def load_models(arguments: argparse.Namespace) -> Iterator[EvaluatedModel]:
         except OSError:
             DenseVLMModel.from_pretrained(source)  # raises with the reason
     device = PartialState().device if arguments.device == "cuda" else arguments.device
-    for number, source in enumerate(sources):
-        image_processor, tokenizer = load_processing(source)
-        assert isinstance(image_processor, DenseVLMImageProcessor)  # the default back end
+    processing = [load_square_processing(source) for source in sources]
+    for number, (source, (image_processor, tokenizer)) in enumerate(zip(sources, processing)):
         for side in arguments.image_size or [image_processor.size["longest_edge"]]:
             model = DenseVLMModel.from_pretrained(source, dtype=torch.float32).to(device).eval()
             image_processor = copy.copy(image_processor)
             image_processor.size = {"longest_edge": whole_cells(side, model.vision_model.stride, source)}
             yield EvaluatedModel(number, source, model, image_processor, tokenizer, model.fingerprint(), arguments)
+
+
+def load_square_processing(source: str) -> tuple[DenseVLMImageProcessor, PreTrainedTokenizerBase | None]:
+    """The image processor of a model, which pads images to a square, and its tokenizer, if it has one."""
+    image_processor, tokenizer = load_processing(source)
+    assert isinstance(image_processor, DenseVLMImageProcessor)  # the default back end
+    require_square_canvas(image_processor, source)
+    return image_processor, tokenizer
 
 
 def whole_cells(side: int, cell: int, source: str) -> int:
@@ -262,6 +269,7 @@ __all__ = [
     "commit",
     "digest",
     "files_digest",
+    "load_square_processing",
     "run_evaluation",
     "summary",
     "whole_cells",

@@ -24,12 +24,11 @@ from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMImageProc
 from modeling_densevlm.category_embeddings import region_cosines
 from modeling_densevlm.command_line import finite_number, one_line_errors, whole_number
 from modeling_densevlm.image_processing_densevlm import content_extent, load_image
-from modeling_densevlm.processing_densevlm import load_processing
 from modeling_densevlm.region_pooling import grid_boxes
 from modeling_densevlm.templates import DEFAULT_TEMPLATES, TEMPLATES
 
 from .figures import check_picture, grid_figure, similarity_figure
-from .models import whole_cells
+from .models import load_square_processing, whole_cells
 from .segmentation import dense_cosines
 
 
@@ -121,8 +120,7 @@ def draw_figure(arguments: argparse.Namespace) -> None:
     grid_panels: dict[str, tuple[list[str], np.ndarray]] = {}
     for source in arguments.models:
         model = DenseVLMModel.from_pretrained(source, dtype=torch.float32).eval()
-        image_processor, tokenizer = load_processing(source)
-        assert isinstance(image_processor, DenseVLMImageProcessor)  # the default back end
+        image_processor, tokenizer = load_square_processing(source)
         if arguments.image_size:
             side = whole_cells(arguments.image_size, model.vision_model.stride, source)
             image_processor.size = {"longest_edge": side}

@@ -2,11 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Processor: prepares images, texts and regions for the model, and post-processes its outputs."""
 
+import json
 from collections.abc import Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_utils import ImageInput
@@ -28,6 +31,12 @@ logger = logging.get_logger(__name__)
 
 UNLIMITED = 10**6
 """Tokenizers without a maximum length have a larger `model_max_length`."""
+
+SQUARE_CANVAS = {"do_resize": True, "do_pad": True, "resample": Image.Resampling.BICUBIC}
+"""The only values that training and evaluation support."""
+
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+"""Files of the options of an image processor, saved with a tokenizer and without."""
 
 
 class DenseVLMProcessor(ProcessorMixin):
@@ -273,4 +282,27 @@ def load_processing(
         return image_processor, None
 
 
-__all__ = ["DenseVLMProcessor", "load_processing"]
+def require_square_canvas(image_processor: Any, folder: str | PathLike | None = None) -> None:
+    """
+    Checks that an image processor prepares images as training and evaluation do: resized with the bicubic filter and
+    padded to a square.
+
+    Args:
+        image_processor ([`DenseVLMImageProcessor`]): the image processor.
+        folder (`str` or path, *optional*): the folder or Hub name that it was loaded from, for the message.
+
+    Raises:
+        `ValueError` that names the file, the option and the remedy.
+    """
+    for name, needed in SQUARE_CANVAS.items():
+        given = getattr(image_processor, name)
+        if given != needed:
+            files = [] if folder is None else [Path(folder, name) for name in PROCESSOR_FILES]
+            source = next((file for file in files if file.is_file()), folder or "The image processor")
+            raise ValueError(
+                f"{source}: `{name}` is {json.dumps(given)}, but training and evaluation resize images with the "
+                f"bicubic filter and pad them to a square: set it to {json.dumps(needed)}."
+            )
+
+
+__all__ = ["DenseVLMProcessor", "load_processing", "require_square_canvas"]

@@ -19,7 +19,7 @@ from modeling_densevlm import (
     DenseVLMModel,
     DenseVLMProcessor,
 )
-from modeling_densevlm.processing_densevlm import load_processing
+from modeling_densevlm.processing_densevlm import load_processing, require_square_canvas
 from modeling_densevlm.vision_tower import VisionTower
 
 
@@ -72,7 +72,8 @@ def load_model(
         options: passed to [`~DenseVLMModel.from_pretrained`].
 
     Raises:
-        `ValueError` if `processing` is missing and the model was not loaded from a folder.
+        `ValueError` if `processing` is missing and the model was not loaded from a folder, or if it does not pad
+        images to a square.
     """
     if isinstance(model, str | PathLike):
         name: str | PathLike = model
@@ -80,6 +81,7 @@ def load_model(
     else:
         loaded = model
         name = getattr(model, "name_or_path", "")
+    folder = name if processing is None else None
     if processing is None:
         if not name:
             raise ValueError(
@@ -89,6 +91,7 @@ def load_model(
         image_processor, tokenizer = load_processing(name)
         processing = image_processor if tokenizer is None else DenseVLMProcessor(image_processor, tokenizer)
     result = LoadedModel(loaded, processing)
+    require_square_canvas(result.image_processor, folder)
     if image_size is not None:
         result.image_processor.size = {"longest_edge": image_size}
     return result

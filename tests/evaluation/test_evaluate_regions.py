@@ -333,6 +333,19 @@ def test_a_missing_model_is_reported_before_the_first_is_evaluated(command, stud
     assert not (tmp_path / "out").exists()
 
 
+def test_an_image_processor_that_is_not_supported_is_reported_before_the_first_model_is_evaluated(
+    command, student, tmp_path
+):
+    other, image_processor = tmp_path / "other", DenseVLMProcessor.from_pretrained(student).image_processor
+    shutil.copytree(student, other)
+    (other / "processor_config.json").unlink()
+    image_processor.do_pad = False
+    image_processor.save_pretrained(other)
+    with pytest.raises(SystemExit, match=r"other/preprocessor_config\.json: `do_pad` is false.*: set it to true\."):
+        main(command(models=[student, other]))
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_offset_is_reported_with_the_metrics(command):
     assert main(command(thing_offset=0.1))[0]["thing_offset"] == 0.1
 

@@ -3,6 +3,7 @@
 """Short runs of the training program, in this process."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -250,6 +251,22 @@ def test_embeddings_of_another_encoder_of_the_same_width_are_refused(recipe, tmp
 def test_a_bad_configuration_stops_before_the_first_step(recipe, overrides, message):
     with pytest.raises(SystemExit, match=message):
         run(recipe(**overrides))
+
+
+@pytest.mark.parametrize(("option", "value"), [("do_resize", False), ("do_pad", False), ("resample", 2)])
+@pytest.mark.parametrize("role", ["model", "teacher"])
+def test_a_processor_that_does_not_pad_bicubically_resized_images_to_a_square_is_refused(
+    recipe, student, teacher, tmp_path, role, option, value
+):
+    folder = shutil.copytree({"model": student, "teacher": teacher}[role], tmp_path / "other")
+    file = folder / "processor_config.json"
+    content = json.loads(file.read_text())
+    content["image_processor"][option] = value
+    file.write_text(json.dumps(content))
+    needed = {"do_resize": "true", "do_pad": "true", "resample": "3"}[option]
+    with pytest.raises(SystemExit, match=f"{re.escape(str(file))}: `{option}` is .*: set it to {needed}\\."):
+        run(recipe(**{role: folder}))
+    assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
 def test_a_set_without_flags_is_refused(recipe, tmp_path):
