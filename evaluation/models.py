@@ -198,10 +198,16 @@ def load_models(arguments: argparse.Namespace) -> Iterator[EvaluatedModel]:
     device = PartialState().device if arguments.device == "cuda" else arguments.device
     processing = [load_square_processing(source) for source in sources]
     for number, (source, (image_processor, tokenizer)) in enumerate(zip(sources, processing)):
+        evaluated: set[int] = set()
         for side in arguments.image_size or [image_processor.size["longest_edge"]]:
             model = DenseVLMModel.from_pretrained(source, dtype=torch.float32).to(device).eval()
+            whole = whole_cells(side, model.vision_model.stride, source)
+            if whole in evaluated:
+                logger.warning(f"{source}: {whole} pixels are evaluated once (--image_size {side}).")
+                continue
+            evaluated.add(whole)
             image_processor = copy.copy(image_processor)
-            image_processor.size = {"longest_edge": whole_cells(side, model.vision_model.stride, source)}
+            image_processor.size = {"longest_edge": whole}
             yield EvaluatedModel(number, source, model, image_processor, tokenizer, model.fingerprint(), arguments)
 
 

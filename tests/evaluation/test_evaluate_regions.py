@@ -327,6 +327,12 @@ def test_an_image_size_is_rounded_to_a_multiple_of_the_stride(command, student, 
     assert f"has a stride of {cell} pixels: {4 * cell + 1} pixels become {4 * cell}." in caplog.text
 
 
+def test_image_sizes_that_are_rounded_to_the_same_side_are_evaluated_once(command, student, caplog):
+    rows = main(command(image_size=[96, 100, 60, 96]))
+    assert [row["image_size"] for row in rows] == [96, 60]
+    assert caplog.text.count("96 pixels are evaluated once (--image_size 100)") == 1
+
+
 def test_a_missing_model_is_reported_before_the_first_is_evaluated(command, student, tmp_path):
     with pytest.raises(SystemExit, match="nowhere"):
         main(command(models=[student, "nowhere"]))
