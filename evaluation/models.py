@@ -28,7 +28,7 @@ from modeling_densevlm import (
 )
 from modeling_densevlm.command_line import check_output, one_line_errors, whole_number
 from modeling_densevlm.processing_densevlm import load_processing, require_square_canvas
-from modeling_densevlm.templates import DEFAULT_TEMPLATES, TEMPLATES
+from modeling_densevlm.templates import DEFAULT_TEMPLATES, TEMPLATES, get_templates
 
 from .comparison import write_comparison
 from .renamed import add_renamed_options
@@ -143,6 +143,7 @@ class EvaluatedModel:
             given=self.arguments.embeddings,
             option="--embeddings",
         )
+        warn_about_templates(self.source, found.templates)
         found.embeds = found.embeds.cpu()
         self.model.to(getattr(torch, self.arguments.dtype))
         return found
@@ -231,6 +232,24 @@ def whole_cells(side: int, cell: int, source: str) -> int:
     return whole
 
 
+def warn_about_templates(source: str, templates: Sequence[str]) -> None:
+    """
+    Warns if a model is used with other templates than those that it was trained with, which its folder holds with the
+    category embeddings of the run.
+    """
+    file = Path(source) / "student_embeddings.safetensors"
+    if not file.is_file():
+        return
+    trained = CategoryEmbeddings.load(file).templates
+    if trained != list(templates):
+        name = next((name for name in TEMPLATES if get_templates(name) == trained), None)
+        remedy = f" (`--templates {name}`)" if name else ""
+        logger.warning(
+            f"{source} was trained with other templates: {len(trained)}{remedy}, and is evaluated with "
+            f"{len(templates)}."
+        )
+
+
 def summary(provenance: dict[str, Any]) -> dict[str, Any]:
     """The part of the provenance that is reported beside the metrics."""
     return {name: provenance[name] for name in ("model", "fingerprint", "image_size", "dtype", "templates", "commit")}
@@ -278,5 +297,6 @@ __all__ = [
     "load_square_processing",
     "run_evaluation",
     "summary",
+    "warn_about_templates",
     "whole_cells",
 ]

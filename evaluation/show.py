@@ -28,7 +28,7 @@ from modeling_densevlm.region_pooling import grid_boxes
 from modeling_densevlm.templates import DEFAULT_TEMPLATES, TEMPLATES
 
 from .figures import check_picture, grid_figure, similarity_figure
-from .models import load_square_processing, whole_cells
+from .models import load_square_processing, warn_about_templates, whole_cells
 from .segmentation import dense_cosines
 
 
@@ -124,7 +124,9 @@ def draw_figure(arguments: argparse.Namespace) -> None:
         if arguments.image_size:
             side = whole_cells(arguments.image_size, model.vision_model.stride, source)
             image_processor.size = {"longest_edge": side}
-        embeds = CategoryEmbeddings.resolve(categories, model, tokenizer, arguments.templates).embeds
+        embeddings = CategoryEmbeddings.resolve(categories, model, tokenizer, arguments.templates)
+        warn_about_templates(source, embeddings.templates)
+        embeds = embeddings.embeds
         title = Path(source).name if names[Path(source).name] == 1 else source
         if texts:
             similarity_panels[title] = dict(zip(texts, similarities(model, image_processor, image, embeds)))

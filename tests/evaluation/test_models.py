@@ -1,14 +1,63 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""The provenance of evaluated models."""
+"""The models under evaluation: the templates they were trained with, the commit of the code."""
 
 import os
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from evaluation import models
+from evaluation import evaluate_regions, evaluate_segmentation, models, show
+from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMModel, DenseVLMProcessor
+from tests.conftest import command_line
+
+
+@pytest.fixture
+def trained_on_short_templates(student, scenes, tmp_path):
+    """The folder of a run with the category embeddings that training leaves there."""
+    folder = shutil.copytree(student, tmp_path / "run")
+    model, processor = DenseVLMModel.from_pretrained(folder).eval(), DenseVLMProcessor.from_pretrained(folder)
+    categories = CategorySet.load(scenes / "categories.json")
+    embeddings = CategoryEmbeddings.compute(categories, model, processor.tokenizer, "short")
+    embeddings.save(folder / "student_embeddings.safetensors")
+    return folder
+
+
+def evaluate_program(model, scenes, tmp_path, **options):
+    split = scenes / "test"
+    values = {"annotations": split / "panoptic.json", "images": split / "images", "panoptic": split / "panoptic"}
+    evaluate_regions.main(command_line({"model": model, **values, "output": tmp_path / "regions.json"} | options))
+
+
+def segment_program(model, scenes, tmp_path, **options):
+    maps = tmp_path / "maps"
+    maps.mkdir(exist_ok=True)
+    value = CategorySet.load(scenes / "categories.json").ids[0]
+    Image.fromarray(np.full((96, 96), value, dtype=np.uint8)).save(maps / "000000.png")
+    values = {"annotations": maps, "images": scenes / "test" / "images", "categories": scenes / "categories.json"}
+    evaluate_segmentation.main(command_line({"model": model, **values, "output": tmp_path / "pixels.json"} | options))
+
+
+def show_program(model, scenes, tmp_path, **options):
+    pytest.importorskip("matplotlib")
+    values = {"": scenes / "test" / "images" / "000000.jpg", "models": model, "texts": ["sky", "kite"]}
+    show.main(command_line(values | {"output": tmp_path / "show.png"} | options))
+
+
+@pytest.mark.parametrize("program", [evaluate_program, segment_program, show_program])
+def test_other_templates_than_those_of_training_are_reported(
+    program, trained_on_short_templates, scenes, tmp_path, caplog
+):
+    program(trained_on_short_templates, scenes, tmp_path)
+    message = "run was trained with other templates: 1 (`--templates short`), and is evaluated with 63."
+    assert caplog.text.count(message) == 1
+    caplog.clear()
+    (tmp_path / "again").mkdir()
+    program(trained_on_short_templates, scenes, tmp_path / "again", templates="short")
+    assert "templates" not in caplog.text
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
