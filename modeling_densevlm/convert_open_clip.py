@@ -29,6 +29,7 @@ from .conversion import convert_checkpoint, convert_with_report, export_checkpoi
 from .conversion.configs import config_names, load_config
 from .conversion.files import SUFFIXES, staged, write_checkpoint
 from .conversion.open_clip import image_processor_for
+from .conversion.recognition import UnknownConfig
 from .modeling_densevlm import DenseVLMModel
 from .processing_densevlm import DenseVLMProcessor
 
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"OUTPUT {output} {what}; with --export it is a .pt or .safetensors file")
     if not arguments.export and output.exists() and not _is_empty_folder(output):
         # Files of another model in the folder, such as its tokenizer, would be mistaken for this one's.
-        parser.error(f"OUTPUT {output} exists already; give a new folder")
+        parser.error(f"OUTPUT {output} exists already; give a new folder, or delete it first")
     try:
         if arguments.export:
             _export_folder(arguments.checkpoint, output)
@@ -76,17 +77,30 @@ def _convert_file(arguments: argparse.Namespace) -> None:
     # The tokenizer is loaded first, so that an error precedes the conversion.
     tokenizer = _load_tokenizer(arguments.processor) if arguments.processor else None
     config = arguments.config or arguments.config_file
-    model, report = convert_with_report(arguments.checkpoint, config, arguments.prefix)
+    try:
+        model, report = convert_with_report(arguments.checkpoint, config, arguments.prefix)
+    except UnknownConfig as error:
+        raise ValueError(f"{error}{_suggest_config(arguments.checkpoint)}") from None
     processor: Any = image_processor_for(model, load_config(config) if config else {})
     if tokenizer is not None:
         processor = DenseVLMProcessor(processor, tokenizer)
     with staged(arguments.output) as (folder,):
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
-    if tokenizer is None:
-        print("No tokenizer was saved, which training and evaluation need for texts. Give its folder by --processor.")
+    if tokenizer is None and model.text_model is not None:
+        print(
+            "No tokenizer was saved, which training and evaluation need for texts: delete "
+            f"{arguments.output} and repeat the command with --processor, a folder or Hub name "
+            "(openai/clip-vit-base-patch16 has the tokenizer of CLIP and EVA-CLIP)."
+        )
     print(report)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters in {arguments.output}")
+
+
+def _suggest_config(checkpoint: Path) -> str:
+    """Part of a message: the configuration beside a checkpoint, as an export or the Hub names it."""
+    files = [checkpoint.with_suffix(".json"), checkpoint.with_name("open_clip_config.json")]
+    return next((f" Its own may be the one beside it: `--config {file}`." for file in files if file.is_file()), "")
 
 
 def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:

@@ -22,6 +22,10 @@ LOGITS = ("logit_scale", "logit_bias")
 Shapes = dict[str, tuple[int, ...]]
 
 
+class UnknownConfig(ValueError):
+    """A checkpoint whose shapes fit several or no known configurations."""
+
+
 def detect_config(
     weights: Mapping[str, Tensor], layout_name: str = "open_clip", clip: ClipTensors | None = None
 ) -> tuple[str, dict[str, Any]]:
@@ -38,7 +42,7 @@ def detect_config(
         `tuple[str, dict]`: the name of the configuration, and open_clip's JSON.
 
     Raises:
-        `ValueError`, with a list of choices, if several or none match.
+        [`UnknownConfig`], with a list of choices, if several or none match.
     """
     kind = find_kind(weights, clip.in_file if clip else str)
     fitting = fitting_configs(weights, kind)
@@ -47,7 +51,7 @@ def detect_config(
     if len(fitting) == 1:
         return fitting[0], load_config(fitting[0])
     if fitting:
-        raise ValueError(
+        raise UnknownConfig(
             f"The checkpoint has the shapes of {len(fitting)} known configurations, {', '.join(fitting)}, which "
             "differ only in properties without tensors (such as the activation). Choose one as `config` (`--config`)."
         )
@@ -57,7 +61,7 @@ def detect_config(
     nearest = min(known, key=lambda name: sum(map(len, known[name].values())))
     unmatched = [describe_unmatched(key, weights[key], layout, clip) for key in unknown if not is_derived(key)]
     problems = {"Left over": unmatched, **known[nearest]}
-    raise ValueError(
+    raise UnknownConfig(
         f"The checkpoint is a {layout.name}, but has the shapes of no known configuration ({', '.join(known)}). "
         f"Give its own as `config` (`--config`, open_clip's JSON). The most similar is {nearest}, but: "
         f"{list_problems(problems)}."
@@ -162,6 +166,7 @@ def shorten(keys: Sequence[str], max_shown: int = 8) -> str:
 
 __all__ = [
     "LOGITS",
+    "UnknownConfig",
     "all_shapes",
     "describe_unmatched",
     "detect_config",

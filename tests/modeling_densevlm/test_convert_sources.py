@@ -465,10 +465,30 @@ def test_the_command_line_converts_by_name_and_exports(exported, tokenizer, stud
     back = torch.load(tmp_path / "back.pt", weights_only=True)
     assert back.keys() == weights.keys() and all(torch.equal(back[key], tensor) for key, tensor in weights.items())
     assert json.loads((tmp_path / "back.json").read_text()) == config
-    with pytest.raises(SystemExit, match=r"c\.safetensors: .* no known configuration"):
+    (tmp_path / "c.json").unlink()
+    with pytest.raises(SystemExit, match=r"c\.safetensors: .* no known configuration .* more\.$"):
         main([str(tmp_path / "c.safetensors"), str(tmp_path / "other")])
+    for name in ("open_clip_config.json", "c.json"):
+        (tmp_path / name).write_text(json.dumps(config))
+        with pytest.raises(SystemExit, match=rf"no known configuration.* `--config {tmp_path / name}`\.$"):
+            main([str(tmp_path / "c.safetensors"), str(tmp_path / "other")])
     with pytest.raises(SystemExit, match="nowhere is neither a file nor a known configuration"):
         main([str(tmp_path / "c.safetensors"), str(tmp_path / "other"), "--config", "nowhere"])
+
+
+@pytest.mark.parametrize("text", [True, False])
+def test_a_conversion_without_a_tokenizer_reports_how_to_add_it_unless_there_is_no_text_tower(
+    exported, tmp_path, capsys, text
+):
+    _, weights, config = exported("clip_vit")
+    weights = {key: tensor for key, tensor in weights.items() if text or key.startswith("visual.")}
+    save_file(weights, tmp_path / "c.safetensors")
+    (tmp_path / "c.json").write_text(json.dumps(config))
+    main([str(part) for part in (tmp_path / "c.safetensors", tmp_path / "ours", "--config", tmp_path / "c.json")])
+    hint = (
+        f"No tokenizer was saved, which training and evaluation need for texts: delete {tmp_path / 'ours'} and repeat"
+    )
+    assert (hint in capsys.readouterr().out) == text
 
 
 OTHER_VALUES = {
