@@ -27,6 +27,10 @@ from .recipe import Arguments
 from .teacher_cache import CachedTeacherDataset, TeacherCache
 
 
+SANDBOX_DATA = "runs/sandbox/data"
+"""Where the recipes of the sandbox expect its scenes."""
+
+
 def build_trainer(arguments: Arguments) -> DistillationTrainer:
     """The trainer of a recipe, with all checks that are possible before the first step."""
     with one_line_errors():
@@ -90,6 +94,12 @@ def open_sources(arguments: Arguments) -> list[datasets.Dataset]:
     """The index of each source, built by one process per machine."""
     _, data_args, args = arguments
     with args.main_process_first(desc="index of the images"), one_line_errors():
+        for source in data_args.all_sources:
+            if source.images.startswith(SANDBOX_DATA) and not Path(SANDBOX_DATA).exists():
+                raise FileNotFoundError(
+                    f"`images`: there is no {source.images}: write the scenes of the sandbox by `python -m "
+                    f"training.sandbox.scenes --output {SANDBOX_DATA}`."
+                )
         return [open_source(source) for source in data_args.all_sources]
 
 

@@ -269,6 +269,17 @@ def test_a_processor_that_does_not_pad_bicubically_resized_images_to_a_square_is
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize("name", ["sandbox", "sandbox_clipself", "sandbox_feature_distillation"])
+def test_before_its_scenes_exist_a_recipe_of_the_sandbox_names_the_command_that_writes_them(
+    student, teacher, tmp_path, monkeypatch, name
+):
+    monkeypatch.chdir(tmp_path)
+    models = ["--model", str(student), *(["--teacher", str(teacher)] if name != "sandbox_clipself" else [])]
+    command = r"python -m training\.sandbox\.scenes --output runs/sandbox/data"
+    with pytest.raises(SystemExit, match=rf"no runs/sandbox/data/train/images: write .* by `{command}`\."):
+        run([name, *models])
+
+
 def test_a_set_without_flags_is_refused(recipe, tmp_path):
     content = {"categories": [{"name": "kite"}, {"name": "sky"}]}
     (tmp_path / "c.json").write_text(json.dumps(content))
@@ -281,6 +292,11 @@ def test_a_missing_teacher_is_refused(recipe):
     at = arguments.index("--teacher")
     with pytest.raises(SystemExit, match="`teacher` is missing"):
         run(arguments[:at] + arguments[at + 2 :])
+
+
+def test_a_run_reports_its_processes_and_images_per_step(recipe, capsys):
+    run(recipe(max_steps=1))
+    assert "1 process, 8 images per step\n" in capsys.readouterr().out
 
 
 def test_the_saved_recipe_is_plain_yaml(recipe, tmp_path):
