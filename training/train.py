@@ -82,7 +82,8 @@ def record_start(arguments: Arguments, checkpoint: str | None) -> None:
     args = arguments[2]
     folder = Path(str(args.output_dir))
     images = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    print(f"{args.world_size} processes, {images} images per step")
+    processes = "1 process" if args.world_size == 1 else f"{args.world_size} processes"
+    print(f"{processes}, {images} images per step")
     recipe = folder / "recipe.yaml"
     if checkpoint is not None:
         print(f"Resumed from {checkpoint}")

@@ -81,7 +81,7 @@ def test_ranks_and_accumulation_give_the_parameters_of_one_large_batch(
     alone, together = tmp_path / "alone", tmp_path / "together"
     main(recipe(output_dir=alone, per_device_train_batch_size=8, **options))
     output = launch(recipe(output_dir=together, per_device_train_batch_size=per_device, **options | DDP), ranks)
-    assert f"{ranks} processes, 8 images per step" in output
+    assert f"{ranks} process{'es' * (ranks > 1)}, 8 images per step" in output
     assert largest_difference(student, alone) > 1e-3
     assert largest_difference(alone, together) < 1e-6
     # The log is of the global batch, too.
