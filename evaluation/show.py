@@ -32,6 +32,10 @@ from .models import load_square_processing, warn_about_templates, whole_cells
 from .segmentation import dense_cosines
 
 
+GRID_DEFAULTS = {"grid": (4, 4), "temperature": 0.01, "threshold": 0.3}
+"""Defaults of the options that only the grid of predicted categories uses."""
+
+
 @torch.inference_mode()
 def similarities(
     model: DenseVLMModel, image_processor: DenseVLMImageProcessor, image: Image.Image, text_embeds: torch.Tensor
@@ -97,14 +101,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--texts", nargs="+", help="texts to compare locations with")
     target.add_argument("--categories", help="built-in set or JSON file of categories to predict")
-    parser.add_argument("--grid", type=whole_number(), nargs=2, default=(4, 4), metavar=("ROWS", "COLUMNS"))
-    parser.add_argument("--temperature", type=finite_number(above=0), default=0.01)
+    parser.add_argument("--grid", type=whole_number(), nargs=2, metavar=("ROWS", "COLUMNS"), help="4 4 by default")
+    parser.add_argument("--temperature", type=finite_number(above=0), help="of the probabilities, 0.01 by default")
     parser.add_argument(
-        "--threshold", type=finite_number(), default=0.3, help="cells with at most this probability are dropped"
+        "--threshold", type=finite_number(), help="cells with at most this probability are dropped, 0.3 by default"
     )
     parser.add_argument("--templates", default=DEFAULT_TEMPLATES, choices=TEMPLATES, help="prompt templates")
     parser.add_argument("--image_size", type=whole_number(), help="input side in pixels; the processor's by default")
     arguments = parser.parse_args(argv)
+    for name, default in GRID_DEFAULTS.items():
+        if arguments.texts and getattr(arguments, name) is not None:
+            parser.error(
+                f"--{name} has no effect with --texts, which draws similarities; give --categories for a grid"
+            )
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, default)
     check_picture(arguments.output)
     draw_figure(arguments)
     print(f"Written: {arguments.output}")

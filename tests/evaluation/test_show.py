@@ -73,6 +73,13 @@ def test_an_image_size_is_rounded_to_a_multiple_of_the_stride(shown, student, tm
     assert "50 pixels become 48" in caplog.text and (tmp_path / "o.png").is_file()
 
 
+@pytest.mark.parametrize("words", [["--grid", "2", "3"], ["--temperature", "0.1"], ["--threshold", "0.5"]])
+def test_options_of_the_grid_are_refused_with_texts(student, tmp_path, capsys, words):
+    with pytest.raises(SystemExit):
+        main(["x.jpg", "--models", str(student), "--texts", "sky", "--output", str(tmp_path / "o.png"), *words])
+    assert f"{words[0]} has no effect with --texts" in capsys.readouterr().err
+
+
 def test_a_missing_image_is_named(student, tmp_path):
     pytest.importorskip("matplotlib", reason="figures need matplotlib (extra `figures`)")
     with pytest.raises(SystemExit, match="gone.jpg"):
