@@ -27,6 +27,7 @@ from modeling_densevlm import (
     DenseVLMModel,
 )
 from modeling_densevlm.command_line import check_output, one_line_errors, whole_number
+from modeling_densevlm.external_towers import import_tower
 from modeling_densevlm.processing_densevlm import load_processing, require_square_canvas
 from modeling_densevlm.templates import DEFAULT_TEMPLATES, TEMPLATES, get_templates
 
@@ -42,6 +43,8 @@ PRESENTATION_FILES = {
     *("app.py", "tests.py", "publish.py", "renamed.py"),
 }
 """Files that do not influence the metrics: they present results or start programs."""
+
+TOWER_HELP = "import path of a vision tower of your own (my_package.my_module:MyTower)"
 
 
 @one_line_errors()
@@ -75,6 +78,8 @@ def run_evaluation(
     for file in (output, *tables):
         check_output(file)
     check_output(output.with_suffix(""), folder=True)
+    if arguments.tower is not None:
+        import_tower(arguments.tower, "--tower")
     state = PartialState(cpu=arguments.device == "cpu")
     rows = [evaluate(evaluated, arguments) for evaluated in load_models(arguments)]
     if state.is_main_process:
@@ -86,6 +91,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     models = parser.add_mutually_exclusive_group(required=True)
     models.add_argument("--model", help="folder or Hub name of a DenseVLM or a CLIP")
     models.add_argument("--models", nargs="+", help="several models to compare")
+    parser.add_argument("--tower", help=TOWER_HELP)
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--templates", default=DEFAULT_TEMPLATES, choices=TEMPLATES, help="prompt templates")
     parser.add_argument("--embeddings", help="category embeddings (safetensors) of `--model`; computed by default")
@@ -289,6 +295,7 @@ def commit() -> str:
 
 
 __all__ = [
+    "TOWER_HELP",
     "EvaluatedModel",
     "code_digest",
     "commit",

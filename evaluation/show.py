@@ -23,12 +23,13 @@ from torch.nn.functional import interpolate
 from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMImageProcessor, DenseVLMModel
 from modeling_densevlm.category_embeddings import region_cosines
 from modeling_densevlm.command_line import finite_number, one_line_errors, whole_number
+from modeling_densevlm.external_towers import import_tower
 from modeling_densevlm.image_processing_densevlm import content_extent, load_image
 from modeling_densevlm.region_pooling import grid_boxes
 from modeling_densevlm.templates import DEFAULT_TEMPLATES, TEMPLATES
 
 from .figures import check_picture, grid_figure, similarity_figure
-from .models import load_square_processing, warn_about_templates, whole_cells
+from .models import TOWER_HELP, load_square_processing, warn_about_templates, whole_cells
 from .segmentation import dense_cosines
 
 
@@ -97,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("image", type=Path)
     parser.add_argument("--models", nargs="+", required=True, help="folders or Hub names")
+    parser.add_argument("--tower", help=TOWER_HELP)
     parser.add_argument("--output", type=Path, required=True, help="image file to write")
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--texts", nargs="+", help="texts to compare locations with")
@@ -117,6 +119,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if getattr(arguments, name) is None:
             setattr(arguments, name, default)
     check_picture(arguments.output)
+    if arguments.tower is not None:
+        import_tower(arguments.tower, "--tower")
     draw_figure(arguments)
     print(f"Written: {arguments.output}")
 

@@ -1,10 +1,13 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Shared by the command-line programs: option types, a check of output paths, and errors on one line."""
+"""Shared by the command-line programs: option types, classes by import path, output paths, errors on one line."""
 
 import argparse
 import contextlib
+import importlib
 import math
+import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -108,4 +111,18 @@ def check_output(path: Path, folder: bool = False, option: str = "--output") -> 
         raise ValueError(f"{option}: {path} cannot be written: {error.strerror}. Give another path.") from None
 
 
-__all__ = ["as_one_line", "check_output", "finite_number", "one_line_errors", "whole_number"]
+def import_class(option: str, path: str, base: type) -> type:
+    """Imports the class `my_package.my_module:MyClass`. Raises a `ValueError` that names the option if it is none."""
+    module, _, name = path.partition(":")
+    if os.getcwd() not in sys.path:  # as under `python -m`, so that the console command finds the same modules
+        sys.path.append(os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"`{option}` {path} cannot be imported ({error}). Is its folder on PYTHONPATH?") from error
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ValueError(f"`{option}` {path} is not a subclass of {base.__name__}.")
+    return found
+
+
+__all__ = ["as_one_line", "check_output", "finite_number", "import_class", "one_line_errors", "whole_number"]

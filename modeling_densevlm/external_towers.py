@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedModel
 
+from .command_line import import_class
 from .modeling_densevlm import VISION_TOWERS
 from .vision_tower import VisionTower
 
@@ -33,9 +34,23 @@ def register_tower(tower: type[PreTrainedModel]) -> None:
     VISION_TOWERS[model_type] = tower
 
 
+def import_tower(path: str, option: str) -> None:
+    """
+    Imports and registers an external vision tower.
+
+    Args:
+        path (`str`): import path of its class, `my_package.my_module:MyTower`.
+        option (`str`): the user's name of the path, for messages.
+
+    Raises:
+        `ValueError` if there is no tower of this name, and as [`register_tower`].
+    """
+    register_tower(import_class(option, path, VisionTower))
+
+
 def is_external(tower: PreTrainedModel) -> bool:
     """Whether a tower is external, so that saved folders do not contain its code."""
     return type(tower).__module__.rpartition(".")[0] != VisionTower.__module__.rpartition(".")[0]
 
 
-__all__ = ["is_external", "register_tower"]
+__all__ = ["import_tower", "is_external", "register_tower"]

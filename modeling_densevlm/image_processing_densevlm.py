@@ -201,11 +201,9 @@ class DenseVLMImageProcessingMixin(BaseImageProcessor):
     def get_image_processor_dict(
         cls, pretrained_model_name_or_path, **kwargs
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        config = model_config(pretrained_model_name_or_path, **kwargs)
+        patch_size = _patch_size(pretrained_model_name_or_path, **kwargs)
         options, kwargs = super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
-        if config is not None:  # Towers without patches are CNNs of stride 32.
-            options = {**options, "patch_size": getattr(config.vision_config, "patch_size", 32)}
-        return options, kwargs
+        return options if patch_size is None else {**options, "patch_size": patch_size}, kwargs
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any):
@@ -606,14 +604,31 @@ def reject_unknown_options(given: Iterable[str], known: Iterable[str], owner: st
 
 def model_config(source: str | PathLike, **kwargs: Any) -> DenseVLMConfig | None:
     """The configuration of the model in the same folder; `None` if it is missing or not supported."""
-    if os.path.isfile(source):
+    config = _config_dict(source, **kwargs)
+    try:
+        return DenseVLMConfig.from_dict(DenseVLMConfig.translate(config)) if config.get("model_type") else None
+    except (ValueError, KeyError):  # an unsupported model or tower
         return None
+
+
+def _config_dict(source: str | PathLike, **kwargs: Any) -> dict[str, Any]:
+    """The `config.json` of a folder or Hub name; empty without one."""
+    if os.path.isfile(source):
+        return {}
     hub = {name: kwargs[name] for name in _HUB_KEYS if name in kwargs}
     try:
-        config, _ = PreTrainedConfig.get_config_dict(source, **hub)
-        return DenseVLMConfig.from_dict(DenseVLMConfig.translate(config)) if config.get("model_type") else None
-    except (OSError, ValueError, KeyError):  # no file, or an unsupported model or tower
-        return None
+        return PreTrainedConfig.get_config_dict(source, **hub)[0]
+    except (OSError, ValueError):
+        return {}
+
+
+def _patch_size(source: str | PathLike, **kwargs: Any) -> int | None:
+    """Side in pixels of a cell of the map of the model in the same folder; `None` if it is not known."""
+    config = model_config(source, **kwargs)
+    if config is not None:
+        return getattr(config.vision_config, "patch_size", 32)  # towers without patches are CNNs of stride 32
+    vision_config = _config_dict(source, **kwargs).get("vision_config")  # of a tower that is not registered
+    return vision_config.get("patch_size") if isinstance(vision_config, dict) else None
 
 
 _FILE_KEYS = {"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"}

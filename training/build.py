@@ -11,8 +11,7 @@ import torch
 
 from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMImageProcessor
 from modeling_densevlm.command_line import one_line_errors
-from modeling_densevlm.external_towers import register_tower
-from modeling_densevlm.vision_tower import VisionTower
+from modeling_densevlm.external_towers import import_tower
 
 from .alignment import as_groups
 from .arguments import DataArguments, DistillationArguments, ModelArguments
@@ -21,7 +20,7 @@ from .distillation_trainer import DistillationTrainer
 from .engine.sharding import shard_teacher
 from .images.sampling import EpochSampler
 from .images.sources import fingerprint, open_source
-from .methods import find_method, import_class
+from .methods import find_method
 from .models import LoadedModel, freeze, load_model, warn_about_image_size
 from .recipe import Arguments
 from .teacher_cache import CachedTeacherDataset, TeacherCache
@@ -118,7 +117,7 @@ def describe_run(sampler: EpochSampler, index: datasets.Dataset) -> dict[str, An
 def register_external_tower(model_args: ModelArguments) -> None:
     """Registers the tower class given by the key `tower`, if any."""
     if model_args.tower is not None:
-        register_tower(import_class("tower", model_args.tower, VisionTower))
+        import_tower(model_args.tower, "tower")
 
 
 def load_student(arguments: Arguments) -> LoadedModel:

@@ -2,9 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The methods by name. A method is one file (arguments, loss, trainer) and one line here."""
 
-import importlib
-import os
-import sys
+from modeling_densevlm.command_line import import_class
 
 from .clipself import CLIPSelfTrainer
 from .distillation_trainer import DistillationTrainer
@@ -31,18 +29,4 @@ def find_method(name: str) -> type[DistillationTrainer]:
     return import_class("method", name, DistillationTrainer)
 
 
-def import_class(key: str, path: str, base: type) -> type:
-    """Imports the class `my_package.my_module:MyClass`. Raises a `ValueError` that names the key if there is none."""
-    module, _, name = path.partition(":")
-    if os.getcwd() not in sys.path:  # as under `python -m`, so that the console command finds the same modules
-        sys.path.append(os.getcwd())
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"`{key}` {path} cannot be imported ({error}). Is its folder on PYTHONPATH?") from error
-    if not (isinstance(found, type) and issubclass(found, base)):
-        raise ValueError(f"`{key}` {path} is not a subclass of {base.__name__}.")
-    return found
-
-
-__all__ = ["METHODS", "find_method", "import_class"]
+__all__ = ["METHODS", "find_method"]

@@ -2,9 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The models under evaluation: the templates they were trained with, the commit of the code."""
 
+import json
 import os
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ from PIL import Image
 
 from evaluation import evaluate_regions, evaluate_segmentation, models, show
 from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMModel, DenseVLMProcessor
-from tests.conftest import command_line
+from modeling_densevlm.modeling_densevlm import VISION_TOWERS
+from tests.conftest import command_line, save_folder, tower_config
 
 
 @pytest.fixture
@@ -58,6 +61,41 @@ def test_other_templates_than_those_of_training_are_reported(
     (tmp_path / "again").mkdir()
     program(trained_on_short_templates, scenes, tmp_path / "again", templates="short")
     assert "templates" not in caplog.text
+
+
+OUTSIDE_TOWER = """
+from transformers import CLIPVisionConfig
+
+from modeling_densevlm.modeling_clip_vit import DenseCLIPVisionModel
+
+
+class OutsideConfig(CLIPVisionConfig):
+    model_type = "outside_vision_model"
+
+
+class OutsideTower(DenseCLIPVisionModel):
+    config_class = OutsideConfig
+"""
+
+
+@pytest.mark.parametrize("program", [evaluate_program, segment_program, show_program])
+def test_a_tower_from_outside_is_given_by_its_import_path(program, scenes, tokenizer, tmp_path, monkeypatch):
+    (tmp_path / "outside_tower.py").write_text(OUTSIDE_TOWER)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "outside_tower", raising=False)
+    monkeypatch.setitem(VISION_TOWERS, "outside_vision_model", None)  # removed after the test
+    del VISION_TOWERS["outside_vision_model"]
+    config = tower_config("clip_vit", tokenizer)
+    folder = save_folder(DenseVLMModel(config), tokenizer, 32, tmp_path / "model")
+    content = json.loads((folder / "config.json").read_text())
+    content["vision_config"]["model_type"] = "outside_vision_model"
+    (folder / "config.json").write_text(json.dumps(content))
+    with pytest.raises(SystemExit, match="'outside_vision_model' is no tower"):
+        program(folder, scenes, tmp_path)
+    with pytest.raises(SystemExit, match="`--tower` os:path is not a subclass of VisionTower"):
+        program(folder, scenes, tmp_path, tower="os:path")
+    program(folder, scenes, tmp_path, tower="outside_tower:OutsideTower", templates="short")
+    assert VISION_TOWERS["outside_vision_model"].__name__ == "OutsideTower"
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")

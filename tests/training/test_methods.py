@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import CLIPVisionConfig
 
-from modeling_densevlm import DenseVLMConfig, DenseVLMModel
+from modeling_densevlm import DenseVLMConfig, DenseVLMImageProcessor, DenseVLMModel
 from modeling_densevlm.external_towers import register_tower
 from modeling_densevlm.modeling_clip_vit import DenseCLIPVisionModel
 from modeling_densevlm.modeling_densevlm import VISION_TOWERS
@@ -210,6 +210,7 @@ def test_a_tower_from_outside_trains_and_its_folder_is_reported_not_to_carry_its
     del VISION_TOWERS["my_vision_model"]
     with pytest.raises(ValueError, match="'my_vision_model' is no tower"):
         DenseVLMModel.from_pretrained(folder)
+    assert DenseVLMImageProcessor.from_pretrained(folder).patch_size == config["vision_config"]["patch_size"]
     options = {"model": folder, "max_steps": 1, "learning_rate": 1e-2, "warmup_steps": 0}
     trainer = main(recipe(**options, tower="my_package.my_tower:MyTower"))
     assert type(trainer.model.vision_model).__name__ == "MyTower"
