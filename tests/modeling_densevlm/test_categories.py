@@ -52,7 +52,7 @@ def write(path, categories):
     return path
 
 
-def test_a_users_set_reads_names_synonyms_and_groups(tmp_path):
+def test_a_category_file_gives_names_synonyms_and_groups(tmp_path):
     rows = [
         {"name": "kite", "is_thing": True, "synonyms": ["toy kite"]},
         {"name": "sky", "group": "stuff"},
@@ -65,12 +65,12 @@ def test_a_users_set_reads_names_synonyms_and_groups(tmp_path):
     assert CategorySet.load(tmp_path / "again.json").__dict__ == categories.__dict__
 
 
-def test_numbers_name_finer_groups(tmp_path):
+def test_a_number_per_category_gives_finer_groups(tmp_path):
     rows = [{"name": name, "is_thing": group} for name, group in (("kite", 0), ("sky", 1), ("person", 2))]
     assert CategorySet.load(write(tmp_path / "c.json", rows)).is_thing == [0, 1, 2]
 
 
-def test_a_set_without_flags_is_read_and_refused_where_flags_are_needed(tmp_path):
+def test_a_set_without_flags_loads_but_is_refused_where_flags_are_needed(tmp_path):
     categories = CategorySet.load(write(tmp_path / "c.json", [{"name": "kite"}, {"name": "sky"}]))
     assert categories.is_thing is None
     with pytest.raises(ValueError, match="mine has no thing / stuff flags; training needs"):
@@ -99,12 +99,12 @@ def test_a_set_without_flags_is_read_and_refused_where_flags_are_needed(tmp_path
         ([], "expected"),
     ],
 )
-def test_a_wrong_category_file_is_refused_by_file_and_field(tmp_path, rows, message):
+def test_the_error_for_an_invalid_category_file_names_file_and_field(tmp_path, rows, message):
     with pytest.raises(ValueError, match=rf"c\.json.*{message}"):
         CategorySet.load(write(tmp_path / "c.json", rows))
 
 
-def test_a_file_that_is_no_json_and_a_set_that_does_not_exist_are_refused(tmp_path):
+def test_a_file_that_is_not_json_and_an_unknown_set_are_refused(tmp_path):
     (tmp_path / "c.json").write_text("{")
     with pytest.raises(ValueError, match=r"c\.json is not valid JSON"):
         CategorySet.load(tmp_path / "c.json")
@@ -119,7 +119,7 @@ def test_a_category_file_may_have_a_byte_order_mark(tmp_path, encoding):
     assert CategorySet.load(tmp_path / "c.json").names == ["café"]
 
 
-def test_a_file_is_the_one_of_its_name(tmp_path):
+def test_a_category_file_is_found_by_its_exact_name(tmp_path):
     """Not the one whose name has another `.json` at its end."""
     write(tmp_path / "c.json", [{"name": "kite"}])
     write(tmp_path / "c.json.json", [{"name": "sky"}])
@@ -127,19 +127,19 @@ def test_a_file_is_the_one_of_its_name(tmp_path):
 
 
 @pytest.mark.parametrize("names", [[None], [" "], ["kite", 3]])
-def test_names_are_texts(names):
+def test_names_must_be_strings(names):
     with pytest.raises(ValueError, match="x: a category's name is a string, got"):
         CategorySet("x", names)
 
 
-def test_ids_may_come_as_an_array():
+def test_ids_may_be_an_array():
     assert CategorySet("x", ["kite", "sky"], ids=torch.tensor([3, 7])).ids == [3, 7]
     assert CategorySet("x", ["kite", "sky"], ids=[3.0, 7]).ids == [3, 7]
     with pytest.raises(ValueError, match="the id of 'sky' is an integer, got nan"):
         CategorySet("x", ["kite", "sky"], ids=[3, float("nan")])
 
 
-def test_a_set_may_be_its_names_alone_or_with_flags():
+def test_a_set_can_be_built_from_names_with_or_without_flags():
     boats = CategorySet(["boat", "water"])
     assert (boats.names, boats.is_thing, boats.ids, boats.name) == (["boat", "water"], None, None, "categories")
     for flagged in (
@@ -160,7 +160,7 @@ def test_a_set_may_be_its_names_alone_or_with_flags():
             CategorySet(*arguments)
 
 
-def test_a_name_in_both_groups_is_allowed_and_said(caplog):
+def test_a_name_in_both_groups_is_allowed_with_a_warning(caplog):
     import logging
 
     logger = logging.getLogger("modeling_densevlm.categories")
@@ -184,11 +184,11 @@ def test_the_63_templates_of_vild():
         ("There is {article} {} in the scene.", "kite", "There is a kite in the scene."),
     ],
 )
-def test_a_template_is_filled_as_by_vild(template, name, sentence):
+def test_a_template_is_filled_as_in_vild(template, name, sentence):
     assert fill_template(template, name) == sentence
 
 
-def test_templates_are_named_or_given_and_those_without_a_place_for_the_name_refused():
+def test_templates_are_a_name_or_a_list_and_each_needs_a_placeholder():
     assert get_templates("short") == list(SHORT_TEMPLATES) and get_templates(("a {}",)) == ["a {}"]
     for templates, message in (
         ("vidl", "`templates` is one of short, vild, or a list of them, got 'vidl'"),
@@ -199,7 +199,7 @@ def test_templates_are_named_or_given_and_those_without_a_place_for_the_name_ref
             get_templates(templates)
 
 
-def test_one_default_of_templates_is_written_in_one_place(model, tokenizer, categories):
+def test_the_default_templates_are_defined_in_one_place(model, tokenizer, categories):
     assert get_templates(DEFAULT_TEMPLATES) == list(VILD_TEMPLATES)
     assert CategoryEmbeddings.compute(categories, model, tokenizer).templates == list(VILD_TEMPLATES)
     assert DataArguments(images="x").templates == DEFAULT_TEMPLATES
@@ -230,13 +230,13 @@ def test_embeddings_average_normalised_sentences_over_templates_and_synonyms(mod
     assert_close(embeddings.embeds.norm(dim=1), torch.ones(3))
 
 
-def test_embeddings_come_from_any_clip_of_transformers(clip, model, tokenizer, categories):
+def test_any_clip_of_transformers_can_embed_categories(clip, model, tokenizer, categories):
     ours, theirs = (CategoryEmbeddings.compute(categories, m, tokenizer) for m in (model, clip))
     assert_close(ours.embeds, theirs.embeds)
     assert ours.encoder == theirs.encoder
 
 
-def test_a_file_carries_names_flags_templates_and_encoder(model, tokenizer, categories, tmp_path):
+def test_an_embedding_file_carries_names_flags_templates_and_encoder(model, tokenizer, categories, tmp_path):
     embeddings = CategoryEmbeddings.compute(categories, model, tokenizer, "short")
     embeddings.save(tmp_path / "e.safetensors")
     loaded = CategoryEmbeddings.load(tmp_path / "e.safetensors")
@@ -268,7 +268,7 @@ def test_the_fingerprint_is_the_same_in_half_precision(model, tokenizer):
     assert encoder_fingerprint(model.half(), tokenizer) == fingerprint
 
 
-def test_a_file_that_holds_no_embeddings_is_refused(tmp_path):
+def test_a_file_without_embeddings_is_refused(tmp_path):
     (tmp_path / "e.safetensors").write_bytes(b"garbage")
     with pytest.raises(ValueError, match=r"e\.safetensors is not a file of category embeddings"):
         CategoryEmbeddings.load(tmp_path / "e.safetensors")
@@ -283,12 +283,12 @@ def test_embeddings_that_are_not_of_unit_norm_are_refused(model, tokenizer, cate
             CategoryEmbeddings.load(tmp_path / f"{index}.safetensors")
 
 
-def test_a_name_the_tokenizer_does_not_know_is_refused(model, tokenizer):
+def test_a_name_with_unknown_tokens_is_refused(model, tokenizer):
     with pytest.raises(ValueError, match="does not know 'zebra'"):
         CategoryEmbeddings.compute(CategorySet("z", ["kite", "zebra"], [True, True]), model, tokenizer)
 
 
-def test_embeddings_are_those_given_else_cached_else_computed(model, make_clip, tokenizer, categories, tmp_path):
+def test_embeddings_are_given_or_else_cached_or_else_computed(model, make_clip, tokenizer, categories, tmp_path):
     given, cached = tmp_path / "given.safetensors", tmp_path / "run" / "cached.safetensors"
     resolve = partial(CategoryEmbeddings.resolve, categories, model, tokenizer)
     assert resolve().templates == list(VILD_TEMPLATES) and not cached.parent.exists()
@@ -313,7 +313,7 @@ def test_embeddings_are_those_given_else_cached_else_computed(model, make_clip, 
         resolve(given=tmp_path / "gone")
 
 
-def test_without_a_text_tower_or_a_tokenizer_embeddings_are_to_be_given(model, tokenizer, categories, tmp_path):
+def test_without_a_text_tower_or_a_tokenizer_embeddings_must_be_given(model, tokenizer, categories, tmp_path):
     embeddings = CategoryEmbeddings.compute(categories, model, tokenizer, "short")
     embeddings.save(tmp_path / "e.safetensors")
     model.text_model = None
@@ -324,7 +324,7 @@ def test_without_a_text_tower_or_a_tokenizer_embeddings_are_to_be_given(model, t
             CategoryEmbeddings.resolve(*arguments, option="--embeddings")
 
 
-def test_cosines_of_regions_are_in_float32_under_any_autocast():
+def test_cosines_of_regions_are_float32_under_any_autocast():
     regions, texts = torch.randn(5, 8), normalize(torch.randn(3, 8), dim=-1)
     expected = normalize(regions, dim=-1) @ texts.T
     with torch.autocast("cpu", torch.bfloat16):

@@ -69,7 +69,7 @@ def checkpoint():
     return tensors | block("transformer.resblocks.0", 12)
 
 
-def test_every_key_finds_its_place(checkpoint):
+def test_every_key_is_converted(checkpoint):
     model = convert_checkpoint(checkpoint, CONFIG)
     weights = model.state_dict()
     assert sum(tensor.numel() for tensor in weights.values()) == sum(tensor.numel() for tensor in checkpoint.values())
@@ -90,7 +90,7 @@ def test_files_of_every_kind_are_read(checkpoint, tmp_path, suffix):
     assert torch.equal(convert_checkpoint(file, CONFIG).logit_scale, checkpoint["logit_scale"])
 
 
-def test_a_missing_a_left_over_and_a_misshapen_key_are_named(checkpoint):
+def test_missing_unexpected_and_misshapen_keys_are_named(checkpoint):
     without = {key: tensor for key, tensor in checkpoint.items() if key != "visual.proj"}
     with pytest.raises(ValueError, match=r"missing: visual_projection\.weight"):
         convert_checkpoint(without, CONFIG)
@@ -147,7 +147,7 @@ def test_a_safetensors_file_with_a_damaged_header_is_refused(checkpoint, tmp_pat
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
-def test_a_torchscript_archive_is_not_run_and_the_hub_named(tmp_path):
+def test_a_torchscript_archive_is_not_executed_and_the_error_names_the_hub(tmp_path):
     program = torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2))
     program.save(str(tmp_path / "ViT-B-16.pt"))
     with pytest.raises(
@@ -168,7 +168,7 @@ def test_a_file_without_weights_is_refused(tmp_path, content):
         read_checkpoint(tmp_path / "empty.pt")
 
 
-def test_the_code_that_a_file_names_is_said_and_nothing_that_invites_to_run_it(checkpoint, tmp_path):
+def test_the_error_names_the_code_in_a_file_without_a_suggestion_to_run_it(checkpoint, tmp_path):
     torch.save({"state_dict": checkpoint, "args": argparse.Namespace(lr=1.0)}, tmp_path / "training.pt")
     with pytest.raises(ValueError) as error:
         read_checkpoint(tmp_path / "training.pt")
@@ -204,7 +204,7 @@ WRONG_NUMBERS = {
 
 
 @pytest.mark.parametrize("field", WRONG_NUMBERS)
-def test_a_configuration_with_an_impossible_number_is_refused_by_its_field(checkpoint, field):
+def test_the_error_for_an_impossible_number_in_a_configuration_names_its_field(checkpoint, field):
     value, message = WRONG_NUMBERS[field]
     with pytest.raises(ValueError, match=message):
         convert_checkpoint(checkpoint, {**CONFIG, "vision_cfg": {**CONFIG["vision_cfg"], field: value}})
@@ -218,7 +218,7 @@ def test_a_configuration_with_an_impossible_number_is_refused_by_its_field(check
 
 @pytest.mark.parametrize("part", ["vision_cfg", "text_cfg"])
 @pytest.mark.parametrize("value", [None, 3, "ViT-B-16"])
-def test_a_configuration_whose_parts_are_no_objects_is_refused(checkpoint, part, value):
+def test_a_configuration_whose_parts_are_not_objects_is_refused(checkpoint, part, value):
     with pytest.raises(ValueError, match=f"`{part}` is an object, got"):
         convert_checkpoint(checkpoint, {**CONFIG, part: value})
     with pytest.raises(ValueError, match="`model_cfg` is an object, got"):
@@ -244,7 +244,7 @@ def test_a_misshapen_tensor_is_named_whatever_its_shape(checkpoint, key, tensor)
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.complex64, torch.bool])
-def test_a_tensor_that_is_no_number_with_a_fraction_is_refused(checkpoint, dtype):
+def test_a_tensor_that_is_not_floating_point_is_refused(checkpoint, dtype):
     with pytest.raises(
         ValueError, match=rf"of another dtype: visual_projection.weight {dtype} instead of a floating-point one"
     ):
@@ -252,24 +252,24 @@ def test_a_tensor_that_is_no_number_with_a_fraction_is_refused(checkpoint, dtype
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module.module.", "_orig_mod.module."])
-def test_what_wrappers_put_before_names_is_taken_off(checkpoint, prefix):
+def test_prefixes_of_module_wrappers_are_removed(checkpoint, prefix):
     wrapped = {"state_dict": {prefix + key: tensor for key, tensor in checkpoint.items()}}
     assert torch.equal(convert_checkpoint(wrapped, CONFIG).logit_scale, checkpoint["logit_scale"])
 
 
 @pytest.mark.parametrize("other", ["module.visual.proj", "text.ln_final.weight"])
-def test_two_tensors_for_the_same_place_are_refused(checkpoint, other):
+def test_two_tensors_for_the_same_parameter_are_refused(checkpoint, other):
     name = other.removeprefix("module.").removeprefix("text.")
     with pytest.raises(ValueError, match=rf"holds {re.escape(name)} twice, as (\S+) and as (\S+)"):
         convert_checkpoint({**checkpoint, other: checkpoint[name] + 1}, CONFIG)
 
 
-def test_something_else_than_a_tensor_is_named(checkpoint):
+def test_a_value_that_is_not_a_tensor_is_named(checkpoint):
     with pytest.raises(ValueError, match="The checkpoint: expected a dict of tensors, but 'epoch' is int"):
         convert_checkpoint({**checkpoint, "epoch": 3}, CONFIG)
 
 
-def test_a_missing_file_is_said(tmp_path):
+def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no checkpoint .*nowhere.pt"):
         convert_checkpoint(tmp_path / "nowhere.pt", CONFIG)
     with pytest.raises(ValueError, match="is a folder: `DenseVLMModel.from_pretrained` loads folders"):
@@ -277,7 +277,7 @@ def test_a_missing_file_is_said(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["no json", "[1, 2]", '"text"'])
-def test_a_configuration_that_is_none_is_refused_by_name(checkpoint, tmp_path, text):
+def test_a_file_that_is_not_a_configuration_is_named(checkpoint, tmp_path, text):
     (tmp_path / "c.json").write_text(text)
     with pytest.raises(ValueError, match=r"c\.json(: expected open_clip| is not valid JSON)"):
         convert_checkpoint(checkpoint, tmp_path / "c.json")
@@ -290,7 +290,7 @@ def test_every_single_missing_tensor_is_named(checkpoint):
             convert_checkpoint(without, CONFIG)
 
 
-def test_an_incomplete_and_a_foreign_configuration_are_refused(checkpoint):
+def test_an_incomplete_configuration_and_that_of_another_model_are_refused(checkpoint):
     with pytest.raises(ValueError, match="no field 'text_cfg'"):
         convert_checkpoint(checkpoint, {key: CONFIG[key] for key in ("embed_dim", "vision_cfg")})
     eva = {**CONFIG, "vision_cfg": {**CONFIG["vision_cfg"], "eva_model_name": "eva-clip-b-16"}}
@@ -318,7 +318,7 @@ def test_the_command_line_writes_a_folder_that_loads(checkpoint, tmp_path, run_m
         DenseVLMProcessor.from_pretrained(tmp_path / "out")
 
 
-def test_every_error_of_the_command_is_one_line_and_leaves_nothing_behind(checkpoint, tmp_path, make_tower, capsys):
+def test_every_error_of_the_command_is_one_line_and_leaves_no_files(checkpoint, tmp_path, make_tower, capsys):
     file, config, ours = tmp_path / "c.safetensors", tmp_path / "c.json", tmp_path / "ours"
     save_file(checkpoint, file)
     config.write_text(json.dumps(CONFIG))
@@ -370,7 +370,7 @@ def test_every_error_of_the_command_is_one_line_and_leaves_nothing_behind(checkp
             main([str(part) for part in (file, out, "--config", config)])
 
 
-def test_a_full_disk_leaves_nothing_half_written(checkpoint, tmp_path, make_tower):
+def test_a_full_disk_leaves_no_partial_files(checkpoint, tmp_path, make_tower):
     resource = pytest.importorskip("resource", reason="files are limited in size by POSIX")
     save_file(checkpoint, tmp_path / "c.safetensors")
     (tmp_path / "c.json").write_text(json.dumps(CONFIG))

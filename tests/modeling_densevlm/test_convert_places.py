@@ -51,7 +51,7 @@ PREFIXES = ["model.", "clip_model.", "student.", "module.model.", "sem_seg_head.
 
 
 @pytest.mark.parametrize("tower", TOWERS)
-def test_a_clip_is_found_under_any_key_and_any_prefix_and_what_is_beside_it_reported(exported, tower):
+def test_a_clip_is_found_under_any_key_and_prefix_and_other_tensors_are_reported(exported, tower):
     model, weights, config = exported(tower)
     for index, wrapper in enumerate(WRAPPERS):
         prefix = PREFIXES[index % len(PREFIXES)]
@@ -64,7 +64,7 @@ def test_a_clip_is_found_under_any_key_and_any_prefix_and_what_is_beside_it_repo
 
 
 @pytest.mark.parametrize("tower", TOWERS)
-def test_what_wrappers_put_into_the_middle_of_names_is_taken_out(exported, tower):
+def test_parts_that_module_wrappers_insert_into_names_are_removed(exported, tower):
     model, weights, config = exported(tower)
     for part in ("_fsdp_wrapped_module.", "_orig_mod.", "_checkpoint_wrapped_module.", "module."):
         wrapped = {re.sub(r"(layer\d+|blocks|resblocks)\.(\d+)\.", rf"\1.\2.{part}", k): t for k, t in weights.items()}
@@ -126,7 +126,7 @@ def test_several_clips_are_listed_and_chosen_by_their_prefix(exported, tmp_path,
 
 @pytest.mark.parametrize("tower", TOWERS)
 @pytest.mark.parametrize("names", ["backbone.visual.", "backbone."])
-def test_detectors_around_any_clip_give_its_vision_tower(exported, tower, names):
+def test_a_detector_around_any_clip_gives_its_vision_tower(exported, tower, names):
     """CLIPSelf#13, CLIPSelf#24."""
     model, weights, config = exported(tower)
     tensors = {names + key.removeprefix("visual."): t for key, t in vision(weights).items()}
@@ -142,7 +142,7 @@ def test_detectors_around_any_clip_give_its_vision_tower(exported, tower, names)
     assert same(convert_checkpoint(uncounted, config), model)
 
 
-def test_messages_name_tensors_as_they_stand_in_the_file(exported):
+def test_messages_give_tensors_their_names_in_the_file(exported):
     model, weights, config = exported("clip_vit")
     _, resnet, resnet_config = exported("clip_resnet")
     regionclip = {"roi_heads.x": torch.zeros(1)}
@@ -184,7 +184,7 @@ def test_messages_name_tensors_as_they_stand_in_the_file(exported):
         )
 
 
-def test_a_text_tower_of_another_library_leaves_the_vision_tower(exported):
+def test_beside_a_text_tower_of_another_library_the_vision_tower_converts(exported):
     """open_clip#918: BiomedCLIP has the text tower of a BERT."""
     model, weights, config = exported("clip_vit")
     bert = {
@@ -208,7 +208,7 @@ def test_a_text_tower_of_another_library_leaves_the_vision_tower(exported):
 
 
 @pytest.mark.parametrize("tower", TOWERS)
-def test_sizes_masks_and_position_ids_beside_the_weights_are_set_aside_and_reported(exported, tower):
+def test_sizes_masks_and_position_ids_beside_the_weights_are_dropped_and_reported(exported, tower):
     """RemoteCLIP#8: state dicts of OpenAI's archives."""
     model, weights, config = exported(tower)
     text = config["text_cfg"]
@@ -228,7 +228,7 @@ def test_sizes_masks_and_position_ids_beside_the_weights_are_set_aside_and_repor
     assert f"vocab_size (9, but the learned tensors have {text['vocab_size']})" in str(report)
 
 
-def test_rotary_tables_in_other_names_shapes_and_grids_are_compared(exported):
+def test_rotary_tables_of_other_names_shapes_and_grids_are_verified(exported):
     """CLIPSelf#24, EVA#172."""
     model, weights, config = exported("eva02_clip")
     weights = {key: tensor for key, tensor in weights.items() if ".rope." not in key}
@@ -295,7 +295,7 @@ def test_projections_that_are_layers_norms_of_tensorflow_and_halves_are_read(exp
         assert torch.equal(found.visual_projection.weight, model.visual_projection.weight.to(dtype).float())
 
 
-def test_the_index_of_shards_is_read_and_a_folder_says_what_to_give(exported, tmp_path):
+def test_an_index_of_shards_is_read_and_the_error_for_a_folder_suggests_it(exported, tmp_path):
     model, weights, config = exported("clip_vit")
     shards = {"model-1.safetensors": {}, "model-2.safetensors": {}}
     for key, tensor in weights.items():

@@ -99,7 +99,7 @@ def with_slow(names, slow):
 
 @pytest.mark.parametrize("name", with_slow(OPEN_CLIP, {"siglip"}))
 @torch.no_grad()
-def test_models_of_open_clip_give_the_same_features_there_and_back(build_open_clip, name):
+def test_models_of_open_clip_give_the_same_features_after_conversion_and_export(build_open_clip, name):
     config = OPEN_CLIP[name]
     theirs = build_open_clip(config).double()  # so that what differs is the computation, not its rounding
     side, text = config["vision_cfg"]["image_size"], config["text_cfg"]
@@ -138,7 +138,7 @@ def test_timms_own_eva02_converts():
     assert_close(found, trunk.double()(image), atol=1e-6, rtol=1e-6)
 
 
-def test_the_table_of_siglip_towers_is_that_of_timm():
+def test_the_table_of_siglip_towers_matches_timm():
     timm = pytest.importorskip("timm", reason="timm is not installed (extra `vision`)")
     names = [name for name in timm.list_models("vit_*_siglip_*") if "gap" not in name]
     assert set(siglip_architectures()) == set(names)
@@ -170,14 +170,14 @@ def test_a_siglip_of_transformers_without_its_folder_keeps_the_activation_of_tra
 
 
 @pytest.mark.parametrize("tower", ["eva02_clip", "clip_resnet", "convnext"])
-def test_the_weights_of_a_folder_of_ours_convert_as_well(exported, tower):
+def test_the_weights_in_a_densevlm_folder_convert_too(exported, tower):
     model, _, config = exported(tower)
     found = convert_checkpoint(model.state_dict(), config)
     assert all(torch.equal(found.state_dict()[key], tensor) for key, tensor in model.state_dict().items())
 
 
 @torch.no_grad()
-def test_a_model_that_the_other_layout_cannot_say_is_not_exported(make_tower, tokenizer):
+def test_a_model_that_open_clips_layout_cannot_express_is_not_exported(make_tower, tokenizer):
     mixed = make_tower("clip_vit", tokenizer)  # its text tower has QuickGELU as well
     mixed.config.vision_config.hidden_act = "gelu"
     with pytest.raises(
@@ -201,7 +201,7 @@ def test_timm_towers_without_a_dense_path_are_refused_by_name(name):
 
 
 @pytest.mark.parametrize("cut", [".stages.3.", ".stages.0.blocks.0.norm.weight"])
-def test_half_a_convnext_is_refused_by_what_is_missing(exported, cut):
+def test_the_error_for_half_a_convnext_names_the_missing_keys(exported, cut):
     _, weights, config = exported("convnext")
     kept = {key: tensor for key, tensor in weights.items() if cut not in key}
     with pytest.raises(ValueError, match=rf"missing: .*{re.escape(cut)}"):
@@ -210,7 +210,7 @@ def test_half_a_convnext_is_refused_by_what_is_missing(exported, cut):
         convert_checkpoint(kept)
 
 
-def test_a_wrong_known_configuration_is_answered_with_the_one_that_fits(tmp_path):
+def test_the_error_for_a_wrong_known_configuration_names_those_that_fit(tmp_path):
     with torch.device("meta"):
         model = DenseVLMModel(convert_config(load_config("RN50")))
     weights, _ = rename(model.state_dict(), CHECKPOINT_LAYOUTS["clip_resnet_vision_model"].rules, to_ours=False)
@@ -218,7 +218,7 @@ def test_a_wrong_known_configuration_is_answered_with_the_one_that_fits(tmp_path
         convert_checkpoint(weights, "RN50x4")
 
 
-def test_what_does_not_fit_is_named_without_a_configuration_too():
+def test_without_a_configuration_mismatches_are_named_too():
     with torch.device("meta"):
         model = DenseVLMModel(convert_config(load_config("EVA02-CLIP-B-16")))
     weights, _ = rename(model.state_dict(), CHECKPOINT_LAYOUTS["eva02_clip_vision_model"].rules, to_ours=False)
@@ -296,7 +296,7 @@ def test_a_file_of_the_vision_tower_alone_gives_a_model_without_a_text_tower(exp
 
 
 @torch.no_grad()
-def test_regionclips_files_give_their_clip_and_set_the_detector_aside(exported, tmp_path):
+def test_files_of_regionclip_give_their_clip_without_the_detector(exported, tmp_path):
     model, weights, config = exported("clip_resnet")
     stored = {}
     for key, tensor in weights.items():
@@ -321,7 +321,7 @@ def test_regionclips_files_give_their_clip_and_set_the_detector_aside(exported, 
 
 
 @pytest.mark.parametrize("name", config_names())
-def test_every_known_model_is_recognised_by_its_shapes_or_ambiguous_by_name(name):
+def test_every_known_model_is_recognised_by_its_shapes_or_the_candidates_are_named(name):
     config = load_config(name)
     kind = config_kind(config)
     if kind.startswith("timm_"):
@@ -364,7 +364,7 @@ def test_a_known_model_with_resized_positions_is_recognised():
     assert name.startswith("EVA02-CLIP-L-14")
 
 
-def test_sizes_that_no_known_model_has_are_an_error_that_lists_the_choices(exported):
+def test_the_error_for_unknown_sizes_lists_the_known_models(exported):
     _, weights, _ = exported("eva02_clip")
     with pytest.raises(
         ValueError, match="no known configuration .EVA02-CLIP-B-16, EVA02-CLIP-L-14, EVA02-CLIP-L-14-336"
@@ -389,14 +389,14 @@ def test_rotary_tables_are_checked_and_those_of_another_model_refused(exported):
     convert_checkpoint(without, config)  # EVA-CLIP's own loader drops them, too
 
 
-def test_a_tower_of_another_kind_than_the_configuration_says_is_refused(exported):
+def test_a_tower_of_another_kind_than_that_of_the_configuration_is_refused(exported):
     _, weights, _ = exported("clip_vit")
     _, _, config = exported("clip_resnet")
     with pytest.raises(ValueError, match=r"another tower \(CLIP ResNet\) than that of the checkpoint \(CLIP ViT\)"):
         convert_checkpoint(weights, config)
 
 
-def test_halves_of_two_models_are_refused_by_name(exported):
+def test_the_error_for_halves_of_two_models_names_the_keys(exported):
     _, vit, config = exported("clip_vit")
     _, resnet, _ = exported("clip_resnet")
     mixed = {key: t for key, t in vit.items() if "resblocks.2" not in key}
@@ -409,7 +409,7 @@ def test_halves_of_two_models_are_refused_by_name(exported):
     )
 
 
-def test_first_generation_evas_and_siglips_without_a_form_there_are_refused(make_tower, exported):
+def test_first_generation_evas_and_siglips_that_open_clip_cannot_express_are_refused(make_tower, exported):
     _, weights, config = exported("eva02_clip")
     flags = {**config["vision_cfg"], "naiveswiglu": False}
     with pytest.raises(ValueError, match="has naiveswiglu; EVA-01 towers are not supported"):
@@ -566,7 +566,7 @@ def assert_same_features(theirs, config):
 
 
 @pytest.mark.parametrize("part", OTHER_VALUES)
-def test_every_field_of_open_clips_configuration_gives_its_numbers_or_is_refused_by_name(build_open_clip, part):
+def test_every_field_of_open_clips_configuration_is_converted_or_refused_by_name(build_open_clip, part):
     from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
     fields = dataclasses.fields(CLIPVisionCfg if part == "vision_cfg" else CLIPTextCfg)
@@ -586,7 +586,7 @@ def test_every_field_of_open_clips_configuration_gives_its_numbers_or_is_refused
     assert_same_features(build_open_clip(config), config)
 
 
-def test_every_configuration_of_open_clip_converts_or_is_refused_by_the_field(build_open_clip):
+def test_every_configuration_of_open_clip_converts_or_the_error_names_the_field(build_open_clip):
     """Each form of a tower once, at a tiny size; timm's, which have one size only, in other tests."""
     import open_clip
 
@@ -645,7 +645,7 @@ def test_heads_of_timm_towers_convert_both_ways_and_are_applied_at_every_locatio
     assert torch.equal(DenseVLMModel.from_pretrained(tmp_path).get_dense_features(image), dense)
 
 
-def test_pools_and_heads_of_timm_towers_that_are_others_are_refused_by_their_field():
+def test_the_error_for_unsupported_pools_and_heads_of_timm_towers_names_the_field():
     pytest.importorskip("timm", reason="timm is not installed (extra `vision`)")
     convnext, vit, siglip = "convnext_atto", "vit_xsmall_patch16_clip_224", "vit_base_patch16_siglip_224"
     wrong = [

@@ -29,13 +29,13 @@ def test_rotary_frequencies_fall_with_the_channel():
     assert_close(cos[1], torch.tensor([math.cos(2)] * 2 + [math.cos(0.02)] * 2 + [1.0] * 4))
 
 
-def test_rotation_turns_neighbouring_channels_and_leaves_the_class_token():
+def test_rotation_applies_to_pairs_of_channels_and_not_to_the_class_token():
     states = torch.tensor([[[[5.0, 6.0], [1.0, 2.0]]]])  # (batch, heads, class token and one patch, two channels)
     quarter = torch.zeros(1, 2), torch.ones(1, 2)  # cosine 0, sine 1
     assert_close(rotate(states, *quarter), torch.tensor([[[[5.0, 6.0], [-2.0, 1.0]]]]))
 
 
-def test_queries_and_keys_meet_by_their_distance_alone():
+def test_products_of_rotated_queries_and_keys_depend_on_their_distance_only():
     torch.manual_seed(0)
     query, key = torch.randn(1, 1, 2, 8), torch.randn(1, 1, 2, 8)
     cos, sin = rotary_tables((1, 16), head_dim=8, grid=16, theta=10000.0)
@@ -61,7 +61,7 @@ def test_rotary_tables_are_float32_whatever_the_autocast_and_the_default(dtype):
 
 
 @torch.no_grad()
-def test_nothing_is_left_over_from_a_pass_at_another_size_or_precision(model):
+def test_a_pass_does_not_depend_on_earlier_ones_at_another_size_or_precision(model):
     square, wide = torch.randn(1, 3, 32, 32), torch.randn(1, 3, 24, 56)
     untouched = copy.deepcopy(model)
     with torch.autocast("cpu", dtype=torch.bfloat16):  # the first pass is in the lower precision
@@ -74,7 +74,7 @@ def test_nothing_is_left_over_from_a_pass_at_another_size_or_precision(model):
 
 
 @torch.no_grad()
-def test_an_image_as_wide_as_a_square_of_as_many_patches_is_not_taken_for_one(model):
+def test_grids_with_equal_numbers_of_patches_have_their_own_rotary_tables(model):
     # 2 x 8 and 4 x 4 patches are both sixteen; the reference takes one's rotary table for the other's.
     tokens, (*_, (cos, _)) = model.vision_model.embed(torch.randn(1, 3, 16, 64))
     assert tokens.shape[1] == 17
@@ -83,7 +83,7 @@ def test_an_image_as_wide_as_a_square_of_as_many_patches_is_not_taken_for_one(mo
 
 
 @pytest.mark.parametrize("heads", [3, 16])
-def test_heads_that_rotary_positions_cannot_turn_are_refused(model, heads):
+def test_head_sizes_that_rotary_positions_do_not_support_are_refused(model, heads):
     model.config.vision_config.num_attention_heads = heads
     with pytest.raises(
         ValueError, match=f"A `hidden_size` of 32 is not {heads} heads .* of a multiple of four channels"
@@ -91,7 +91,7 @@ def test_heads_that_rotary_positions_cannot_turn_are_refused(model, heads):
         type(model)(model.config)
 
 
-def test_keys_have_no_bias_and_values_and_queries_have(model):
+def test_queries_and_values_have_a_bias_and_keys_do_not(model):
     attention = model.vision_model.encoder.layers[0].self_attn
     assert attention.k_proj.bias is None
     assert attention.q_proj.bias is not None and attention.v_proj.bias is not None

@@ -48,6 +48,6 @@ def test_a_folder_that_cannot_be_read_is_reported_and_the_walk_goes_on(folder, m
     assert isinstance(found["sub"], PermissionError) and found["b.JPG"] is None
 
 
-def test_suffixes_are_in_lower_case_and_litter_in_any():
+def test_suffixes_of_images_are_lower_case_and_system_files_are_recognised():
     assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in IMAGE_SUFFIXES)
     assert is_system_file("__MACOSX") and is_system_file("._x.jpg") and not is_system_file("x.jpg")

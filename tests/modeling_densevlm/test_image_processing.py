@@ -37,7 +37,7 @@ def test_the_longest_side_becomes_the_size_and_the_rest_is_black(picture):
     assert batch["pixel_values"].max() > 0.5
 
 
-def test_black_is_padded_before_normalising(picture):
+def test_padding_is_black_before_normalisation(picture):
     processor = DenseVLMImageProcessor(32, image_mean=[0.5] * 3, image_std=[0.25] * 3)
     assert (processor(picture(32, 16))["pixel_values"][0, :, 16:] == -2).all()
 
@@ -50,20 +50,20 @@ def test_the_content_extent_is_the_exact_fraction_not_rounded_pixels(picture):
     )
 
 
-def test_another_size_can_be_asked_for_once(picture):
+def test_the_size_can_be_given_for_one_call(picture):
     processor = DenseVLMImageProcessor(32)
     assert processor(picture(20, 20), size=48)["pixel_values"].shape[-1] == 48
     assert processor(picture(20, 20))["pixel_values"].shape[-1] == 32
 
 
-def test_a_path_gives_what_the_image_gives(picture, tmp_path):
+def test_a_path_gives_the_same_as_the_image(picture, tmp_path):
     picture(40, 20).save(tmp_path / "x.png")
     processor = DenseVLMImageProcessor(32)
     expected = processor(picture(40, 20))["pixel_values"]
     assert torch.equal(processor(str(tmp_path / "x.png"))["pixel_values"], expected)
 
 
-def test_an_array_and_a_tensor_give_what_the_image_gives(picture):
+def test_an_array_and_a_tensor_give_the_same_as_the_image(picture):
     image = picture(40, 20)
     array = np.asarray(image)
     expected = DenseVLMImageProcessor(32)(image)["pixel_values"]
@@ -73,7 +73,7 @@ def test_an_array_and_a_tensor_give_what_the_image_gives(picture):
     )
 
 
-def test_arrays_whose_values_and_channels_are_plain_give_what_the_image_gives(picture):
+def test_arrays_of_every_supported_type_and_layout_give_the_same_as_the_image(picture):
     processor, pixels = DenseVLMImageProcessor(32), np.asarray(picture(40, 20))
     expected = processor(pixels)["pixel_values"]
     others = {
@@ -97,7 +97,7 @@ def test_arrays_whose_values_and_channels_are_plain_give_what_the_image_gives(pi
     assert processor(wide, input_data_format="channels_last")["content_extent"][0, 1] == np.float32(3 / 40)
 
 
-def test_what_is_no_image_is_refused_in_one_line_that_says_what_is(picture):
+def test_the_error_for_other_objects_than_images_says_what_an_image_is(picture):
     processor, pixels = DenseVLMImageProcessor(32), np.asarray(picture(40, 20))
     for images, message in (
         ((pixels / 255.0 - 0.5) / 0.2, "values from .* are no brightness"),
@@ -175,7 +175,7 @@ RAMP = np.tile(np.linspace(0, 1, 120), (12, 1))
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
 @pytest.mark.parametrize("kind", ["uint16 png", "uint16 tif", ">u2 tif", "int32 tif", "float32 tif", "int32 pillow"])
-def test_grey_values_are_scaled_by_what_they_are_and_not_by_the_type_that_holds_them(tmp_path, kind, bits):
+def test_grey_values_are_scaled_by_their_range_and_not_by_their_type(tmp_path, kind, bits):
     dtype, form = kind.split()
     image = Image.fromarray((RAMP * (2**bits - 1)).astype(dtype))
     if form != "pillow":
@@ -188,7 +188,7 @@ def test_grey_values_are_scaled_by_what_they_are_and_not_by_the_type_that_holds_
         assert abs(seen.numpy() - RAMP).max() < 2 / 255
 
 
-def test_floats_of_0_to_1_are_grey_values_and_what_has_no_known_range_is_refused():
+def test_floats_in_0_to_1_are_grey_values_and_unknown_ranges_are_refused():
     assert abs(np.asarray(load_image(Image.fromarray(RAMP.astype(np.float32))))[..., 0] - RAMP * 255).max() <= 1
     for values in (RAMP * 2 - 1, RAMP * 3.7, RAMP * 1e-3, RAMP * 1e6, np.where(RAMP > 0.5, np.nan, RAMP)):
         with pytest.raises(ValueError, match="float32 values from .* are no brightness of a known range"):
@@ -211,7 +211,7 @@ def colour_png(pixels: np.ndarray) -> io.BytesIO:
     return io.BytesIO(b"\x89PNG\r\n\x1a\n" + parts)
 
 
-def test_colours_of_sixteen_bits_are_read_and_refused_where_the_upper_eight_hold_nothing():
+def test_colours_of_sixteen_bits_are_read_unless_their_upper_eight_bits_are_empty():
     pixels = np.repeat(RAMP[..., None] * 65535, 3, axis=-1)
     assert abs(np.asarray(load_image(colour_png(pixels)))[..., 0] - RAMP * 255).max() <= 1
     for bits in (8, 12):
@@ -227,7 +227,7 @@ def test_exif_rotation_is_applied(tmp_path, picture):
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF", "MPO", "AVIF"])
-def test_the_size_of_an_image_is_that_after_turning_in_every_format(form):
+def test_the_size_of_an_image_is_that_after_exif_rotation_in_every_format(form):
     if form == "AVIF" and not features.check("avif"):
         pytest.skip("Pillow was built without AVIF")
     upright = Image.fromarray((np.mgrid[:60, :120][1] * 2).astype(np.uint8)).convert("RGB")
@@ -290,7 +290,7 @@ def test_every_option_is_obeyed_in_a_call_and_in_the_constructor_and_saved_with_
     assert grey.shape == (1, 1, 32, 32)
 
 
-def test_both_back_ends_give_the_same_but_for_one_or_two_grey_levels(back_end, picture):
+def test_both_back_ends_agree_up_to_two_grey_levels(back_end, picture):
     expected = DenseVLMImageProcessor(32)
     for size in ((97, 61), (20, 12), (300, 200), (10, 500)):
         found, theirs = (processor(picture(*size)) for processor in (back_end(32), expected))
@@ -301,7 +301,7 @@ def test_both_back_ends_give_the_same_but_for_one_or_two_grey_levels(back_end, p
         assert torch.equal(found["content_extent"], theirs["content_extent"])
 
 
-def test_floats_that_are_not_to_be_rescaled_are_taken_as_they_are(back_end):
+def test_floats_keep_their_values_without_rescaling(back_end):
     values = np.random.default_rng(0).random((20, 40, 3), dtype=np.float32)
     plain = {"do_rescale": False, "do_normalize": False, "do_pad": False}
     exact = back_end(32)(values, do_resize=False, **plain)["pixel_values"][0]
@@ -315,7 +315,7 @@ def test_floats_that_are_not_to_be_rescaled_are_taken_as_they_are(back_end):
         back_end(32)(np.where(values > 0.5, np.nan, values), do_rescale=False)
 
 
-def test_an_option_that_is_not_known_is_an_error_that_names_the_nearest(back_end, picture, tmp_path):
+def test_the_error_for_an_unknown_option_names_the_most_similar(back_end, picture, tmp_path):
     back_end(32).save_pretrained(tmp_path)
     for options, message in (
         ({"sizee": 3}, "has no option `sizee`; is `size` meant?"),
@@ -335,7 +335,7 @@ def test_an_option_that_is_not_known_is_an_error_that_names_the_nearest(back_end
         DenseVLMImageProcessor(32)(picture(8, 8), device="cpu")
 
 
-def test_a_value_that_an_option_cannot_have_is_an_error_in_one_line(back_end, picture):
+def test_an_invalid_value_of_an_option_is_an_error_on_one_line(back_end, picture):
     for options, message in (
         ({"do_resize": "yes"}, "`do_resize` is True or False"),
         ({"image_mean": "abc"}, "`image_mean` is a number, or one for each channel"),
@@ -355,7 +355,7 @@ def test_a_value_that_an_option_cannot_have_is_an_error_in_one_line(back_end, pi
     assert [tuple(values.shape) for values in alone["pixel_values"]] == [(3, 32, 32), (3, 16, 32)]
 
 
-def test_an_image_that_is_not_resized_lies_on_a_canvas_of_the_batchs_longest_side(back_end, picture):
+def test_without_resizing_the_canvas_has_the_longest_side_of_the_batch(back_end, picture):
     batch = back_end(32)([picture(40, 20), picture(10, 30)], do_resize=False)
     assert batch["pixel_values"].shape == (2, 3, 40, 40)
     assert_close(batch["content_extent"], torch.tensor([[1, 0.5], [0.25, 0.75]]))
@@ -363,14 +363,14 @@ def test_an_image_that_is_not_resized_lies_on_a_canvas_of_the_batchs_longest_sid
     assert_close(whole["content_extent"], torch.tensor([[1.0, 1.0]]))
 
 
-def test_auto_image_processor_takes_the_back_end_that_is_installed_or_asked_for(student):
+def test_auto_image_processor_uses_the_installed_or_requested_back_end(student):
     for options, name in (({}, "torchvision" if is_torchvision_available() else "pil"), ({"backend": "pil"}, "pil")):
         processor = AutoImageProcessor.from_pretrained(student, **options)
         assert type(processor) is BACK_ENDS[name] and processor.backend == name
         assert processor.size == {"longest_edge": 96}
 
 
-def test_torchvisions_back_end_takes_a_device_which_pillows_leaves(picture, tmp_path, caplog):
+def test_the_torchvision_back_end_has_a_device_option_and_the_pillow_one_does_not(picture, tmp_path, caplog):
     if not is_torchvision_available():
         pytest.skip("torchvision is not installed")
     processor = DenseVLMImageProcessorTorchvision(32, device="cpu")
@@ -429,7 +429,7 @@ def test_a_saved_folder_chooses_its_back_end_by_what_is_installed(student, torch
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_a_file_of_before_is_read_and_what_a_later_version_adds_is_named(tmp_path, caplog):
+def test_files_of_older_versions_load_and_unknown_options_of_later_ones_are_named(tmp_path, caplog):
     before = {"image_processor_type": "DenseVLMImageProcessor", "image_mean": [0.1] * 3, "image_std": [0.2] * 3,
               "size": {"longest_edge": 48},
               "auto_map": {"AutoImageProcessor": "image_processing_densevlm.DenseVLMImageProcessor"}}  # fmt: skip
@@ -443,7 +443,7 @@ def test_a_file_of_before_is_read_and_what_a_later_version_adds_is_named(tmp_pat
     assert "unknown options, ignored: canvas" in caplog.text
 
 
-def test_of_another_models_image_processor_its_cropping_and_filter_are_left(tmp_path, picture):
+def test_cropping_and_filter_of_another_models_image_processor_are_ignored(tmp_path, picture):
     file = Path(tmp_path / "preprocessor_config.json")
     clip = {"crop_size": 64, "do_center_crop": True, "do_resize": True, "do_normalize": True, "resample": 2,
             "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"shortest_edge": 64}}  # fmt: skip
@@ -459,7 +459,7 @@ def test_of_another_models_image_processor_its_cropping_and_filter_are_left(tmp_
     assert not DenseVLMImageProcessor.from_pretrained(tmp_path).do_normalize
 
 
-def test_the_cells_of_the_map_are_those_of_the_model_in_the_folder(folder_of, tower, tmp_path, make_tower):
+def test_the_patch_size_is_that_of_the_model_in_the_folder(folder_of, tower, tmp_path, make_tower):
     processor = DenseVLMImageProcessor.from_pretrained(folder_of(tower, 0))
     assert processor.patch_size == make_tower(tower).vision_model.stride
     processor.save_pretrained(tmp_path)  # and without the model
@@ -468,7 +468,7 @@ def test_the_cells_of_the_map_are_those_of_the_model_in_the_folder(folder_of, to
     assert DenseVLMImageProcessor(32).patch_size is None
 
 
-def test_the_bytes_of_training_are_normalised_as_the_processor_is_told(back_end, picture):
+def test_normalize_gives_the_same_as_the_whole_processor(back_end, picture):
     pixels = torch.from_numpy(np.array(picture(16, 16))).permute(2, 0, 1)[None]
     for options in ({}, {"do_normalize": False}, {"do_rescale": False}, {"image_mean": [0, 0, 0]}):
         processor = back_end(16, **options)

@@ -54,7 +54,7 @@ def test_image_and_text_features_are_those_of_clip(clip, model, pixel_values, to
 
 @pytest.mark.parametrize("eos_token_id", [74, 2, 7])
 @torch.no_grad()
-def test_a_text_is_read_where_clip_reads_it_for_the_end_that_the_configuration_says(clip, eos_token_id):
+def test_texts_are_pooled_at_the_same_token_as_in_clip(clip, eos_token_id):
     config = copy.deepcopy(clip.config)
     config.text_config.eos_token_id = eos_token_id
     theirs = CLIPModel(config).eval()
@@ -82,7 +82,7 @@ def test_from_clip_keeps_the_attention_implementation(tokenizer, make_clip):
     assert model.config._attn_implementation == model.vision_model.config._attn_implementation == "eager"
 
 
-def test_a_folder_of_another_model_is_refused_by_its_kind(tmp_path):
+def test_the_error_for_a_folder_of_another_model_names_its_type(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip_vision_model", "hidden_size": 64}))
     with pytest.raises(ValueError, match="This is the configuration of a clip_vision_model"):
         DenseVLMModel.from_pretrained(tmp_path)
@@ -96,13 +96,13 @@ def test_from_clip_shares_nothing_with_the_clip(clip):
 
 
 @torch.no_grad()
-def test_a_clip_folder_loads_straight_away(clip, clip_folder, pixel_values):
+def test_a_clip_folder_loads_without_conversion(clip, clip_folder, pixel_values):
     model = DenseVLMModel.from_pretrained(clip_folder)
     assert isinstance(model.config, DenseVLMConfig)
     assert_close(model.get_dense_features(pixel_values), reference_dense(clip, pixel_values))
 
 
-def test_old_forms_of_a_clip_configuration_are_read_as_clip_reads_them(tmp_path):
+def test_clip_configurations_of_older_versions_are_read_as_by_clip(tmp_path):
     # OpenAI's L/14 says its sizes in `vision_config_dict`; others leave out what was the default.
     sizes = {"hidden_size": 1024, "num_attention_heads": 16, "patch_size": 14}
     old = {"model_type": "clip", "projection_dim": 768, "vision_config_dict": sizes}
@@ -123,7 +123,7 @@ def test_save_and_load_keep_every_output(model, pixel_values, tmp_path):
     assert AutoConfig.from_pretrained(tmp_path).model_type == "densevlm"
 
 
-def test_auto_image_processor_knows_the_class_in_process(student):
+def test_auto_image_processor_finds_the_class_in_the_same_process(student):
     processor = AutoImageProcessor.from_pretrained(student, backend="pil")
     assert isinstance(processor, DenseVLMImageProcessor)
     assert processor.size == {"longest_edge": 96}
@@ -155,7 +155,7 @@ def test_an_image_smaller_than_a_patch_is_refused(model):
 
 
 @torch.no_grad()
-def test_a_batch_gives_what_its_images_give_one_by_one(model, pixel_values):
+def test_a_batch_gives_the_same_as_its_images_one_by_one(model, pixel_values):
     boxes = [torch.tensor([[0.0, 0.0, 0.5, 0.7]]), torch.tensor([[0.2, 0.1, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]])]
     together = model.get_region_features(pixel_values, boxes=boxes)
     alone = [model.get_region_features(pixel_values[i : i + 1], boxes=boxes[i : i + 1]) for i in range(2)]
@@ -163,7 +163,7 @@ def test_a_batch_gives_what_its_images_give_one_by_one(model, pixel_values):
 
 
 @torch.no_grad()
-def test_forward_gives_dense_region_and_image_features_of_one_trunk(model, pixel_values):
+def test_forward_gives_dense_region_and_image_features_of_one_pass(model, pixel_values):
     boxes = [torch.tensor([[0.0, 0.0, 0.5, 0.7]])] * 2
     calls = []
     model.vision_model.encoder.layers[0].register_forward_hook(lambda *_: calls.append(1))
@@ -186,7 +186,7 @@ def test_the_dense_pass_computes_no_query_and_no_key_in_the_last_block(model, pi
 
 
 @torch.no_grad()
-def test_what_a_processor_gives_can_be_called_with_whatever_it_holds(student, clip, model, picture):
+def test_the_model_accepts_every_output_of_its_processor(student, clip, model, picture):
     processor = DenseVLMProcessor.from_pretrained(student)
     image, texts = picture(90, 60), ["a photo of a kite", "this is a bus"]
     inputs = processor(images=image, text=texts, padding=True, return_tensors="pt")
@@ -222,7 +222,7 @@ def test_the_logits_of_a_sigmoid_loss_have_its_bias(make_tower, tokenizer):
 
 
 @torch.no_grad()
-def test_what_wrappers_and_tasks_of_transformers_pass_is_taken(student, model, pixel_values, picture):
+def test_arguments_that_wrappers_and_tasks_of_transformers_pass_are_accepted(student, model, pixel_values, picture):
     # PEFT passes all of these to whatever it wraps (peft#796).
     nothing = {"inputs_embeds": None, "output_attentions": False, "labels": None, "return_dict": None}
     output = model(pixel_values, **nothing, output_hidden_states=True)
@@ -299,7 +299,7 @@ def test_without_a_text_tower_there_are_dense_features_and_a_clear_error_for_tex
     assert torch.equal(again.get_dense_features(pixel_values), model.get_dense_features(pixel_values))
 
 
-def test_a_checkpoint_with_a_missing_key_is_refused_by_name(student, tmp_path):
+def test_the_error_for_a_checkpoint_with_a_missing_key_names_it(student, tmp_path):
     for file in student.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     weights = load_file(tmp_path / "model.safetensors")
@@ -312,7 +312,7 @@ def test_a_checkpoint_with_a_missing_key_is_refused_by_name(student, tmp_path):
 
 
 @pytest.mark.parametrize("prefix", ["", "densevlm."])
-def test_learned_weights_without_a_place_are_refused_by_name_and_derived_ones_pass(clip, tmp_path, caplog, prefix):
+def test_unexpected_learned_weights_are_refused_by_name_and_derived_ones_accepted(clip, tmp_path, caplog, prefix):
     clip.save_pretrained(tmp_path)
     weights = {prefix + name: tensor for name, tensor in load_file(tmp_path / "model.safetensors").items()}
     derived = {
@@ -379,7 +379,7 @@ def test_a_new_head_over_a_saved_model_is_initialized_and_the_model_in_it_is_loa
         Head.from_pretrained(tmp_path)
 
 
-def test_a_tower_that_nobody_knows_is_refused_with_those_that_are_known():
+def test_the_error_for_an_unknown_tower_lists_the_known_ones():
     with pytest.raises(ValueError, match="'vit' is no tower of a DenseVLM; there are clip_vision_model, eva02_clip"):
         DenseVLMModel(DenseVLMConfig(vision_config={"model_type": "vit", "hidden_size": 12, "num_hidden_layers": 1}))
     with pytest.raises(ValueError, match="'eva03' is no tower of this package"):
@@ -387,13 +387,13 @@ def test_a_tower_that_nobody_knows_is_refused_with_those_that_are_known():
 
 
 @pytest.mark.parametrize("model_type", ["timm_convnext_vision_model", "timm_vit_vision_model"])
-def test_a_tower_of_timm_says_what_to_install_where_timm_is_missing(model_type, monkeypatch):
+def test_the_error_for_a_timm_tower_without_timm_says_what_to_install(model_type, monkeypatch):
     monkeypatch.setattr("modeling_densevlm.modeling_timm_clip.timm", None)
     with pytest.raises(ImportError, match="is built by timm: `pip install timm`"):
         DenseVLMModel(DenseVLMConfig(vision_config={"model_type": model_type}))
 
 
-def test_a_folder_that_is_not_there_is_said_with_the_remedy():
+def test_the_error_for_a_missing_folder_gives_the_remedy():
     with pytest.raises(
         OSError, match="There is no folder weights/eva02, and it is not available from the Hub.*convert"
     ):
@@ -411,14 +411,14 @@ def test_a_truncated_checkpoint_is_refused(student, tmp_path):
         DenseVLMModel.from_pretrained(tmp_path)
 
 
-def test_new_weights_are_initialized_with_a_width_dependent_spread(model):
+def test_the_spread_of_new_weights_depends_on_the_width(model):
     torch.manual_seed(0)
     fresh = DenseVLMModel(model.config)
     assert fresh.visual_projection.weight.std().item() == pytest.approx(32**-0.5, rel=0.15)
     assert fresh.logit_scale.item() == pytest.approx(2.6592)
 
 
-def test_the_fingerprint_is_of_the_weights_and_of_what_no_tensor_tells(clip_folder, tmp_path):
+def test_the_fingerprint_covers_weights_and_settings_without_tensors(clip_folder, tmp_path):
     model = DenseVLMModel.from_pretrained(clip_folder)
     model.save_pretrained(tmp_path)
     assert DenseVLMModel.from_pretrained(tmp_path).fingerprint() == model.fingerprint()

@@ -29,7 +29,7 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize(("name", "millions"), PUBLISHED.items())
-def test_the_vision_tower_has_as_many_parameters_as_published(name, millions):
+def test_the_vision_tower_has_the_published_number_of_parameters(name, millions):
     config = load_config(name)
     if "convnext" in name:
         pytest.importorskip("timm", reason="this tower is built by timm (extra `vision`)")

@@ -55,7 +55,7 @@ def test_images_texts_and_regions_run_through_every_tower(folder_of, tower, pict
     assert [tuple(labels.shape) for labels in maps] == sizes and maps[0].dtype == torch.int64
 
 
-def test_regions_are_in_pixels_of_the_image_as_its_author_saw_it(processor, picture, tmp_path):
+def test_regions_are_in_pixels_of_the_image_after_exif_rotation(processor, picture, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees: 40 wide, 80 high
     picture(80, 40).save(tmp_path / "turned.jpg", exif=exif)
@@ -71,7 +71,7 @@ def test_regions_are_in_pixels_of_the_image_as_its_author_saw_it(processor, pict
             processor(images=image, masks=[disk((80, 40), box)[None]])
 
 
-def test_boxes_may_be_lists_arrays_or_tensors_and_may_be_none_for_an_image(processor, picture):
+def test_boxes_may_be_lists_arrays_or_tensors_and_an_image_may_have_none(processor, picture):
     image, box = picture(90, 60), [[9, 6, 45, 30]]
     expected = torch.tensor(box) / 90
     for boxes in ([box], np.array([box]), torch.tensor([box]), [np.array(box)], [torch.tensor(box)],
@@ -88,7 +88,7 @@ def test_boxes_may_be_lists_arrays_or_tensors_and_may_be_none_for_an_image(proce
     assert_close(edge, torch.tensor([[0, 0, 1, 60 / 90]]))
 
 
-def test_regions_lie_on_the_canvas_whatever_it_is(processor, picture):
+def test_regions_are_relative_to_the_canvas_whatever_its_shape(processor, picture):
     image, box = picture(90, 60), [[9, 6, 45, 30]]
     whole = processor(images=image, boxes=[box], do_pad=False)["boxes"][0]
     assert_close(whole, torch.tensor([[0.1, 0.1, 0.5, 0.5]]))
@@ -98,7 +98,7 @@ def test_regions_lie_on_the_canvas_whatever_it_is(processor, picture):
     assert_close(both[0], torch.tensor(box) / 120)
 
 
-def test_what_is_no_box_of_the_image_is_refused_by_the_image_the_box_and_the_remedy(processor, picture):
+def test_the_error_for_an_invalid_box_names_image_box_and_remedy(processor, picture):
     images, good = [picture(90, 60), picture(60, 90)], [[9, 6, 45, 30]]
     for wrong, message in (
         ([[45, 30, 9, 6]], r"image 1, box 1 \[45, 30, 9, 6\]: it is reversed.* swap its corners"),
@@ -136,7 +136,7 @@ def test_what_is_no_box_of_the_image_is_refused_by_the_image_the_box_and_the_rem
         processor(images=images, boxes=[good, []], masks=[[], []])
 
 
-def test_what_is_no_mask_of_the_image_is_refused_by_the_image_the_mask_and_the_remedy(processor, picture):
+def test_the_error_for_an_invalid_mask_names_image_mask_and_remedy(processor, picture):
     images, good = [picture(90, 60), picture(60, 90)], disk((60, 90), (5, 5, 50, 80))
     for wrong, message in (
         (good * 255, "image 1, mask 1: values from 0 to 255. A mask is bool, or 0 and 1: give `mask > 0`"),
@@ -162,7 +162,7 @@ def test_what_is_no_mask_of_the_image_is_refused_by_the_image_the_mask_and_the_r
         assert "\n" not in str(caught.value)
 
 
-def test_masks_come_to_the_map_as_in_evaluation(processor, picture):
+def test_masks_are_resized_to_the_map_as_in_evaluation(processor, picture):
     from evaluation.datasets.panoptic import segment_masks
 
     ids = np.random.default_rng(0).integers(0, 3, (6, 9)).repeat(10, 0).repeat(10, 1)
@@ -171,7 +171,7 @@ def test_masks_come_to_the_map_as_in_evaluation(processor, picture):
     assert torch.equal(found, segment_masks(torch.arange(3), ids, 8))
 
 
-def test_texts_are_padded_as_their_tower_needs_it(folder_of, tower, tokenizer, tmp_path, picture):
+def test_texts_are_padded_as_the_text_tower_requires(folder_of, tower, tokenizer, tmp_path, picture):
     processor = DenseVLMProcessor.from_pretrained(folder_of(tower, 0))
     model = DenseVLMModel.from_pretrained(folder_of(tower, 0))
     longest = model.config.text_config.max_position_embeddings
@@ -192,7 +192,7 @@ def test_texts_are_padded_as_their_tower_needs_it(folder_of, tower, tokenizer, t
     assert isinstance(processor(text=TEXTS[0], return_tensors=None)["input_ids"][0], int)
 
 
-def test_a_text_that_is_too_long_is_refused_and_cut_where_asked(processor):
+def test_a_text_that_is_too_long_is_refused_or_truncated_on_request(processor):
     texts = ["a kite", "a kite " * 40]
     with pytest.raises(
         ValueError, match="Text 1 has 8[0-9] tokens, but the text tower supports 32. Shorten it, or give `trunc"
@@ -201,7 +201,7 @@ def test_a_text_that_is_too_long_is_refused_and_cut_where_asked(processor):
     assert processor(text=texts, truncation=True, return_tensors="pt")["input_ids"].shape == (2, 32)
 
 
-def test_a_processor_made_in_python_pads_by_the_kind_of_its_tokenizer(tokenizer):
+def test_a_processor_built_in_python_pads_by_the_class_of_its_tokenizer(tokenizer):
     class SiglipTokenizer(type(tokenizer)):
         pass
 
@@ -214,7 +214,7 @@ def test_a_processor_made_in_python_pads_by_the_kind_of_its_tokenizer(tokenizer)
             DenseVLMProcessor(DenseVLMImageProcessor(32), tokenizer, **options)
 
 
-def test_options_reach_their_part_and_unknown_ones_are_refused(processor, picture):
+def test_options_reach_image_processor_or_tokenizer_and_unknown_ones_are_refused(processor, picture):
     image = picture(20, 20)
     assert processor(images=image, do_normalize=False)["pixel_values"].min() >= 0
     assert processor(images=image, images_kwargs={"size": 48})["pixel_values"].shape[-1] == 48
@@ -233,7 +233,7 @@ def test_options_reach_their_part_and_unknown_ones_are_refused(processor, pictur
         processor()
 
 
-def test_a_folder_is_read_with_the_back_end_and_the_padding_that_are_asked_for(student, picture):
+def test_a_folder_loads_with_the_requested_back_end_and_padding(student, picture):
     pytest.importorskip("torchvision")
     processor = DenseVLMProcessor.from_pretrained(student, backend="torchvision", text_padding="max_length")
     assert processor.image_processor.backend == "torchvision"
@@ -243,7 +243,7 @@ def test_a_folder_is_read_with_the_back_end_and_the_padding_that_are_asked_for(s
         DenseVLMProcessor.from_pretrained(student, backend="opencv")
 
 
-def test_a_folder_of_before_is_read(student, tmp_path, picture, processor):
+def test_a_folder_of_an_older_version_loads(student, tmp_path, picture, processor):
     processor.save_pretrained(tmp_path)
     content = json.loads((tmp_path / "processor_config.json").read_text())
     image_processor = {key: content["image_processor"][key] for key in ("image_mean", "image_std", "size")}
@@ -267,7 +267,7 @@ def segmented(batch=2, categories=40, side=6, dim=8):
     return DenseVLMOutput(dense_embeds=dense, text_embeds=torch.randn(categories, dim, generator=generator) * 3)
 
 
-def test_pixels_get_the_category_that_is_nearest_without_the_padding(processor):
+def test_pixels_get_the_nearest_category_without_the_padding(processor):
     output, sizes = segmented(), [(20, 32), (32, 24)]
     found = processor.post_process_semantic_segmentation(output, target_sizes=sizes)
     cosines = torch.einsum("bdhw,cd->bchw", output.dense_embeds, normalize(output.text_embeds, dim=-1))
@@ -311,7 +311,7 @@ def test_memory_of_the_labels_does_not_grow_with_the_number_of_categories(proces
     assert max(held) == 4 * 64 * 64 and len(held) == 10 + 50
 
 
-def test_what_cannot_be_post_processed_is_refused_with_the_remedy(processor):
+def test_the_error_for_outputs_that_cannot_be_post_processed_gives_the_remedy(processor):
     output = segmented()
     for call, message in (
         (lambda: processor.post_process_semantic_segmentation(output, target_sizes=[(3, 3)]),

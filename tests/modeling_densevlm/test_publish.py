@@ -44,7 +44,7 @@ def test_a_model_of_every_tower_gets_a_card(tower, folder_of, tmp_path):
     assert DenseVLMProcessor.from_pretrained(folder).tokenizer is not None
 
 
-def test_what_is_in_the_way_or_missing_ends_with_one_line_and_leaves_nothing(student, tmp_path, capsys):
+def test_existing_outputs_and_missing_inputs_end_with_one_line_and_leave_no_files(student, tmp_path, capsys):
     (tmp_path / "file").write_text("x")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").write_text("x")

@@ -82,7 +82,7 @@ class Pooling(torch.nn.Module):
         return pool_boxes(feature_map, boxes), pool_masks(feature_map, masks)
 
 
-def test_a_graph_with_regions_holds_for_other_numbers_of_them():
+def test_a_compiled_graph_is_valid_for_other_numbers_of_regions():
     generator = torch.Generator().manual_seed(0)
 
     def arguments(height, width, counts):
@@ -100,7 +100,7 @@ def test_a_graph_with_regions_holds_for_other_numbers_of_them():
             assert_close(found, expected)
 
 
-def test_an_inverted_and_an_empty_box_give_zero():
+def test_inverted_and_empty_boxes_give_zeros():
     boxes = torch.tensor([[0.9, 0.9, 0.1, 0.1], [0.2, 0.9, 0.8, 0.1], [0.5, 0.5, 0.5, 0.5]])
     assert (pool_boxes(torch.ones(1, 3, 4, 4), [boxes]) == 0).all()
 
@@ -111,7 +111,7 @@ def test_regions_come_in_image_order_whatever_their_numbers():
     assert pool_boxes(feature_map, [full, full[:0], full.repeat(2, 1)])[:, 0].tolist() == [0, 2, 2]
 
 
-def test_no_region_at_all_gives_an_empty_result_that_can_be_differentiated():
+def test_without_any_region_the_result_is_empty_and_differentiable():
     feature_map = torch.randn(2, 3, 4, 4, requires_grad=True)
     pooled = pool_boxes(feature_map, [torch.zeros(0, 4)] * 2)
     assert pooled.shape == (0, 3)
@@ -130,7 +130,7 @@ def test_masks_are_weighted_means_and_empty_ones_give_zero():
     assert_close(pool_masks(feature_map, [masks]).flatten(), torch.tensor([1.5, 0.0, 2.5]))
 
 
-def test_boolean_masks_are_taken_as_they_are():
+def test_boolean_masks_are_accepted():
     feature_map = torch.arange(4.0).reshape(1, 1, 2, 2)
     assert pool_masks(feature_map, [torch.ones(1, 2, 2, dtype=torch.bool)]).item() == pytest.approx(1.5)
 
@@ -162,7 +162,7 @@ def test_boxes_in_pixels_with_nan_or_of_another_shape_are_refused(boxes, message
         pool_boxes(torch.ones(1, 3, 4, 4), [boxes])
 
 
-def test_lists_and_arrays_do_as_well_as_tensors():
+def test_lists_and_arrays_are_accepted_like_tensors():
     feature_map = torch.randn(1, 3, 4, 4)
     boxes = [[0.0, 0.0, 0.5, 1.0]]
     expected = pool_boxes(feature_map, [torch.tensor(boxes)])

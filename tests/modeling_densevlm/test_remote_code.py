@@ -118,7 +118,7 @@ for folder in sys.argv[1:]:
 """
 
 
-def test_shipped_folders_load_with_the_package_on_the_path_and_say_what_is_missing_without(tmp_path):
+def test_shipped_folders_load_with_the_package_and_name_it_where_it_is_missing(tmp_path):
     """Nothing but transformers is imported: the configuration leads to the package's classes."""
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
@@ -135,7 +135,7 @@ def test_shipped_folders_load_with_the_package_on_the_path_and_say_what_is_missi
 
 @pytest.mark.parametrize("folder", OLDER, ids=lambda folder: folder.name)
 @torch.no_grad()
-def test_a_folder_saved_by_an_older_version_loads_and_gives_what_it_gave(folder, tower_names):
+def test_a_folder_saved_by_an_older_version_loads_and_gives_the_same_outputs(folder, tower_names):
     if folder.name not in tower_names:
         pytest.skip("this tower is built by timm (extra `vision`)")
     model = DenseVLMModel.from_pretrained(folder)
@@ -147,7 +147,7 @@ def test_a_folder_saved_by_an_older_version_loads_and_gives_what_it_gave(folder,
     assert_close(model.get_text_features(recorded["input_ids"]).pooler_output, recorded["text_embeds"], **close)
 
 
-def test_there_is_an_older_folder_of_every_tower_with_its_version():
+def test_every_tower_has_a_folder_of_an_older_version():
     from modeling_densevlm.modeling_densevlm import VISION_TOWERS
 
     configs = [json.loads((folder / "config.json").read_text()) for folder in OLDER]

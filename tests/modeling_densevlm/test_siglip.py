@@ -67,7 +67,7 @@ def test_image_features_are_those_of_siglip(siglip, size):
 
 
 @torch.no_grad()
-def test_a_siglip_folder_loads_straight_away(siglip, folder):
+def test_a_siglip_folder_loads_without_conversion(siglip, folder):
     model = DenseVLMModel.from_pretrained(folder)
     assert model.config.projection_dim == 32
     assert model.logit_bias.shape == (1,) and torch.equal(model.logit_scale, siglip.logit_scale)
@@ -77,7 +77,7 @@ def test_a_siglip_folder_loads_straight_away(siglip, folder):
 
 
 @torch.no_grad()
-def test_a_dense_feature_is_what_the_head_gives_when_it_sees_that_location_alone(siglip):
+def test_a_dense_feature_is_the_output_of_the_head_for_that_location_alone(siglip):
     model = DenseVLMModel.from_clip(siglip)
     image = torch.randn(2, 3, 24, 40)
     tower = model.vision_model
@@ -89,7 +89,7 @@ def test_a_dense_feature_is_what_the_head_gives_when_it_sees_that_location_alone
 
 
 @torch.no_grad()
-def test_texts_are_read_as_siglip_reads_them_padded_to_full_length(siglip, tokenizer):
+def test_texts_are_padded_to_full_length_as_in_siglip(siglip, tokenizer):
     model = DenseVLMModel.from_clip(siglip)
     tokens = tokenizer(["a photo of a kite"], padding="max_length", max_length=24, return_tensors="pt").input_ids
     expected = siglip.get_text_features(tokens).pooler_output
@@ -130,7 +130,7 @@ def test_category_embeddings_pad_to_full_length(siglip, tokenizer):
 
 
 @torch.no_grad()
-def test_siglip_2_gets_the_patches_that_its_own_processor_cuts(make_tower, picture):
+def test_siglip_2_gets_the_same_patches_as_from_its_own_processor(make_tower, picture):
     image = picture(40, 24)
     theirs = Siglip2ImageProcessor(patch_size=8, max_num_patches=15)(image, return_tensors="pt")
     assert theirs["spatial_shapes"].tolist() == [[3, 5]]
@@ -148,11 +148,11 @@ def test_the_processor_of_a_siglip_folder_is_read(siglip, folder):
     assert processor.image_processor.image_mean == [0.5, 0.5, 0.5]
 
 
-def test_a_size_given_goes_before_the_processors_own(folder):
+def test_a_given_size_overrides_that_of_the_processor(folder):
     assert DenseVLMImageProcessor.from_pretrained(folder, size=64).size == {"longest_edge": 64}
 
 
-def test_a_space_of_another_width_than_the_towers_is_refused(siglip):
+def test_a_projection_dim_other_than_the_towers_width_is_refused(siglip):
     config = DenseVLMModel.from_clip(siglip).config
     config.projection_dim = 24
     with pytest.raises(ValueError, match="`projection_dim` is 24, but a siglip2?_vision_model of width 32 has no"):

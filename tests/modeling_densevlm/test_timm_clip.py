@@ -45,7 +45,7 @@ def make_vit(options, seed=0):
 
 @pytest.mark.parametrize("name", VITS)
 @torch.no_grad()
-def test_the_global_feature_is_that_of_timm(name):
+def test_the_global_feature_matches_timm(name):
     vision = make_vit(VITS[name]).vision_model
     image = torch.randn(2, 3, 32, 32)
     # The trunk's own call gives the first block's tokens; timm's is that of its class.
@@ -55,7 +55,7 @@ def test_the_global_feature_is_that_of_timm(name):
 
 @pytest.mark.parametrize("name", VITS)
 @torch.no_grad()
-def test_taps_and_dense_path_leave_out_what_stands_before_the_patches(name):
+def test_stages_and_dense_path_leave_out_the_prefix_tokens(name):
     vision = make_vit(VITS[name]).vision_model
     image = torch.randn(1, 3, 32, 32)
     _, maps = (
@@ -68,14 +68,14 @@ def test_taps_and_dense_path_leave_out_what_stands_before_the_patches(name):
 
 
 @torch.no_grad()
-def test_the_global_feature_of_a_convnext_is_that_of_timm(make_tower):
+def test_the_global_feature_of_a_convnext_matches_timm(make_tower):
     vision = make_tower("convnext").vision_model
     image = torch.randn(2, 3, 96, 160)
     assert_close(vision(image, dense=False).pooler_output, vision.trunk(image), atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()
-def test_where_the_map_is_one_cell_the_dense_feature_of_a_convnext_is_its_global_one(make_tower):
+def test_on_a_map_of_one_cell_the_dense_feature_of_a_convnext_is_its_global_feature(make_tower):
     features = make_tower("convnext").vision_model(torch.randn(2, 3, 32, 32))
     assert_close(features.dense[:, 0, 0], features.pooler_output)
 
@@ -106,7 +106,7 @@ def test_a_new_model_has_the_weights_that_timm_initialized():
         assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
-def test_the_pooling_has_to_exist():
+def test_an_unsupported_pooling_is_refused():
     with pytest.raises(ValueError, match="`pooling` is 'avg', or 'token' where there is a class token; got 'token'"):
         make_vit({"pooling": "token"})
     with pytest.raises(ValueError, match="`pooling` is 'avg'"):

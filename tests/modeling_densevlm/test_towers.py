@@ -73,7 +73,7 @@ def test_a_remainder_that_fills_no_cell_is_dropped_with_a_warning(model, caplog)
 
 
 @torch.no_grad()
-def test_places_in_the_image_are_the_same_places_in_every_map(model):
+def test_every_map_keeps_the_layout_of_the_image(model):
     # A change in the upper right corner changes that corner of each map most.
     stride = model.vision_model.stride
     model.out_features = model.stage_names
@@ -87,7 +87,7 @@ def test_places_in_the_image_are_the_same_places_in_every_map(model):
 
 
 @torch.no_grad()
-def test_boxes_at_the_edge_of_what_is_possible(model):
+def test_extreme_boxes_give_finite_features_and_empty_ones_zeros(model):
     image = images(model)
     pooled = model.get_region_features(image, boxes=[BOXES, BOXES[:0]])
     assert pooled.shape == (len(BOXES), model.config.projection_dim)
@@ -100,7 +100,7 @@ def test_boxes_at_the_edge_of_what_is_possible(model):
 
 
 @torch.no_grad()
-def test_masks_at_the_edge_of_what_is_possible(model):
+def test_extreme_masks_give_weighted_means_and_empty_ones_zeros(model):
     image = images(model)
     dense = model.get_dense_features(image)
     masks = torch.zeros(4, *dense.shape[2:])
@@ -115,7 +115,7 @@ def test_masks_at_the_edge_of_what_is_possible(model):
 
 
 @torch.no_grad()
-def test_a_batch_gives_what_its_images_give_one_by_one(model):
+def test_a_batch_gives_the_same_as_its_images_one_by_one(model):
     image = images(model)
     boxes = [BOXES[:2], BOXES[1:4]]
     together = model(image, boxes=boxes, return_image_embeds=True)
@@ -125,7 +125,7 @@ def test_a_batch_gives_what_its_images_give_one_by_one(model):
 
 
 @torch.no_grad()
-def test_one_pass_gives_the_same_as_a_pass_for_each(model):
+def test_one_pass_gives_the_same_as_separate_passes(model):
     image = images(model)
     output = model(image, boxes=[BOXES] * 2, return_image_embeds=True)
     assert_close(output.dense_embeds, model.get_dense_features(image))
@@ -134,7 +134,7 @@ def test_one_pass_gives_the_same_as_a_pass_for_each(model):
 
 
 @torch.no_grad()
-def test_eager_and_fused_attention_agree_and_each_is_used_when_asked_for(model, tower, tmp_path, monkeypatch):
+def test_eager_and_fused_attention_agree_and_each_is_used_on_request(model, tower, tmp_path, monkeypatch):
     model.save_pretrained(tmp_path)
     fused, calls = torch.nn.functional.scaled_dot_product_attention, []
 
@@ -163,7 +163,7 @@ def test_eager_and_fused_attention_agree_and_each_is_used_when_asked_for(model, 
 
 
 @torch.no_grad()
-def test_bf16_weights_give_bf16_features_as_near_as_their_precision(model, tmp_path):
+def test_bf16_weights_give_bf16_features_within_their_precision(model, tmp_path):
     model.save_pretrained(tmp_path)
     half = DenseVLMModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
     output = half(images(model).bfloat16(), boxes=[BOXES] * 2, return_image_embeds=True)
@@ -175,7 +175,7 @@ def test_bf16_weights_give_bf16_features_as_near_as_their_precision(model, tmp_p
 
 
 @torch.no_grad()
-def test_autocast_changes_features_by_its_precision_at_most(model):
+def test_autocast_changes_features_within_its_precision(model):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         dense = model.get_dense_features(images(model))
     expected = model.get_dense_features(images(model))
@@ -235,7 +235,7 @@ def tokens(tokenizer):
 
 
 @torch.no_grad()
-def test_what_stands_in_place_of_a_linear_layer_is_called_wherever_it_stands(tower, make_tower, tokenizer, tokens):
+def test_a_replacement_of_any_linear_layer_is_called(tower, make_tower, tokenizer, tokens):
     # Adapters before and after merging, quantised layers (peft#2291, bitsandbytes#963).
     model, merged = (make_tower(tower, tokenizer) for _ in range(2))
     linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
@@ -259,7 +259,7 @@ def test_what_stands_in_place_of_a_linear_layer_is_called_wherever_it_stands(tow
 
 
 @torch.no_grad()
-def test_weights_that_are_offloaded_by_hooks_on_modules_give_the_same_features(tower, make_tower, tokenizer, tokens):
+def test_weights_offloaded_by_module_hooks_give_the_same_features(tower, make_tower, tokenizer, tokens):
     accelerate = pytest.importorskip("accelerate")
     model = make_tower(tower, tokenizer)
     expected = outputs_of(model, tokens)
@@ -279,7 +279,7 @@ class DenseFeatures(torch.nn.Module):
 
 
 @torch.no_grad()
-def test_an_exported_graph_holds_for_other_batches_and_sizes(model):
+def test_an_exported_graph_is_valid_for_other_batches_and_sizes(model):
     stride = model.vision_model.stride
     rows, columns = (stride * Dim(name, min=2, max=64) for name in ("rows", "columns"))
     image = images(model, 2, 3 * stride, 5 * stride)
@@ -297,7 +297,7 @@ def gradients_of(model: DenseVLMModel) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def test_gradients_reach_exactly_the_trainable_blocks_and_what_is_always_frozen(model):
+def test_in_the_blocks_gradients_reach_exactly_the_trainable_parameters(model):
     names = {id(p): name for name, p in model.named_parameters()}
     blocks = model.vision_model.trainable_blocks()
     listed = [names[id(p)] for block in blocks for p in block]
@@ -355,7 +355,7 @@ def test_re_entrant_checkpointing_gives_the_gradients_behind_a_frozen_stem(tower
     assert model.vision_model.require_input_grad(hidden_states, block) is hidden_states
 
 
-def test_the_input_embeddings_are_what_reads_the_pixels(model):
+def test_the_input_embeddings_are_the_first_layer_and_run_once(model):
     seen = []
     model.get_input_embeddings().register_forward_hook(lambda *_: seen.append("embedding"))
     for module in model.vision_model.modules():
@@ -477,7 +477,7 @@ def test_sharded_weights_an_automatic_device_map_and_half_precision_load(model, 
 
 
 @torch.no_grad()
-def test_a_model_built_on_the_meta_device_is_whole_once_its_weights_are_there(model, tmp_path):
+def test_a_model_built_on_the_meta_device_is_complete_once_its_weights_are_loaded(model, tmp_path):
     with torch.device("meta"):
         empty = DenseVLMModel(model.config)
     assert all(tensor.is_meta for tensor in (*empty.parameters(), *empty.buffers()))
@@ -503,7 +503,7 @@ def steps(vision, image):
 
 
 @torch.no_grad()
-def test_three_steps_give_what_one_pass_gives_however_the_blocks_are_divided(model):
+def test_the_three_steps_give_the_same_as_one_pass_for_any_division_of_the_blocks(model):
     vision, image = model.vision_model, images(model)
     features = vision(image, stages=vision.stage_names)
     hidden_states, grid = vision.embed(image)
@@ -524,7 +524,7 @@ def test_three_steps_give_what_one_pass_gives_however_the_blocks_are_divided(mod
 
 
 @torch.no_grad()
-def test_the_dense_path_of_the_last_block_is_what_it_does_to_a_location_alone(model):
+def test_the_dense_path_of_the_last_block_is_the_block_on_each_location_alone(model):
     # A token that sees itself alone attends to itself with weight 1: attention is its value path.
     vision, image = model.vision_model, images(model)
     hidden_states, grid = steps(vision, image)
@@ -535,7 +535,7 @@ def test_the_dense_path_of_the_last_block_is_what_it_does_to_a_location_alone(mo
 
 
 @torch.no_grad()
-def test_heads_run_the_last_blocks_with_tokens_of_their_own_under_a_mask(model, tower):
+def test_heads_can_run_the_last_blocks_with_their_own_tokens_and_mask(model, tower):
     vision, image = model.vision_model, images(model)
     hidden_states, grid = vision.embed(image)
     if tower in ("clip_resnet", "convnext"):
@@ -593,14 +593,14 @@ def assert_value_path(model, image, dense_residual, attention="self_attn", norm=
 
 
 @torch.no_grad()
-def test_the_map_is_given_without_normalisation_when_asked_for(model):
+def test_the_map_is_returned_without_normalisation_on_request(model):
     dense = model.get_dense_features(images(model), normalize=False)
     assert dense.norm(dim=1).std() > 0
     assert_close(torch.nn.functional.normalize(dense, dim=1), model.get_dense_features(images(model)))
 
 
 @torch.no_grad()
-def test_a_tower_called_alone_gives_what_vision_models_of_transformers_give(model, tower):
+def test_a_tower_called_alone_returns_the_outputs_of_vision_models_of_transformers(model, tower):
     vision, image = model.vision_model, images(model)
     features = vision(pixel_values=image, output_hidden_states=True)
     assert torch.equal(model.visual_projection(features.pooler_output), model.get_image_features(image).pooler_output)
@@ -625,7 +625,7 @@ def test_a_tower_called_alone_gives_what_vision_models_of_transformers_give(mode
 
 
 @torch.no_grad()
-def test_attentions_are_given_by_eager_attention_of_blocks_that_compute_some(model, tower):
+def test_attentions_are_returned_with_eager_attention_for_blocks_that_compute_them(model, tower):
     image, vision = images(model), model.vision_model
     tokens = vision.embed(image)[0].shape[1]
     for _ in range(2):
@@ -653,7 +653,7 @@ def test_attentions_are_given_by_eager_attention_of_blocks_that_compute_some(mod
 
 
 @torch.no_grad()
-def test_what_the_processor_gives_goes_into_the_model_with_texts_of_different_length(tower, folder_of, picture):
+def test_the_model_accepts_the_processors_output_for_texts_of_different_lengths(tower, folder_of, picture):
     folder, image = folder_of(tower, 0), picture(90, 60)
     model, processor = DenseVLMModel.from_pretrained(folder), DenseVLMProcessor.from_pretrained(folder)
     texts = ["a kite", "this is a photo of a boat"]
@@ -671,7 +671,7 @@ def test_what_the_processor_gives_goes_into_the_model_with_texts_of_different_le
 
 
 @torch.no_grad()
-def test_pipelines_of_transformers_load_a_folder(tower, folder_of, picture):
+def test_pipelines_of_transformers_load_and_run_a_folder(tower, folder_of, picture):
     folder, image = folder_of(tower, 0), picture(90, 60)
     model, tokenizer = DenseVLMModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     extract = pipeline("image-feature-extraction", model=folder, device="cpu")
@@ -687,7 +687,7 @@ def test_pipelines_of_transformers_load_a_folder(tower, folder_of, picture):
     assert_close(torch.tensor([found[label] for label in labels]), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_names_of_maps_outlive_a_change_of_the_tower(tower, make_tower):
+def test_names_of_maps_remain_valid_after_a_change_of_the_tower(tower, make_tower):
     config = make_tower(tower).config
     if "num_hidden_layers" not in config.vision_config.to_dict():
         return  # a CNN has four stages

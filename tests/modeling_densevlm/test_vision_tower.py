@@ -12,7 +12,7 @@ def plane(rows):
     return torch.tensor([[100.0], *([value] for row in rows for value in row)])
 
 
-def test_positions_of_the_native_grid_are_left_alone():
+def test_positions_of_the_native_grid_are_unchanged():
     positions = plane([[1.0, 2.0], [3.0, 4.0]])
     assert resize_positions(positions, (2, 2), prefix=1) is positions
 
@@ -30,7 +30,7 @@ def test_rows_and_columns_keep_their_order_on_another_aspect():
     assert (upper.diff() > 0).all() and upper[0] < 0.3 and upper[3] > 0.7
 
 
-def test_nothing_is_smoothed_where_a_grid_shrinks():
+def test_positions_are_resized_to_a_smaller_grid_without_smoothing():
     # Bicubic samples at the centres of the new cells, half-way between two old ones: (-3, 19, 19, -3) / 32 of four.
     row = torch.tensor([0.0, 0.0, 32.0, 0.0])
     resized = resize_positions(row.repeat(4)[:, None], (4, 2), prefix=0).view(4, 2)
@@ -45,6 +45,6 @@ def test_half_precision_is_resized_in_float32():
 
 
 @pytest.mark.parametrize("prefix", [0, 1, 5])
-def test_what_stands_in_front_is_kept(prefix):
+def test_position_embeddings_of_prefix_tokens_are_kept(prefix):
     positions = torch.randn(prefix + 16, 3)
     assert torch.equal(resize_positions(positions, (2, 7), prefix)[:prefix], positions[:prefix])
