@@ -75,7 +75,7 @@ def boxes_on_canvas(
     boxes: Sequence[Any], sizes: Sequence[tuple[int, int]], canvases: Sequence[tuple[int, int]]
 ) -> list[Tensor]:
     r"""
-    Converts boxes from pixels of the image to fractions of the canvas.
+    Converts boxes from pixels of the image to fractions of the map, which covers the canvas.
 
     Args:
         boxes (sequence of one array of shape `(n_i, 4)` per image): xyxy in pixels of the image.

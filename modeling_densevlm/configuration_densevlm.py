@@ -26,7 +26,8 @@ class _TowerSpec(SubConfigSpec):
         except ValueError as error:
             raise ValueError(
                 f"{model_type!r} is no tower of this package. Register external towers before their models are "
-                "loaded: `modeling_densevlm.external_towers.register_tower(MyTower)`; saved folders lack their code."
+                "loaded: `modeling_densevlm.external_towers.register_tower(MyTower)`, or `--tower` of the programs; "
+                "saved folders lack their code."
             ) from error
 
 

@@ -253,7 +253,7 @@ class DenseVLMImageProcessingMixin(BaseImageProcessor):
         Returns:
             [`BatchFeature`] with `pixel_values` `(batch, 3, size, size)`; `content_extent` `(batch, 2)`, width and
             height of the image content as fractions of the canvas; and the given regions in the form that the model
-            expects: `boxes` as fractions of the canvas, `masks` at the resolution of the dense map.
+            expects: `boxes` as fractions of the dense map, which covers the canvas, `masks` at its resolution.
 
         Raises:
             `TypeError` for unknown options; `ValueError` for invalid images, regions and values of options.

@@ -163,10 +163,10 @@ def content_grid(rows: int, columns: int, content_extent: tuple[float, float]) -
         rows (`int`): number of rows.
         columns (`int`): number of columns.
         content_extent (`tuple[float, float]`):
-            Width and height of the image's content as fractions of the padded square; the grid spans exactly that.
+            Width and height of the image's content as fractions of the canvas; the grid spans exactly that.
 
     Returns:
-        `Tensor` of shape `(rows * columns, 4)`: xyxy as fractions of the padded square.
+        `Tensor` of shape `(rows * columns, 4)`: xyxy as fractions of the map, which covers the canvas.
     """
     width, height = content_extent
     boxes = grid_boxes(rows, columns)
@@ -264,7 +264,7 @@ def resize_and_pad(image: Image.Image, side: int) -> Tensor:
 
 
 def crop_boxes(image: Image.Image, boxes: Tensor) -> list[Image.Image]:
-    """Crops an image to each box (fractions of its padded square) and stretches the crops to squares."""
+    """Crops an image to each box (fractions of the map) and stretches the crops to squares."""
     longest = max(image.size)
     crops = [image.crop(_whole_pixels(box * longest, image.size)) for box in boxes]
     return [crop.resize((max(crop.size),) * 2, Image.Resampling.BICUBIC) for crop in crops]

@@ -26,7 +26,7 @@ def save_retrieval_picture(
     Args:
         file (`Path`): where to save it.
         pixels (`Tensor` of shape `(3, side, side)`): the first image of a batch, uint8.
-        boxes (`Tensor` of shape `(regions, 4)`): xyxy as fractions of the padded square.
+        boxes (`Tensor` of shape `(regions, 4)`): xyxy as fractions of the map, which covers the canvas.
         retrieval ([`Retrieval`]): of the batch; the image's regions come first.
         names (`Sequence[str]`): names of all categories.
     """
@@ -51,7 +51,7 @@ def draw_retrieval(
 
     Args:
         pixels (`Tensor` of shape `(3, side, side)`): the image, uint8.
-        boxes (`Tensor` of shape `(regions, 4)`): xyxy as fractions of the padded square.
+        boxes (`Tensor` of shape `(regions, 4)`): xyxy as fractions of the map, which covers the canvas.
         names (`Sequence[str]`): retrieved category per region.
         probabilities (`Sequence[float]`): its probability per region.
         kept (`Sequence[bool]`): whether each region passes denoising.
