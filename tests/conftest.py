@@ -6,6 +6,8 @@ import os
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded; read when transformers is imported
+# One test process per core: more threads of torch would wait for each other in busy loops. Read when it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import gc
 import importlib.util
