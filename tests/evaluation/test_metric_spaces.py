@@ -4,7 +4,6 @@
 
 import importlib.util
 import json
-import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -57,32 +56,13 @@ def test_the_app_computes_the_example_and_reports_wrong_input(folder):
         page.compute("[]")
 
 
-def rank(folder, process_id, columns, rest, cache_dir, results):
-    options = {"num_process": 2, "process_id": process_id, "experiment_id": "two", "cache_dir": str(cache_dir)}
-    metric = evaluate.load(str(folder), **options)
-    metric.add_batch(**columns)
-    results.put(metric.compute(**rest))
-
-
-def test_several_processes_add_up(folder, tmp_path):
+def test_several_processes_add_up(folder, run_module, tmp_path):
     values = json.loads(module_of(folder / "app.py").EXAMPLE)
     rest = {"category_is_thing": values.pop("category_is_thing")}
     expected = evaluate.load(str(folder)).compute(**values, **rest)
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    rows = (slice(0, 1), slice(1, None))
-    ranks = [
-        context.Process(
-            target=rank, args=(folder, number, {k: v[part] for k, v in values.items()}, rest, tmp_path, results)
-        )
-        for number, part in enumerate(rows)
-    ]
-    for process in ranks:
-        process.start()
-    found = [results.get(timeout=120) for _ in ranks]
-    for process in ranks:
-        process.join(timeout=60)
-    assert [result for result in found if result is not None] == [expected]  # the first rank's
+    arguments = [folder, tmp_path / "cache", tmp_path / "result.json", json.dumps(values), json.dumps(rest)]
+    run_module("tests.evaluation.metric_on_ranks", arguments, ranks=2)
+    assert json.loads((tmp_path / "result.json").read_text()) == expected
 
 
 COLUMNS = {"predictions": [0, 2, 1, -1], "references": [0, 2, 2, 1]}

@@ -77,18 +77,23 @@ def folders(make_tower, tower_names, tokenizer, student, tmp_path_factory):
     return saved
 
 
-def test_folders_of_every_tower_load_as_remote_code_in_a_process_without_the_package(folders, tmp_path):
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
-    environment.pop("PYTHONPATH", None)
+def run_script(script: str, *arguments: Path, cwd: Path, **environment: str) -> str:
+    """The output of a script in a new process with an empty cache of the Hub and without this process's path."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path / "out.pt"), *map(str, folders)],
-        cwd=tmp_path,
-        env=environment,
+        [sys.executable, "-c", script, *map(str, arguments)],
+        cwd=cwd,
+        env=inherited | {"HF_HOME": str(cwd / "hf"), "HF_HUB_OFFLINE": "1"} | environment,
         capture_output=True,
         text=True,
         timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_folders_of_every_tower_load_as_remote_code_in_a_process_without_the_package(folders, tmp_path):
+    run_script(SCRIPT, tmp_path / "out.pt", *folders, cwd=tmp_path)
     found = torch.load(tmp_path / "out.pt", weights_only=True)
     assert len(found) == len(folders) >= 5
     for folder, outputs in found.items():
@@ -120,17 +125,8 @@ for folder in sys.argv[1:]:
 
 def test_shipped_folders_load_with_the_package_and_name_it_where_it_is_missing(tmp_path):
     """Nothing but transformers is imported: the configuration leads to the package's classes."""
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", SHIPPED_SCRIPT, *map(str, SHIPPED)],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert len(done.stdout.splitlines()) == len(SHIPPED) == 3
+    output = run_script(SHIPPED_SCRIPT, *SHIPPED, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert len(output.splitlines()) == len(SHIPPED) == 3
 
 
 @pytest.mark.parametrize("folder", OLDER, ids=lambda folder: folder.name)

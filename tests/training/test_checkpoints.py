@@ -30,11 +30,17 @@ def losses_of(trainer):
     return [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
 
 
+@pytest.fixture(scope="module")
+def saved_once(tmp_path_factory):
+    return tmp_path_factory.mktemp("saved") / "run"
+
+
 @pytest.fixture
-def saved(recipe, tmp_path):
-    """A run's folder with three checkpoints."""
-    main(recipe(**STEPS))
-    return tmp_path / "run"
+def saved(recipe, tmp_path, saved_once):
+    """A run's folder with three checkpoints, a copy for each test."""
+    if not saved_once.exists():
+        main(recipe(**STEPS, output_dir=saved_once))
+    return shutil.copytree(saved_once, tmp_path / "run")
 
 
 def truncate(file: Path) -> None:
