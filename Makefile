@@ -7,15 +7,25 @@ PRETRAINING_SEEDS ?= 0 1 2
 
 .PHONY: sandbox sandbox-pretraining test test-slow test-core style benchmark gpu clean
 
-# The method on synthetic scenes: two students, a table and figures in runs/sandbox. No download.
+# The method on synthetic scenes: two students, a table, figures and a page in runs/sandbox. No download.
+TEACHER_CACHE := --teacher_cache runs/sandbox/teacher_cache
+STEP = @echo; echo "make sandbox, step $(1) of 5 (about $(2) on two cores): $(3)"
 sandbox: $(VENV)/figures.stamp
+	$(call STEP,1,1 minute,drawing the scenes)
 	$(BIN)/python -m training.sandbox.scenes --output runs/sandbox/data
+	$(call STEP,2,1 minute,the teacher names the regions of every training scene)
+	$(BIN)/python -m training.cache_teacher training/recipes/sandbox.yaml $(TEACHER_CACHE)
+	$(call STEP,3,2 minutes a seed,training DenseVLM)
 	for seed in $(SEEDS); do \
-	  $(BIN)/python -m training.train training/recipes/sandbox.yaml --seed $$seed \
+	  $(BIN)/python -m training.train training/recipes/sandbox.yaml $(TEACHER_CACHE) --seed $$seed \
 	    --output_dir runs/sandbox/densevlm-seed$$seed || exit 1; \
-	  $(BIN)/python -m training.train training/recipes/sandbox.yaml --seed $$seed --contrast all \
+	done
+	$(call STEP,4,2 minutes a seed,training without its decoupled contrast)
+	for seed in $(SEEDS); do \
+	  $(BIN)/python -m training.train training/recipes/sandbox.yaml $(TEACHER_CACHE) --seed $$seed --contrast all \
 	    --output_dir runs/sandbox/all-seed$$seed || exit 1; \
 	done
+	$(call STEP,5,1 minute,evaluating all models on the test scenes)
 	$(BIN)/python -m evaluation.sandbox --runs runs/sandbox --seeds $(SEEDS)
 
 # The same over several pre-training seeds, starting from captions: hours. Seed 0 uses the shipped models. Existing results are reused.

@@ -177,9 +177,43 @@ def accuracy_chart(
     save_figure(figure, file)
 
 
+def training_chart(
+    file: str | Path, history: Sequence[Mapping[str, float]], evaluations: Mapping[int, Mapping[str, float]]
+) -> None:
+    r"""
+    Draws a run over its steps: the loss, the share of regions that denoising keeps, and accuracies of the student.
+
+    Args:
+        file (`str` or path): image file to write; its suffix selects the format.
+        history (sequence of `dict`): the `log_history` of a `trainer_state.json`, of a DenseVLM run.
+        evaluations (mapping of steps to `dict`): metrics of `evaluation.evaluate_regions` at checkpoints.
+    """
+    figure, ((loss, kept, accuracy),) = subplots(1, 3, (10.5, 3.0))
+    rows = [entry for entry in history if "loss" in entry]
+    steps = [entry["step"] for entry in rows]
+    loss.plot(steps, [entry["loss"] for entry in rows], color=COLOURS[0])
+    loss.set_title("loss", fontsize=10)
+    kept.plot(steps, [100 * entry["regions_kept"] / max(entry["regions"], 1) for entry in rows], color=COLOURS[0])
+    kept.set_title("kept regions in %", fontsize=10)
+    kept.set_ylim(0, 100)
+    titles = {"masks_thing_top1": "Masks-T", "masks_stuff_top1": "Masks-S", "foreground_bias": "stuff called a thing"}
+    for number, (key, title) in enumerate(titles.items()):
+        values = [100 * metrics[key] for metrics in evaluations.values()]
+        style = {"color": COLOURS[number], "linestyle": DASHES[number], "marker": MARKERS[number], "markersize": 4}
+        accuracy.plot(list(evaluations), values, label=title, **style)
+    accuracy.set_title("validation scenes, in %", fontsize=10)
+    accuracy.set_ylim(0, 100)
+    accuracy.legend(fontsize=8)
+    for axis in (loss, kept, accuracy):
+        axis.set_xlabel("step", fontsize=9)
+        axis.grid(color="0.9")
+        axis.tick_params(labelsize=8)
+    save_figure(figure, file)
+
+
 def _short(name: str, max_shown: int = 22) -> str:
     first = name.split(",")[0]
     return first if len(first) <= max_shown else f"{first[: max_shown - 1]}…"
 
 
-__all__ = ["accuracy_chart", "balance_chart", "confusion_chart", "difference_chart"]
+__all__ = ["accuracy_chart", "balance_chart", "confusion_chart", "difference_chart", "training_chart"]

@@ -11,9 +11,12 @@ import numpy as np
 from modeling_densevlm.command_line import check_output
 
 
-def subplots(rows: int = 1, columns: int = 1, figsize: tuple[float, float] = (6, 4)) -> tuple[Any, np.ndarray]:
+def subplots(
+    rows: int = 1, columns: int = 1, figsize: tuple[float, float] = (6, 4), **options: Any
+) -> tuple[Any, np.ndarray]:
     """
-    Creates a matplotlib figure and its axes, `(rows, columns)`, without touching the global state of pyplot.
+    Creates a matplotlib figure and its axes, `(rows, columns)`, without touching the global state of pyplot; `options`
+    are those of `Figure.subplots`.
 
     Raises:
         `ImportError` if matplotlib is not installed.
@@ -23,7 +26,7 @@ def subplots(rows: int = 1, columns: int = 1, figsize: tuple[float, float] = (6,
     except ImportError as error:
         raise ImportError("Figures need matplotlib: install it, or this package with the extra `figures`.") from error
     figure = Figure(figsize=figsize)
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
 def save_figure(figure: Any, file: str | Path, dpi: int = 120, bbox_inches: str | None = "tight") -> None:
@@ -46,33 +49,54 @@ def check_picture(file: Path, option: str = "--output") -> None:
 def location_figure(
     file: str | Path,
     images: Sequence[np.ndarray],
-    panels: Mapping[str, np.ndarray],
+    panels: Mapping[str, Sequence[np.ndarray]],
     names: Sequence[str],
     is_thing: Sequence[bool],
+    notes: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
     """
     Draws one row per image: the image, then one panel per model with the colour and name of the category predicted at
-    each location. Things are hatched and their names in italics, so that colour is not the only cue.
+    each location. Things are hatched and their names in italics, so that colour is not the only cue. Letters are large
+    enough for the width of a phone.
 
     Args:
         file (`str` or path): image file to write; its suffix selects the format.
-        images (sequence of `np.ndarray` of shape `(height, width, 3)`, uint8): the images.
-        panels (mapping of titles to `np.ndarray` of shape `(images, height, width)`): category indices.
+        images (sequence of `np.ndarray` of shape `(height, width, 3)`, uint8): the images, of any sizes.
+        panels (mapping of titles to sequences of `np.ndarray` of shape `(height, width)`):
+            Category indices per image.
         names (sequence of `str`): category names.
         is_thing (sequence of `bool`): whether each category is a thing.
+        notes (mapping of titles to sequences of `str`, *optional*): lines beneath the panels of a model, per image.
     """
+    notes = notes or {}
     colours = category_colours(is_thing)
-    rows, columns = len(images), 1 + len(panels)
-    figure, axes = subplots(rows, columns, figsize=(1.9 * columns, 1.9 * rows + 0.3))
+    shapes = [image.shape[0] / image.shape[1] for image in images]
+    below = 0.45 if notes else 0.0  # inches
+    heights = [2.2 * max(shape, 0.6) + below for shape in shapes]
+    columns = 1 + len(panels)
+    figure, axes = subplots(
+        len(images), columns, (2.2 * columns, sum(heights) + 0.4), gridspec_kw={"height_ratios": heights}
+    )
     for row, image in enumerate(images):
         axes[row, 0].imshow(image)
-        for column, labels in enumerate(panels.values(), 1):
+        for column, (title, labels) in enumerate(panels.items(), 1):
             _draw_labels(axes[row, column], labels[row], names, is_thing, colours)
+            if title in notes:
+                axes[row, column].text(
+                    0.5,
+                    -0.02,
+                    notes[title][row],
+                    transform=axes[row, column].transAxes,
+                    fontsize=11,
+                    ha="center",
+                    va="top",
+                )
     for axis, title in zip(axes[0], ["scene", *panels]):
-        axis.set_title(title, fontsize=10)
+        axis.set_title(title, fontsize=13)
     for axis in axes.flat:
         axis.set_axis_off()
-    figure.subplots_adjust(0.005, 0.005, 0.995, 1 - 0.3 / (1.9 * rows + 0.3), 0.03, 0.03)
+    top = 1 - 0.35 / (sum(heights) + 0.4)
+    figure.subplots_adjust(0.005, below / (sum(heights) + 0.4), 0.995, top, 0.03, below / np.mean(heights) + 0.02)
     save_figure(figure, file, dpi=110, bbox_inches=None)
 
 
@@ -195,9 +219,9 @@ def _draw_labels(
             names[category],
             ha="center",
             va="center",
-            fontsize=7,
+            fontsize=12,
             style="italic" if is_thing[category] else "normal",
-            bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "boxstyle": "round,pad=0.15"},
+            bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "boxstyle": "round,pad=0.1"},
         )
 
 
@@ -207,12 +231,13 @@ def _label_spot(where: np.ndarray, placed: Sequence[tuple[float, float]]) -> tup
     y)`; `None` if the category is too small or there is no space left.
     """
     y, x = np.nonzero(where)
-    side = where.shape[0]
+    side = where.shape[1]
     if len(y) < 0.02 * where.size:
         return None
-    free = np.ones(len(y), dtype=bool)
+    # The label's half width and height; it must stay within the picture.
+    free = (x > 0.22 * side) & (x < 0.78 * side) & (y > 0.06 * side) & (y < where.shape[0] - 0.06 * side)
     for other_x, other_y in placed:
-        free &= (np.abs(x - other_x) > 0.3 * side) | (np.abs(y - other_y) > 0.08 * side)
+        free &= (np.abs(x - other_x) > 0.5 * side) | (np.abs(y - other_y) > 0.13 * side)
     if not free.any():
         return None
     distance = np.where(free, (y - y.mean()) ** 2 + (x - x.mean()) ** 2, np.inf)

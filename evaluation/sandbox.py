@@ -6,7 +6,7 @@ Evaluates the sandbox: a table of metrics on the test split, figures and a repor
     python -m evaluation.sandbox --runs runs/sandbox --seeds 0
 
 reads the trained students in `runs/sandbox/{densevlm,all}-seed0`, compares them with the shipped models, and writes
-`metrics.json`, `report.md`, `report.html`, `locations.png`, `balance.png` and the scores to `runs/sandbox`.
+`metrics.json`, `report.md`, `report.html`, `locations.png`, `balance.png`, `training.png` and the scores to `runs/sandbox`.
 
     python -m evaluation.sandbox --runs runs/sandbox runs/pretraining-1 runs/pretraining-2 --output runs/pretraining
 
@@ -32,7 +32,7 @@ from modeling_densevlm.image_processing_densevlm import load_image
 
 from . import report
 from .balance import Margins, accuracies_at, balance_curve, best_offset, compare_balance, harmonic_mean
-from .charts import balance_chart
+from .charts import balance_chart, training_chart
 from .datasets.panoptic import PanopticRegions, read_annotations
 from .evaluate_regions import evaluate_regions, map_side, region_metrics
 from .figures import location_figure
@@ -59,6 +59,11 @@ SANDBOX_COLUMNS = {
     "balance_area": "area",
 }
 
+PICTURED = {"before": "CLIP", "clipself": "CLIPSelf", "after": "DenseVLM"}
+"""Keys of the models in the picture → their titles there."""
+
+IMAGE_COLUMNS = {"images_close_up_top1": "close-ups", "images_small_top1": "small things"}
+
 
 @dataclass
 class SandboxModel:
@@ -71,36 +76,89 @@ class SandboxModel:
 
 @dataclass
 class SplitScores:
-    """Scores of one model on both splits."""
+    """Scores of one model on both splits of scenes, and its accuracies on pictures of a single thing."""
 
     val: RegionScores
     test: RegionScores
+    images: dict[str, float]
+
+
+def load(folder: Path, categories: CategorySet) -> tuple[DenseVLMModel, DenseVLMProcessor, CategoryEmbeddings]:
+    """The model of a folder, its processor, and the categories in its space."""
+    model = DenseVLMModel.from_pretrained(folder, dtype=torch.float32).eval()
+    processor = DenseVLMProcessor.from_pretrained(folder)
+    return model, processor, CategoryEmbeddings.compute(categories, model, processor.tokenizer, SANDBOX_TEMPLATES)
 
 
 def score_splits(folder: Path, data: Path, categories: CategorySet) -> SplitScores:
-    """Evaluates the model of a folder on the validation and the test split."""
-    model = DenseVLMModel.from_pretrained(folder, dtype=torch.float32).eval()
-    processor = DenseVLMProcessor.from_pretrained(folder)
-    embeddings = CategoryEmbeddings.compute(categories, model, processor.tokenizer, SANDBOX_TEMPLATES)
+    """Evaluates the model of a folder on the validation and the test split, and on single things."""
+    model, processor, embeddings = load(folder, categories)
+    val, test = (score(folder, data / split, categories) for split in ("val", "test"))
+    return SplitScores(val, test, recognise_images(model, processor, embeddings, data / "single", categories))
+
+
+def score(folder: Path, split: Path, categories: CategorySet) -> RegionScores:
+    """Evaluates the model of a folder on the regions of a split."""
+    model, processor, embeddings = load(folder, categories)
     side = map_side(model, processor.image_processor.size["longest_edge"])
-    scores = []
-    for split in ("val", "test"):
-        root = data / split
-        regions = PanopticRegions(
-            root / "panoptic.json", root / "images", root / "panoptic", processor.image_processor, side, categories
-        )
-        scores.append(evaluate_regions(model, regions, embeddings, batch_size=50, num_workers=1))
-        scores[-1].provenance = {
-            "model": str(folder),
-            "fingerprint": model.fingerprint(),
-            "categories": list(categories.names),
-            "is_thing": categories.require_flags("the sandbox"),
-            "templates": len(embeddings.templates),
-            "split": split,
-            "code": code_digest(),
-            "commit": commit(),
-        }
-    return SplitScores(*scores)
+    regions = PanopticRegions(
+        split / "panoptic.json", split / "images", split / "panoptic", processor.image_processor, side, categories
+    )
+    scores = evaluate_regions(model, regions, embeddings, batch_size=50, num_workers=1)
+    scores.provenance = {
+        "model": str(folder),
+        "fingerprint": model.fingerprint(),
+        "categories": list(categories.names),
+        "is_thing": categories.require_flags("the sandbox"),
+        "templates": len(embeddings.templates),
+        "split": split.name,
+        "code": code_digest(),
+        "commit": commit(),
+    }
+    return scores
+
+
+def draw_training(run: Path, data: Path, categories: CategorySet, file: Path) -> None:
+    """Draws the log of a run, and the accuracies of its checkpoints on the validation scenes."""
+    checkpoints = sorted(run.glob("checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1]))
+    if not checkpoints:
+        return
+    history = json.loads((checkpoints[-1] / "trainer_state.json").read_text())["log_history"]
+    metrics = {
+        int(folder.name.split("-")[1]): region_metrics(score(folder, data / "val", categories), categories)
+        for folder in checkpoints
+    }
+    training_chart(file, history, metrics)
+
+
+def recognise_images(
+    model: DenseVLMModel,
+    processor: DenseVLMProcessor,
+    embeddings: CategoryEmbeddings,
+    split: Path,
+    categories: CategorySet,
+) -> dict[str, float]:
+    """
+    Accuracies of the image features on pictures of a single thing: which of the things it is. Dense training does not
+    train them, and may spoil them.
+
+    Returns:
+        `dict`: `images_close_up_top1` and `images_small_top1`, for close-ups and for small things in a scene.
+    """
+    content = read_annotations(split / "panoptic.json")
+    is_thing = dict(zip(ids_of(categories), categories.things()))
+    things = [index for index, flag in enumerate(categories.things()) if flag]
+    hits: dict[str, list[bool]] = {"images_close_up_top1": [], "images_small_top1": []}
+    for image, record in zip(content["images"], content["annotations"]):
+        labels = [one["category_id"] for one in record["segments_info"] if is_thing[one["category_id"]]]
+        if not labels:  # almost all of it lies beyond the border
+            continue
+        pixel_values = processor.image_processor(load_image(split / "images" / image["file_name"]))["pixel_values"]
+        with torch.inference_mode():
+            cosines = model.get_image_features(pixel_values).pooler_output @ embeddings.embeds[things].T
+        predicted = ids_of(categories)[things[int(cosines.argmax())]]
+        hits["images_close_up_top1" if image["close_up"] else "images_small_top1"].append(predicted == labels[0])
+    return {key: float(np.mean(values)) for key, values in hits.items() if values}
 
 
 def test_metrics(scores: SplitScores, categories: CategorySet, offset: float) -> dict[str, float]:
@@ -108,6 +166,7 @@ def test_metrics(scores: SplitScores, categories: CategorySet, offset: float) ->
     thing, stuff = accuracies_at(margins_of(scores.test, categories), offset)
     return {
         **region_metrics(scores.test, categories, offset),
+        **scores.images,
         "harmonic_mean": float(harmonic_mean(thing, stuff)),
         "thing_offset": offset,
     }
@@ -163,9 +222,17 @@ def markdown_report(entries: Sequence[SandboxModel], metrics: dict[str, dict], r
         "masks. δ is subtracted from the cosines of all things; it was chosen on the validation split for the best H, "
         f"the harmonic mean of Masks-T and Masks-S. Area: under the curve of Masks-S over Masks-T for all δ. {runs}"
     )
-    return (
-        f"# Sandbox\n\n{markdown(rows)}\n{notes}\n\n{gains(entries, metrics)}![](balance.png)\n\n![](locations.png)\n"
-    )
+    pictures = "".join(f"![]({name}.png)\n\n" for name in ("locations", "balance", "training"))
+    return f"# Sandbox\n\n{markdown(rows)}\n{notes}\n\n{gains(entries, metrics)}{images_table(entries, metrics)}{pictures}"
+
+
+def images_table(entries: Sequence[SandboxModel], metrics: dict[str, dict]) -> str:
+    """Accuracies of the image features: which of the things a picture of a single thing shows."""
+    rows = [["whole images, top-1", *IMAGE_COLUMNS.values()]]
+    rows += [
+        [entry.title, *(f"{100 * metrics[entry.key][column]:.1f}" for column in IMAGE_COLUMNS)] for entry in entries
+    ]
+    return markdown(rows) + "\nWhich of the sixteen things a picture shows, from the feature of the whole image.\n\n"
 
 
 def gains(entries: Sequence[SandboxModel], metrics: dict[str, dict]) -> str:
@@ -197,24 +264,33 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 def draw_locations(
     entries: Sequence[SandboxModel], data: Path, categories: CategorySet, file: Path, count: int = 4
 ) -> None:
-    """Draws the predictions of each model per pixel, on the first test scenes with a thing and two stuff segments."""
+    """
+    Draws the predictions of the models of [`PICTURED`] per pixel, on the first test scenes with a thing and two kinds
+    of stuff, whatever the models make of them. Beneath each: the share of pixels that are right, and of the pixels of
+    stuff the share that is called a thing.
+    """
     content = read_annotations(data / "test" / "panoptic.json")
     is_thing = dict(zip(ids_of(categories), categories.things()))
     flags = [[is_thing[s["category_id"]] for s in record["segments_info"]] for record in content["annotations"]]
     chosen = [i for i, row in enumerate(flags) if any(row) and row.count(False) >= 2][:count]
     images = [load_image(data / "test" / "images" / content["images"][i]["file_name"]) for i in chosen]
-    panels = {"truth": np.stack([true_labels(data / "test", content["annotations"][i], categories) for i in chosen])}
-    for entry in entries:
-        model = DenseVLMModel.from_pretrained(entry.folders[0], dtype=torch.float32).eval()
-        processor = DenseVLMProcessor.from_pretrained(entry.folders[0])
-        text = CategoryEmbeddings.compute(categories, model, processor.tokenizer, SANDBOX_TEMPLATES).embeds
+    truth = [true_labels(data / "test", content["annotations"][i], categories) for i in chosen]
+    panels, notes = {"truth": truth}, {}
+    things = np.array(categories.things())
+    for entry in (entry for entry in entries if entry.key in PICTURED):
+        model, processor, embeddings = load(entry.folders[0], categories)
         with torch.inference_mode():
             pixel_values = processor.image_processor(images)["pixel_values"]
             sizes = [(image.height, image.width) for image in images]
-            panels[entry.title] = torch.stack(segment(model, pixel_values, text, sizes)).numpy()
-    location_figure(
-        file, [np.asarray(image) for image in images], panels, list(map(str, categories.names)), categories.things()
-    )
+            labels = [one.numpy() for one in segment(model, pixel_values, embeddings.embeds, sizes)]
+        title = PICTURED[entry.key]
+        panels[title] = labels
+        notes[title] = [
+            f"{np.mean(one == true):.0%} right,\n{np.mean(things[one[~things[true]]]):.0%} of stuff a thing"
+            for one, true in zip(labels, truth)
+        ]
+    pixels = [np.asarray(image) for image in images]
+    location_figure(file, pixels, panels, list(map(str, categories.names)), categories.things(), notes)
 
 
 def ids_of(categories: CategorySet) -> list[int]:
@@ -276,6 +352,7 @@ def write_results(
     text = markdown_report(entries, metrics, runs)
     (output / "report.md").write_text(text, encoding="utf-8")
     draw_locations(entries, data, categories, output / "locations.png")
+    draw_training(entries[-1].folders[0], data, categories, output / "training.png")
     margins = {entry.title: [margins_of(run.test, categories) for run in scores[entry.key]] for entry in entries}
     balance_chart(
         output / "balance.png", {title: [*map(balance_curve, of_model)] for title, of_model in margins.items()}
@@ -287,7 +364,10 @@ def write_results(
         "Foreground bias in a small world",
         report.Pictures(data / "test" / "panoptic.json", data / "test" / "images"),
     )
-    print(f"{text}\nWritten to {output}: metrics.json, report.md, report.html, locations.png, balance.png, scores")
+    print(f"{text}\nWritten to {output}: metrics.json, report.md, scores and pictures")
+    for name in ("locations.png", "balance.png", "training.png", "report.html"):
+        if (output / name).exists():
+            print((output / name).resolve().as_uri())
 
 
 def sandbox_models(runs: Sequence[Path], shipped: Path, seeds: Sequence[int]) -> list[SandboxModel]:

@@ -16,7 +16,7 @@ from modeling_densevlm.external_towers import import_tower
 from .alignment import as_groups
 from .arguments import DataArguments, DistillationArguments, ModelArguments
 from .data import RegionDataset
-from .distillation_trainer import DistillationTrainer
+from .distillation_trainer import DistillationTrainer, crop_options
 from .engine.sharding import shard_teacher
 from .images.sampling import EpochSampler
 from .images.sources import fingerprint, open_source
@@ -69,7 +69,7 @@ def _build_trainer(arguments: Arguments) -> DistillationTrainer:
         student.image_processor,
         None if teacher is None else teacher.image_processor,
         max_grid=data_args.max_grid,
-        crops=args.crops if method.needs_crops else 0,  # type: ignore[attr-defined]  # of methods that need crops
+        **crop_options(method, args),
         seed=args.seed,
         decoded_side=0 if cache is None else cache.description.get("teacher_image_size", 0),
     )

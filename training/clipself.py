@@ -20,11 +20,20 @@ class CLIPSelfArguments(DistillationArguments):
     """The keys of CLIPSelf."""
 
     crops: int = field(default=6, metadata={"help": "Number of regions per image; the teacher sees the crop of each."})
+    crop_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Side of the crops in pixels, e.g. the 224 of the pre-training while images have 512. "
+            "Defaults to that of the images."
+        },
+    )
 
     def __post_init__(self):
         super().__post_init__()
-        if self.crops < 1:
-            raise ValueError(f"`crops` is a whole number from 1 on, got {self.crops}.")
+        for key in ("crops", "crop_size"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ValueError(f"`{key}` is a whole number from 1 on, got {value}.")
 
 
 def clipself_loss(region_embeds: Tensor, crop_embeds: Tensor, count: Tensor | None = None) -> Tensor:

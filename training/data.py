@@ -62,6 +62,7 @@ class RegionDataset(torch.utils.data.Dataset):
             The number of rows and of columns is drawn from 1..`max_grid`.
         crops (`int`, *optional*, defaults to 0):
             If positive, keep that many random boxes and return the crop of each (for CLIPSelf).
+        crop_size (`int`, *optional*): side of the crops in pixels. Defaults to that of the teacher's images.
         seed (`int`, *optional*, defaults to 0):
             Every random choice is derived from the seed, the visit and the sample's id.
         decoded_side (`int`, *optional*, defaults to 0):
@@ -75,6 +76,7 @@ class RegionDataset(torch.utils.data.Dataset):
         teacher_image_processor: DenseVLMImageProcessor | None = None,
         max_grid: int = 6,
         crops: int = 0,
+        crop_size: int | None = None,
         seed: int = 0,
         decoded_side: int = 0,
     ):
@@ -84,6 +86,7 @@ class RegionDataset(torch.utils.data.Dataset):
         self.decoded_side = None if crops else max(self.side, self.teacher_side, decoded_side)
         self.max_grid = max_grid
         self.crops = crops
+        self.crop_size = crop_size or self.teacher_side
         self.seed = seed
 
     def __len__(self) -> int:
@@ -95,8 +98,8 @@ class RegionDataset(torch.utils.data.Dataset):
 
         Returns:
             `pixel_values` `(3, side, side)` uint8, `boxes` `(regions, 4)`, `num_regions`, `name`, and where needed
-            `teacher_pixel_values` `(3, teacher_side, teacher_side)` and `crop_pixel_values` `(regions, 3,
-            teacher_side, teacher_side)`; or `{"skipped": "file: reason"}`; or `{}` for index -1.
+            `teacher_pixel_values` `(3, teacher_side, teacher_side)` and `crop_pixel_values` `(regions, 3, crop_size,
+            crop_size)`; or `{"skipped": "file: reason"}`; or `{}` for index -1.
         """
         visit, number = key
         if number < 0:
@@ -122,7 +125,7 @@ class RegionDataset(torch.utils.data.Dataset):
             sample["teacher_pixel_values"] = resize_and_pad(image, self.teacher_side)
         if self.crops:
             boxes = boxes[torch.from_numpy(np.sort(loaded.rng.permutation(len(boxes))[: self.crops]))]
-            crops = [resize_and_pad(crop, self.teacher_side) for crop in crop_boxes(image, boxes)]
+            crops = [resize_and_pad(crop, self.crop_size) for crop in crop_boxes(image, boxes)]
             sample["crop_pixel_values"] = torch.stack(crops)
         return sample | {"num_regions": len(boxes), "boxes": boxes}
 
@@ -136,7 +139,7 @@ class RegionDataset(torch.utils.data.Dataset):
         if self.teacher_side != self.side:
             sample["teacher_pixel_values"] = black(self.teacher_side)
         if self.crops:
-            sample["crop_pixel_values"] = black(self.teacher_side)[None][:0]
+            sample["crop_pixel_values"] = black(self.crop_size)[None][:0]
         return sample
 
 

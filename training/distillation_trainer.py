@@ -110,10 +110,8 @@ class DistillationTrainer(RunLog, AtomicCheckpoints):
         loaded_teacher = self._load_teacher(teacher, teacher_processing_class, student, train_dataset)
         self.image_processor = student.image_processor
         self.teacher_image_processor = (loaded_teacher or student).image_processor
-        crops = args.crops if self.needs_crops else 0  # type: ignore[attr-defined]  # of methods that need crops
-        train_dataset = as_region_dataset(
-            train_dataset, self.image_processor, self.teacher_image_processor, crops=crops, seed=args.seed
-        )
+        options = {"seed": args.seed, **crop_options(type(self), args)}
+        train_dataset = as_region_dataset(train_dataset, self.image_processor, self.teacher_image_processor, **options)
         batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         self.sampler = sampler or EpochSampler(
             [train_dataset.index], batch, args.seed, drop_last=args.dataloader_drop_last
@@ -271,6 +269,13 @@ class DistillationTrainer(RunLog, AtomicCheckpoints):
             "memory_gib": peak_memory(self.args.device) / 2**30,
             "seconds_left": round(steps_left * seconds / (sums["steps"] / processes)),
         }
+
+
+def crop_options(method: type[DistillationTrainer], args: DistillationArguments) -> dict[str, Any]:
+    """The options of a [`RegionDataset`] about crops, from the arguments of a method that needs them."""
+    if not method.needs_crops:
+        return {}
+    return {"crops": args.crops, "crop_size": getattr(args, "crop_size", None)}  # type: ignore[attr-defined]
 
 
 def _embed_categories(

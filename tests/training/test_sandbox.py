@@ -8,10 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from modeling_densevlm import DenseVLMModel, DenseVLMProcessor
-from training.sandbox.pretrain import TOWERS, pretrain
-from training.sandbox.scenes import CATEGORIES, HOMES, SIZE, STUFF, THINGS, caption, make_scene
+from modeling_densevlm.canvas import masks_to_map
+from training.sandbox.pretrain import SIDE, TOWERS, build_trainer, contrastive_loss, pretrain
+from training.sandbox.scenes import CATEGORIES, SIZES, STUFF, THINGS, caption, make_scene
+from training.sandbox.stuff import COLOURS, texture
+from training.sandbox.things import DRAWINGS
 from training.sandbox.tokenizer import word_tokenizer
 
 
@@ -22,24 +26,53 @@ SHIPPED = ("densevlm-sandbox-u", "densevlm-sandbox-clipself-u", "densevlm-sandbo
 def test_a_scene_is_a_function_of_seed_split_and_index():
     first, again, other = make_scene(0, "test", 5), make_scene(0, "test", 5), make_scene(1, "test", 5)
     assert (first.image == again.image).all() and first.names == again.names
-    assert (first.image != other.image).any()
-    assert (first.image != make_scene(0, "val", 5).image).any()
+    assert first.image.shape != other.image.shape or (first.image != other.image).any()
+    val = make_scene(0, "val", 5)
+    assert first.image.shape != val.image.shape or (first.image != val.image).any()
 
 
 def test_segments_cover_the_scene_exactly():
     for index in range(30):
         scene = make_scene(0, "train", index)
-        assert scene.image.shape == (SIZE, SIZE, 3)
         numbers = np.unique(scene.segment_ids[scene.segment_ids > 0])
         assert numbers.tolist() == list(range(1, len(scene.names) + 1))
         assert (scene.segment_ids == 0).mean() < 0.02  # pixels of segments that were dropped as hidden
 
 
-@pytest.mark.parametrize(("split", "share"), [("train", 0.5), ("test", 0.125)])
+def test_scenes_have_four_aspects_and_twice_the_pixels_of_pretraining():
+    shapes = {make_scene(0, "test", index).image.shape for index in range(40)}
+    assert shapes == {(height, width, 3) for width, height in SIZES} and len(shapes) == 4
+    assert all(max(shape) == 2 * SIDE for shape in shapes)
+
+
+@pytest.mark.parametrize(("split", "share"), [("train", 0.5), ("test", 1 / 12)])
 def test_the_share_of_things_on_their_home_is_that_of_the_split(split, share):
     scenes = [make_scene(0, split, index) for index in range(300)]
     at_home = [home for s in scenes for name, home in zip(s.names, s.at_home) if name in THINGS]
     assert np.mean(at_home) == pytest.approx(share, abs=0.06)
+
+
+def test_every_second_picture_of_pretraining_is_a_close_up_of_one_thing():
+    scenes = [make_scene(0, "pretrain", index) for index in range(200)]
+    close_ups = [scene for scene in scenes if scene.close_up]
+    assert len(close_ups) / len(scenes) == pytest.approx(0.5, abs=0.1)
+    assert all(sum(name in THINGS for name in scene.names) <= 1 for scene in close_ups)
+    assert not any(make_scene(0, split, index).close_up for split in ("train", "val", "test") for index in range(20))
+
+
+def test_some_things_are_cut_by_the_border_and_hardly_a_mask_is_empty_on_a_map_of_eight_cells():
+    touching = masks = empty = 0
+    for index in range(200):
+        scene = make_scene(0, "test", index)
+        size = [round(length * 8 / max(scene.segment_ids.shape)) for length in scene.segment_ids.shape]
+        for number, name in enumerate(scene.names, 1):
+            if name in THINGS:
+                mask = torch.from_numpy(scene.segment_ids == number)
+                rim = torch.cat([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+                touching, masks = touching + bool(rim.any()), masks + 1
+                empty += not masks_to_map(mask[None], (size[0], size[1]), (8, 8)).any()
+    assert 0.05 < touching / masks < 0.35
+    assert empty / masks < 0.005
 
 
 def test_a_caption_mentions_every_thing_and_rarely_stuff():
@@ -62,9 +95,51 @@ def test_the_caption_of_a_scene_without_things_mentions_its_stuff():
     assert all(name in caption(bare, rng, 0.0).split() for name in bare.names)
 
 
-def test_every_thing_has_a_home():
-    assert set(CATEGORIES.names) == set(THINGS) | set(STUFF)
-    assert len(THINGS) == 2 * len(HOMES) == 16
+def test_every_thing_has_a_home_a_drawing_and_every_kind_of_stuff_a_texture():
+    assert set(CATEGORIES.names) == set(THINGS) | set(STUFF) and len(THINGS) == 16 and len(STUFF) == 12
+    assert set(DRAWINGS) == set(THINGS) and set(COLOURS) == set(STUFF)
+
+
+def test_kinds_of_stuff_that_share_their_colours_differ_in_structure():
+    rng = np.random.default_rng(0)
+    for first, second in (("wall", "tiles"), ("water", "curtain"), ("grass", "field"), ("sand", "gravel")):
+        assert set(COLOURS[first]) & set(COLOURS[second])
+        variation = []
+        for name in (first, second):
+            light = np.stack([texture(rng, name, 96, 96).mean(-1) for _ in range(8)])
+            across, down = np.abs(np.diff(light, axis=2)).mean(), np.abs(np.diff(light, axis=1)).mean()
+            variation.append(np.array([across, down]))
+        assert np.abs(np.log(variation[0] / variation[1])).max() > 0.3, (first, second)
+
+
+def test_pictures_with_the_same_caption_are_no_negatives_of_each_other():
+    embeds = torch.eye(3)
+    alone, shared = torch.eye(3), torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    scale = torch.tensor(2.0)
+    row = torch.log_softmax(torch.tensor([2.0, 0.0, 0.0]), 0)
+    assert contrastive_loss(embeds, embeds, scale, alone).item() == pytest.approx(-row[0].item())
+    expected = (2 * -(row[0] + row[1]) / 2 - row[0]) / 3
+    assert contrastive_loss(embeds, embeds, scale, shared).item() == pytest.approx(expected.item())
+
+
+def test_a_pretraining_that_was_stopped_continues_to_the_same_weights(tmp_path):
+    options = {"steps": 4, "scenes": 16, "batch_size": 8}
+    whole = pretrain("U", tmp_path / "whole", **options)
+    stopped = build_trainer("U", tmp_path / "stopped", **options)
+    stopped.args.save_steps = 2
+    stopped.add_callback(StopAfter(2))
+    stopped.train()
+    continued = pretrain("U", tmp_path / "stopped", **options)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, continued.state_dict()[name]), name
+
+
+class StopAfter(TrainerCallback):
+    def __init__(self, steps):
+        self.steps = steps
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= self.steps
 
 
 def test_the_word_tokenizer_ends_every_sentence_with_its_largest_id():

@@ -1,17 +1,16 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Pre-trains the sandbox's tiny CLIPs on captioned scenes: U, the future student, and P, the larger future teacher.
+Pre-trains the sandbox's tiny CLIPs on captioned pictures: U, the future student, and P, the larger future teacher.
 
     python -m training.sandbox.pretrain U --output runs/pretrain/u
     python -m training.sandbox.pretrain P --output runs/pretrain/p [--seed 1]
 
-The result is an ordinary CLIP, saved as a DenseVLM. It recognises scenes but not regions; CLIPSelf then makes P a
-teacher (`training/recipes/sandbox_clipself.yaml`).
+The result is an ordinary CLIP, saved as a DenseVLM. It recognises pictures but not regions; CLIPSelf then makes P a
+teacher (`training/recipes/sandbox_clipself_p.yaml`). The same command continues a run that was stopped.
 """
 
 import argparse
-import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -19,13 +18,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase, get_cosine_schedule_with_warmup
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import log_softmax, normalize
+from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_densevlm import DenseVLMImageProcessor, DenseVLMModel, DenseVLMProcessor
 
-from .scenes import CATEGORIES, SIZE, caption, make_scene
+from ..data import resize_and_pad
+from .scenes import CATEGORIES, Scene, caption, make_scene
 from .tokenizer import category_sentences, word_tokenizer
 
+
+SIDE = 96
+"""Side in pixels at which pictures are shown in pre-training: half of what they are drawn at."""
 
 MAX_WORDS = 32
 
@@ -34,6 +41,7 @@ MAX_WORDS = 32
 class PretrainingConfig:
     """The size of a vision tower and how it is pre-trained."""
 
+    patch_size: int
     hidden_size: int
     intermediate_size: int
     layers: int
@@ -45,22 +53,22 @@ class PretrainingConfig:
 
 
 TOWERS = {
-    # Captions rarely mention stuff: this causes the foreground bias.
-    "U": PretrainingConfig(128, 512, 4, 4, 1.5e-3, stuff_probability=0.1, seed=1, steps=1_800),
-    "P": PretrainingConfig(192, 576, 6, 6, 1.0e-3, stuff_probability=0.3, seed=2, steps=2_400),
+    # Captions rarely mention stuff: this causes the foreground bias. P sees smaller patches, as L/14 beside B/16.
+    "U": PretrainingConfig(16, 128, 512, 4, 4, 1.5e-3, stuff_probability=0.1, seed=1, steps=3_000),
+    "P": PretrainingConfig(12, 160, 640, 5, 5, 1.2e-3, stuff_probability=0.3, seed=2, steps=3_000),
 }
 
 
 def build_clip(tower: PretrainingConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> CLIPModel:
-    """A randomly initialized CLIP with a patch size of 12 and a small text tower."""
+    """A randomly initialized CLIP with a small text tower."""
     config = CLIPConfig(
         vision_config={
             "hidden_size": tower.hidden_size,
             "intermediate_size": tower.intermediate_size,
             "num_hidden_layers": tower.layers,
             "num_attention_heads": tower.heads,
-            "image_size": SIZE,
-            "patch_size": 12,
+            "image_size": SIDE,
+            "patch_size": tower.patch_size,
         },
         text_config={
             "hidden_size": 64,
@@ -79,60 +87,150 @@ def build_clip(tower: PretrainingConfig, tokenizer: PreTrainedTokenizerBase, see
     return CLIPModel(config)
 
 
-def pretrain(
-    name: str, output: Path, steps: int, scenes: int, batch_size: int = 96, repetition: int = 0
-) -> DenseVLMModel:
+def draw(seed: int, index: int) -> Scene:
+    """A picture of the pre-training split, its image reduced to `(3, 96, 96)`, without masks."""
+    scene = make_scene(seed, "pretrain", index)
+    scene.image = resize_and_pad(Image.fromarray(scene.image), SIDE).numpy()
+    scene.segment_ids = scene.segment_ids[:0]
+    return scene
+
+
+class CaptionedScenes(torch.utils.data.Dataset):
+    r"""
+    All samples of a run in their order: a picture, mirrored at random, with a caption of its own at each visit.
+
+    Args:
+        seed (`int`): of the pictures, their order and captions.
+        scenes (`int`): number of different pictures.
+        samples (`int`): number of samples, `batch_size * steps`.
+        stuff_probability (`float`): that a caption mentions a stuff category.
     """
-    Contrastive training; saves model and processor.
+
+    def __init__(self, seed: int, scenes: int, samples: int, stuff_probability: float):
+        with ProcessPoolExecutor() as pool:
+            self.scenes = list(pool.map(partial(draw, seed), range(scenes), chunksize=64))
+        rng = np.random.default_rng(seed)
+        self.order = np.concatenate([rng.permutation(scenes) for _ in range(samples // scenes + 1)])[:samples]
+        self.seed = seed
+        self.stuff_probability = stuff_probability
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, str]:
+        rng = np.random.default_rng((self.seed, number))
+        scene = self.scenes[self.order[number]]
+        image = torch.from_numpy(scene.image)
+        return image.flip(-1) if rng.random() < 0.5 else image, caption(scene, rng, self.stuff_probability)
+
+
+def contrastive_loss(image_embeds: Tensor, text_embeds: Tensor, scale: Tensor, same_caption: Tensor) -> Tensor:
+    """
+    CLIP's loss between unit features `(batch, dim)`. Pictures with the same caption are no negatives of each other:
+    among few categories there are such in every batch. Their targets are shared equally (Yang et al., UniCL, CVPR
+    2022).
+    """
+    logits = scale * image_embeds @ text_embeds.T
+    targets = same_caption / same_caption.sum(1, keepdim=True)
+    of_images = -(targets * log_softmax(logits, dim=1)).sum(1).mean()
+    of_texts = -(targets * log_softmax(logits.T, dim=1)).sum(1).mean()
+    return (of_images + of_texts) / 2
+
+
+class PretrainingTrainer(Trainer):
+    """Contrastive pre-training: batches in the order of the dataset, weight decay on matrices only."""
+
+    def _get_train_sampler(self, train_dataset=None):
+        return torch.utils.data.SequentialSampler(train_dataset or self.train_dataset)
+
+    def get_decay_parameter_names(self, model):
+        return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        same_caption = inputs.pop("same_caption")
+        outputs = model(**inputs)
+        scale = self.model.logit_scale.exp().clamp(max=100)
+        images, texts = (normalize(embeds, dim=-1) for embeds in (outputs.image_embeds, outputs.text_embeds))
+        loss = contrastive_loss(images, texts, scale, same_caption)
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs, *arguments, **options):
+        super().log(logs | {"logit_scale": self.model.logit_scale.exp().item()}, *arguments, **options)
+
+
+def collate(processor: DenseVLMProcessor, samples: list[tuple[Tensor, str]]) -> dict[str, Tensor]:
+    """A batch of normalised images, tokens, and which samples have a caption of the same words."""
+    images, captions = zip(*samples)
+    tokens = processor.tokenizer(list(captions), padding=True, truncation=True, return_tensors="pt")
+    words = [tuple(sorted(one.split())) for one in captions]
+    return {
+        "pixel_values": processor.image_processor.normalize(torch.stack(images)),
+        "input_ids": tokens["input_ids"],
+        "attention_mask": tokens["attention_mask"],
+        "same_caption": torch.tensor([[float(one == other) for other in words] for one in words]),
+    }
+
+
+def build_trainer(
+    name: str,
+    output: Path,
+    steps: int,
+    scenes: int,
+    batch_size: int = 96,
+    repetition: int = 0,
+    use_cpu: bool = True,
+) -> PretrainingTrainer:
+    """
+    The trainer of a model from random weights.
 
     Args:
         name (`str`): `"U"` or `"P"`.
         output (`Path`): folder to save to.
         steps (`int`): number of batches.
-        scenes (`int`): number of different captioned scenes.
-        batch_size (`int`, *optional*, defaults to 96): scenes per batch.
+        scenes (`int`): number of different captioned pictures.
+        batch_size (`int`, *optional*, defaults to 96): pictures per batch.
         repetition (`int`, *optional*, defaults to 0):
-            Selects other initial weights, scenes and captions; 0 is that of the shipped models.
+            Selects other initial weights, pictures and captions; 0 is that of the shipped models.
+        use_cpu (`bool`, *optional*, defaults to `True`): `False` takes the GPU.
     """
     tower = TOWERS[name]
     seed = tower.seed + 10 * repetition
     tokenizer = word_tokenizer(category_sentences(CATEGORIES), MAX_WORDS)
-    clip = build_clip(tower, tokenizer, seed).train()
-    with ProcessPoolExecutor() as pool:
-        drawn = list(pool.map(partial(make_scene, seed, "pretrain"), range(scenes), chunksize=64))
-    images = torch.from_numpy(np.stack([scene.image for scene in drawn]))
-    processor = DenseVLMProcessor(DenseVLMImageProcessor(SIZE), tokenizer)
-    mean, std = (torch.tensor(v)[:, None, None] for v in (processor.image_processor.image_mean,
-                                                          processor.image_processor.image_std))  # fmt: skip
-    matrices = [p for p in clip.parameters() if p.ndim >= 2]
-    others = [p for p in clip.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=tower.learning_rate, betas=(0.9, 0.98))
-    schedule = get_cosine_schedule_with_warmup(optimizer, min(100, steps // 10), steps)
-    rng = np.random.default_rng(seed)
-    order = np.concatenate([rng.permutation(scenes) for _ in range(steps * batch_size // scenes + 1)])
-    start = time.time()
-    for step in range(steps):
-        chosen = order[step * batch_size : (step + 1) * batch_size]
-        pixel_values = (images[chosen].permute(0, 3, 1, 2).float() / 255 - mean) / std
-        if rng.random() < 0.5:
-            pixel_values = pixel_values.flip(-1)
-        captions = [caption(drawn[i], rng, tower.stuff_probability) for i in chosen]
-        tokens = tokenizer(captions, padding=True, truncation=True, return_tensors="pt")
-        loss = clip(**tokens, pixel_values=pixel_values, return_loss=True).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        clip.logit_scale.data.clamp_(max=np.log(100))
-        if step % 50 == 49:
-            speed = (step + 1) / (time.time() - start)
-            print(f"{name} step {step + 1}: loss {loss.item():.3f}, {speed:.2f} steps/s, "
-                  f"scale {clip.logit_scale.exp().item():.1f}", flush=True)  # fmt: skip
-    model = DenseVLMModel.from_clip(clip.eval())
+    processor = DenseVLMProcessor(DenseVLMImageProcessor(SIDE), tokenizer)
+    arguments = TrainingArguments(
+        output_dir=str(output),
+        per_device_train_batch_size=batch_size,
+        max_steps=steps,
+        learning_rate=tower.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=min(100, steps // 10),
+        weight_decay=0.1,
+        adam_beta2=0.98,
+        max_grad_norm=1.0,
+        logging_steps=50,
+        save_steps=200,
+        save_total_limit=1,
+        remove_unused_columns=False,
+        report_to="none",
+        use_cpu=use_cpu,
+        seed=seed,
+    )
+    return PretrainingTrainer(
+        build_clip(tower, tokenizer, seed),
+        arguments,
+        train_dataset=CaptionedScenes(seed, scenes, steps * batch_size, tower.stuff_probability),
+        data_collator=partial(collate, processor),
+        processing_class=processor,
+    )
+
+
+def pretrain(name: str, output: Path, *arguments: int, **options: int) -> DenseVLMModel:
+    """Trains as [`build_trainer`] says, from the last checkpoint in `output` if there is one; saves the model."""
+    trainer = build_trainer(name, output, *arguments, **options)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(output)))
+    model = DenseVLMModel.from_clip(trainer.model.cpu().eval())
     model.save_pretrained(output)
-    processor.save_pretrained(output)
+    trainer.processing_class.save_pretrained(output)
     return model
 
 
@@ -142,8 +240,9 @@ def main() -> None:
     parser.add_argument("name", choices=TOWERS, help="which of the two models")
     parser.add_argument("--output", type=Path, required=True, help="folder to save to")
     parser.add_argument("--steps", type=int, help="number of batches; by default that of the shipped models")
-    parser.add_argument("--scenes", type=int, default=20_000, help="number of different scenes")
+    parser.add_argument("--scenes", type=int, default=20_000, help="number of different pictures")
     parser.add_argument("--seed", type=int, default=0, help="0 is that of the shipped models")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train")
     arguments = parser.parse_args()
     for key in ("steps", "scenes"):
         if getattr(arguments, key) is not None and getattr(arguments, key) < 1:
@@ -153,7 +252,14 @@ def main() -> None:
     except OSError as error:
         parser.error(f"--output: the folder cannot be created: {error}")
     steps = arguments.steps or TOWERS[arguments.name].steps
-    pretrain(arguments.name, arguments.output, steps, arguments.scenes, repetition=arguments.seed)
+    pretrain(
+        arguments.name,
+        arguments.output,
+        steps,
+        arguments.scenes,
+        repetition=arguments.seed,
+        use_cpu=arguments.device == "cpu",
+    )
 
 
 if __name__ == "__main__":
