@@ -61,7 +61,7 @@ $(MODELS)/densevlm-sandbox-clipself-u/model.safetensors: $(MODELS)/densevlm-sand
 	$(CLIPSELF) --model $(<D) --seed $* --output_dir $(@D)
 
 $(MODELS)/densevlm-sandbox-p/model.safetensors: $(MODELS)/p-of-captions/model.safetensors
-	$(CLIPSELF) --model $(<D) --seed $* --output_dir $(@D)
+	$(CLIPSELF) --model $(<D) --image_size 144 --seed $* --output_dir $(@D)
 
 ALIGN = $(DENSEVLM) --seed 0 --output_dir $(@D) \
   --model runs/pretraining-$*/models/densevlm-sandbox-u --teacher runs/pretraining-$*/models/densevlm-sandbox-p

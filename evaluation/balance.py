@@ -361,7 +361,7 @@ def _resample(runs: Sequence[T], rng: np.random.Generator) -> list[T]:
 
 
 def compare_balance(
-    first: Sequence[Margins], second: Sequence[Margins], **options: Any
+    first: Sequence[Margins], second: Sequence[Margins], groups: int = 1, **options: Any
 ) -> dict[str, tuple[float, float, float]]:
     r"""
     Compares the second model with the first, each given as the runs of its seeds.
@@ -369,6 +369,9 @@ def compare_balance(
     Args:
         first (sequence of [`Margins`]): the runs of the reference model.
         second (sequence of [`Margins`]): the runs of the model that is compared with it.
+        groups (`int`, *optional*, defaults to 1):
+            Number of pre-trainings that the runs come from, in order and as many from each. Both models are then
+            resampled on the same pre-trainings, and within each on its runs.
         options: keyword arguments of [`bootstrap`].
 
     Returns:
@@ -380,20 +383,26 @@ def compare_balance(
         have the same number of seeds, runs at the same position are paired. The δ are not chosen again per sample.
 
     Raises:
-        `ValueError` if the models were not evaluated on the same regions.
+        `ValueError` if the models were not evaluated on the same regions, or runs do not divide into the groups.
     """
     one = first[0]
     for other in (*first, *second):
         if not all(np.array_equal(getattr(one, k), getattr(other, k)) for k in ("image_ids", "labels", "is_thing")):
             raise ValueError("The two models were not evaluated on the same regions.")
+    if len(first) % groups or len(second) % groups:
+        raise ValueError(f"`groups`: {len(first)} and {len(second)} runs are not divisible into {groups} groups.")
 
     def statistics(counts: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
-        before: Sequence[Margins]
-        after: Sequence[Margins]
-        if len(first) == len(second):
-            before, after = zip(*_resample(list(zip(first, second)), rng))
-        else:
-            before, after = _resample(first, rng), _resample(second, rng)
+        before: list[Margins] = []
+        after: list[Margins] = []
+        for group in rng.integers(groups, size=groups):
+            sides = [runs[len(runs) // groups * group :][: len(runs) // groups] for runs in (first, second)]
+            if len(first) == len(second):
+                sides = list(zip(*_resample(list(zip(*sides)), rng)))
+            else:
+                sides = [_resample(runs, rng) for runs in sides]
+            before += sides[0]
+            after += sides[1]
         return _differences(before, after, counts)
 
     bounds = bootstrap(statistics, one.image_ids, **options)

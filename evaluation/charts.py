@@ -108,7 +108,12 @@ def difference_chart(
     save_figure(figure, file)
 
 
-def balance_chart(file: str | Path, curves: Mapping[str, Sequence[BalanceCurve]], title: str = "") -> None:
+def balance_chart(
+    file: str | Path,
+    curves: Mapping[str, Sequence[BalanceCurve]],
+    title: str = "",
+    styles: Sequence[int] | None = None,
+) -> None:
     r"""
     Draws Masks-S over Masks-T for all offsets of the thing scores. The marker is the uncalibrated model, at zero
     offset; the further out a curve lies, the better the model discriminates. Grey lines: equal harmonic mean.
@@ -118,6 +123,7 @@ def balance_chart(file: str | Path, curves: Mapping[str, Sequence[BalanceCurve]]
         curves (mapping of titles to sequences of [`BalanceCurve`]): per model one curve per seed; those after
             the first are drawn thinner.
         title (`str`, *optional*, defaults to `""`): title of the chart.
+        styles (sequence of `int`, *optional*): number of the colour, dashes and marker per model; 0, 1 ... by default.
     """
     figure, ((axis,),) = subplots(figsize=(6.2, 5.6))
     ends = [(curve.thing.max(), curve.stuff.max()) for of_model in curves.values() for curve in of_model]
@@ -125,7 +131,7 @@ def balance_chart(file: str | Path, curves: Mapping[str, Sequence[BalanceCurve]]
     x, y = np.meshgrid(np.linspace(0.1, right, 200), np.linspace(0.1, top, 200))
     levels = axis.contour(x, y, 2 * x * y / (x + y), levels=8, colors="0.85", linewidths=0.8)
     axis.clabel(levels, fmt="%.0f", fontsize=7, colors="0.6")
-    for number, (name, of_model) in enumerate(curves.items()):
+    for number, (name, of_model) in zip(styles or range(len(curves)), curves.items()):
         colour, dash = COLOURS[number % len(COLOURS)], DASHES[number % len(DASHES)]
         for seed, curve in enumerate(of_model):
             style = {"color": colour, "linestyle": dash, "linewidth": 1.8 if seed == 0 else 0.8}

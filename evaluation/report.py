@@ -90,10 +90,11 @@ def write_report(
 def draw_charts(models: Sequence[ReportModel], data: ReportData) -> dict[str, str | list[str]]:
     """The charts as data URLs: `sizes` (empty for a single image size), `balance`, and lists with one per model."""
     names, is_thing = list(map(str, data.categories.names)), data.categories.things()
+    styles = [position if model.style is None else model.style for position, model in enumerate(models)]
     sizes = as_svg(lambda file: accuracy_chart(file, data.by_size)) if data.by_size else ""
     return {
         "sizes": sizes,
-        "balance": as_svg(lambda file: balance_chart(file, data.curves)),
+        "balance": as_svg(lambda file: balance_chart(file, data.curves, styles=styles)),
         "differences": [
             as_svg(lambda file, values=values: difference_chart(file, names, values, is_thing))
             for values in data.differences

@@ -43,11 +43,13 @@ class ReportModel:
         title (`str`): its title, unique in the report.
         runs (`list[RegionScores]`): its scores, one per seed.
         line (`str`, *optional*): label that connects the image sizes of one model in a chart; empty for a single size.
+        style (`int`, *optional*): number of its colour, dashes and marker in charts; its position by default.
     """
 
     title: str
     runs: list[RegionScores]
     line: str = ""
+    style: int | None = None
 
     def margins(self, categories: CategorySet) -> list[Margins]:
         return [Margins.from_scores(run, np.array(categories.things())) for run in self.runs]

@@ -5,8 +5,8 @@ Evaluates the sandbox: a table of metrics on the test split, figures and a repor
 
     python -m evaluation.sandbox --runs runs/sandbox --seeds 0
 
-reads the trained students in `runs/sandbox/{densevlm,all}-seed0`, compares them with the shipped models, and writes
-`metrics.json`, `report.md`, `report.html`, `locations.png`, `balance.png`, `training.png` and the scores to `runs/sandbox`.
+reads the trained students in `runs/sandbox/{densevlm,all}-seed0`, compares them with the shipped models, and writes to
+`runs/sandbox`: `metrics.json`, `report.md`, `report.html`, `locations.png`, `balance.png`, `training.png`, the scores.
 
     python -m evaluation.sandbox --runs runs/sandbox runs/pretraining-1 runs/pretraining-2 --output runs/pretraining
 
@@ -183,7 +183,10 @@ def average(rows: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def collect_metrics(
-    entries: Sequence[SandboxModel], scores_of: dict[str, list[SplitScores]], categories: CategorySet
+    entries: Sequence[SandboxModel],
+    scores_of: dict[str, list[SplitScores]],
+    categories: CategorySet,
+    pretrainings: int = 1,
 ) -> dict[str, dict]:
     """
     The content of `metrics.json`: under each model's key its metrics (averaged over seeds if there are several, with
@@ -200,7 +203,9 @@ def collect_metrics(
         for key, rows in ((entry.key, plain), (f"{entry.key}_offset", shifted)):
             metrics[key] = average(rows) | ({"seeds": rows} if len(rows) > 1 else {})
         if BASELINE in margins and entry.key != BASELINE:
-            metrics[entry.key][f"over_{BASELINE}"] = compare_balance(margins[BASELINE], margins[entry.key])
+            metrics[entry.key][f"over_{BASELINE}"] = compare_balance(
+                margins[BASELINE], margins[entry.key], groups=pretrainings
+            )
     return metrics
 
 
@@ -223,7 +228,8 @@ def markdown_report(entries: Sequence[SandboxModel], metrics: dict[str, dict], r
         f"the harmonic mean of Masks-T and Masks-S. Area: under the curve of Masks-S over Masks-T for all δ. {runs}"
     )
     pictures = "".join(f"![]({name}.png)\n\n" for name in ("locations", "balance", "training"))
-    return f"# Sandbox\n\n{markdown(rows)}\n{notes}\n\n{gains(entries, metrics)}{images_table(entries, metrics)}{pictures}"
+    tables = gains(entries, metrics) + images_table(entries, metrics)
+    return f"# Sandbox\n\n{markdown(rows)}\n{notes}\n\n{tables}{pictures}"
 
 
 def images_table(entries: Sequence[SandboxModel], metrics: dict[str, dict]) -> str:
@@ -324,8 +330,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, help="folder of the scenes; `data` in the first of --runs by default")
     parser.add_argument("--output", type=Path, help="output folder; the first of --runs by default")
     arguments = parser.parse_args(argv)
-    if len(arguments.runs) > 1 and len(arguments.seeds) > 1:
-        parser.error("several pre-trainings are compared with one alignment seed each: give a single --seeds")
     output, data = arguments.output or arguments.runs[0], arguments.data or arguments.runs[0] / "data"
     check_output(output, folder=True)
     categories = CategorySet.load(data / "categories.json")
@@ -347,7 +351,7 @@ def write_results(
     for key, of_model in scores.items():
         for number, run in enumerate(of_model):
             run.test.save(output / "scores" / f"{key}-{number}.safetensors")
-    metrics = collect_metrics(entries, scores, categories)
+    metrics = collect_metrics(entries, scores, categories, len(entries[0].folders))
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     text = markdown_report(entries, metrics, runs)
     (output / "report.md").write_text(text, encoding="utf-8")
@@ -357,9 +361,13 @@ def write_results(
     balance_chart(
         output / "balance.png", {title: [*map(balance_curve, of_model)] for title, of_model in margins.items()}
     )
-    baseline_first = sorted(entries, key=lambda entry: entry.key != BASELINE)
+    # The others are compared with the first model. Styles are those of `balance.png`.
+    baseline_first = sorted(enumerate(entries), key=lambda numbered: numbered[1].key != BASELINE)
     report.write_report(
-        [report.ReportModel(entry.title, [run.test for run in scores[entry.key]]) for entry in baseline_first],
+        [
+            report.ReportModel(entry.title, [run.test for run in scores[entry.key]], style=number)
+            for number, entry in baseline_first
+        ],
         output / "report.html",
         "Foreground bias in a small world",
         report.Pictures(data / "test" / "panoptic.json", data / "test" / "images"),

@@ -244,6 +244,25 @@ def test_equal_numbers_of_seeds_are_paired(random_scores):
     assert lower < 0 < upper
 
 
+def test_pretrainings_are_resampled_before_the_runs_within_them(random_scores):
+    better = scores_of(
+        random_scores.masks + 0.05 * np.eye(6)[random_scores.labels],
+        random_scores.labels,
+        image_ids=random_scores.image_ids,
+    )
+    one, other = (Margins.from_scores(scores, FLAGS) for scores in (random_scores, better))
+    first, second = [one, one], [one, other]
+    assert compare_balance(first, second, samples=20) == compare_balance(first, second, groups=2, samples=20)
+    # Four runs of two pre-trainings vary as much as two runs do, four of one pre-training less.
+    first, second = [one] * 4, [one, one, other, other]
+    nested, flat = (compare_balance(first, second, groups=g, samples=300)["area"] for g in (2, 1))
+    assert nested[2] - nested[1] > flat[2] - flat[1]
+    # A model with one run of each pre-training is compared with one that has two.
+    assert compare_balance([one, other], [one, one, other, other], groups=2, samples=20)["area"] == (0.0, 0.0, 0.0)
+    with pytest.raises(ValueError, match="not divisible into 2 groups"):
+        compare_balance([one] * 3, [one] * 4, groups=2)
+
+
 def test_means_are_compared_for_different_numbers_of_seeds(random_scores):
     better = scores_of(
         random_scores.masks + 0.05 * np.eye(6)[random_scores.labels],

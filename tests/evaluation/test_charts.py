@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from evaluation.balance import BalanceCurve
-from evaluation.charts import accuracy_chart, balance_chart, confusion_chart, difference_chart
+from evaluation.charts import COLOURS, accuracy_chart, balance_chart, confusion_chart, difference_chart, training_chart
 
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -49,6 +49,26 @@ def test_balance_curves_are_named_and_marked_at_the_uncalibrated_model(tmp_path)
     )
     balance_chart(tmp_path / "b.svg", {"U": [curve], "DenseVLM": [curve, curve]})
     assert {"U", "DenseVLM", "Masks-T, top-1 in %", "Masks-S, top-1 in %"} <= set(texts_of(tmp_path / "b.svg"))
+
+
+def test_a_model_keeps_its_style_wherever_it_stands(tmp_path):
+    curve = BalanceCurve(np.array([-1, 1]), np.array([0.6, 0]), np.array([0, 0.5]), (0.3, 0.4))
+    balance_chart(tmp_path / "first.svg", {"U": [curve], "P": [curve]})
+    balance_chart(tmp_path / "moved.svg", {"P": [curve], "U": [curve]}, styles=[1, 0])
+    balance_chart(tmp_path / "alone.svg", {"P": [curve]}, styles=[1])
+    first, moved, alone = ((tmp_path / f"{name}.svg").read_text() for name in ("first", "moved", "alone"))
+    for colour in COLOURS[:2]:
+        assert first.count(colour.lower()) == moved.count(colour.lower()) > 0
+    assert COLOURS[1].lower() in alone and COLOURS[0].lower() not in alone
+
+
+def test_a_run_is_drawn_with_its_loss_its_kept_regions_and_its_accuracies(tmp_path):
+    history = [{"step": step, "loss": 1 / step, "regions": 8, "regions_kept": 6.0} for step in (25, 50)]
+    metrics = {"masks_thing_top1": 0.4, "masks_stuff_top1": 0.6, "foreground_bias": 0.2}
+    training_chart(tmp_path / "t.svg", [*history, {"step": 50, "train_runtime": 3.0}], {50: metrics})
+    texts = texts_of(tmp_path / "t.svg")
+    assert {"loss", "kept regions in %", "Masks-T", "Masks-S", "stuff called a thing"} <= set(texts)
+    assert texts.count("step") == 3
 
 
 def test_accuracies_have_a_panel_per_metric_and_a_line_per_model(tmp_path):

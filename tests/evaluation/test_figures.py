@@ -13,13 +13,17 @@ def test_colours_of_categories_are_distinct():
     assert len({tuple(c) for c in colours.round(3).tolist()}) == 24
 
 
-def test_the_figure_has_a_row_per_scene_and_a_column_per_panel(tmp_path):
-    pytest.importorskip("matplotlib")
-    images = [np.full((12, 12, 3), value, np.uint8) for value in (40, 200)]
-    labels = np.arange(144).reshape(1, 12, 12).repeat(2, 0) // 72
-    location_figure(tmp_path / "f.png", images, {"a": labels, "b": labels}, ["kite", "sky"], [True, False])
+def test_the_figure_has_a_row_per_scene_of_any_shape_and_a_column_per_panel_with_its_notes(tmp_path, monkeypatch):
+    monkeypatch.setitem(pytest.importorskip("matplotlib").rcParams, "svg.fonttype", "none")
+    images = [np.full((12, 12, 3), 40, np.uint8), np.full((8, 12, 3), 200, np.uint8)]
+    labels = [np.arange(image[..., 0].size).reshape(image.shape[:2]) // (image[..., 0].size // 2) for image in images]
+    arguments = (images, {"a": labels, "b": labels}, ["kite", "sky"], [True, False])
+    location_figure(tmp_path / "f.png", *arguments)
     width, height = Image.open(tmp_path / "f.png").size
-    assert 1.3 < width / height < 1.6
+    assert 1.5 < width / height < 1.8
+    location_figure(tmp_path / "f.svg", *arguments, notes={"b": ["71 % right", "93 % right"]})
+    text = (tmp_path / "f.svg").read_text()
+    assert all(text.count(f">{part}<") == count for part, count in (("scene", 1), ("kite", 4), ("93 % right", 1)))
 
 
 def test_similarities_are_drawn_with_their_range(tmp_path, monkeypatch):

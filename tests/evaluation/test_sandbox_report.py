@@ -57,12 +57,6 @@ def test_the_program_writes_metrics_tables_figures_and_a_report(folders):
     assert len(list((runs / "scores").iterdir())) == 7
 
 
-def test_several_pretrainings_take_one_alignment_seed_each(folders, capsys):
-    with pytest.raises(SystemExit):
-        main(["--runs", "a", "b", "--seeds", "0", "1"])
-    assert "one alignment seed each" in capsys.readouterr().err
-
-
 def test_other_pretrainings_have_their_own_models(tmp_path):
     shipped, runs = tmp_path / "model_cards", [tmp_path / "sandbox", tmp_path / "pretraining-1"]
     (runs[1] / "models").mkdir(parents=True)

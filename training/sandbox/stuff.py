@@ -48,7 +48,7 @@ def texture(rng: np.random.Generator, name: str, height: int, width: int) -> np.
 
 
 def noise(rng: np.random.Generator, height: int, width: int, cell: float, tall: float = 1.0) -> np.ndarray:
-    """Smooth noise of about -1..1 with blobs of about `cell` pixels, `tall` times as high as wide, `(height, width)`."""
+    """Smooth noise `(height, width)` of about -1..1; its blobs are `cell` pixels wide and `tall` times as high."""
     rows, columns = max(round(height / cell / tall), 2), max(round(width / cell), 2)
     coarse = Image.fromarray(rng.normal(0, 0.5, (rows, columns)).astype(np.float32))
     return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
