@@ -28,17 +28,19 @@ sandbox: $(VENV)/figures.stamp
 	$(call STEP,5,1 minute,evaluating all models on the test scenes)
 	$(BIN)/python -m evaluation.sandbox --runs runs/sandbox --seeds $(SEEDS)
 
-# The same over several pre-training seeds, starting from captions: hours. Seed 0 uses the shipped models. Existing results are reused.
+# The same over three pre-trainings with three alignments each, starting from captions: hours. Seed 0 uses the shipped
+# models. What is there is reused, and a run that was stopped continues.
 #   nohup make sandbox-pretraining > pretraining.log &
+ALIGNMENT_SEEDS ?= 0 1 2
 PRETRAINED := $(PRETRAINING_SEEDS:%=runs/pretraining-%)
-ALIGNED := $(foreach run,$(PRETRAINED),$(run)/densevlm-seed0 $(run)/all-seed0)
+ALIGNED := $(foreach run,$(PRETRAINED),$(foreach seed,$(ALIGNMENT_SEEDS),$(run)/densevlm-seed$(seed) $(run)/all-seed$(seed)))
 sandbox-pretraining: $(ALIGNED:%=%/model.safetensors)
-	$(BIN)/python -m evaluation.sandbox --runs $(PRETRAINED) --data runs/sandbox/data --output runs/pretraining
+	$(BIN)/python -m evaluation.sandbox --runs $(PRETRAINED) --seeds $(ALIGNMENT_SEEDS) --data runs/sandbox/data \
+	  --output runs/pretraining
 
 MODELS := runs/pretraining-%/models
 PRETRAIN := $(BIN)/python -m training.sandbox.pretrain
 CLIPSELF := $(BIN)/python -m training.train training/recipes/sandbox_clipself.yaml
-DENSEVLM := $(BIN)/python -m training.train training/recipes/sandbox.yaml
 # Intermediate models are preserved, and trained one at a time.
 .SECONDARY:
 .NOTPARALLEL:
@@ -63,15 +65,22 @@ $(MODELS)/densevlm-sandbox-clipself-u/model.safetensors: $(MODELS)/densevlm-sand
 $(MODELS)/densevlm-sandbox-p/model.safetensors: $(MODELS)/p-of-captions/model.safetensors
 	$(CLIPSELF) --model $(<D) --image_size 144 --seed $* --output_dir $(@D)
 
-ALIGN = $(DENSEVLM) --seed 0 --output_dir $(@D) \
-  --model runs/pretraining-$*/models/densevlm-sandbox-u --teacher runs/pretraining-$*/models/densevlm-sandbox-p
 READY := $(foreach name,u p clipself-u,$(MODELS)/densevlm-sandbox-$(name)/model.safetensors)
+ALIGN = training/recipes/sandbox.yaml --teacher_cache runs/pretraining-$*/teacher_cache \
+  --model runs/pretraining-$*/models/densevlm-sandbox-u --teacher runs/pretraining-$*/models/densevlm-sandbox-p
 
-runs/pretraining-%/densevlm-seed0/model.safetensors: $(READY) | runs/sandbox/data/categories.json
-	$(ALIGN)
+runs/pretraining-%/teacher_cache.stamp: $(READY) | runs/sandbox/data/categories.json
+	$(BIN)/python -m training.cache_teacher $(ALIGN)
+	touch $@
 
-runs/pretraining-%/all-seed0/model.safetensors: $(READY) | runs/sandbox/data/categories.json
-	$(ALIGN) --contrast all
+define ALIGNMENT
+runs/pretraining-%/densevlm-seed$(1)/model.safetensors: runs/pretraining-%/teacher_cache.stamp
+	$$(BIN)/python -m training.train $$(ALIGN) --seed $(1) --output_dir $$(@D)
+
+runs/pretraining-%/all-seed$(1)/model.safetensors: runs/pretraining-%/teacher_cache.stamp
+	$$(BIN)/python -m training.train $$(ALIGN) --seed $(1) --output_dir $$(@D) --contrast all
+endef
+$(foreach seed,$(ALIGNMENT_SEEDS),$(eval $(call ALIGNMENT,$(seed))))
 
 test: $(VENV)/all.stamp
 	$(PYTEST) -m "not slow"

@@ -33,6 +33,7 @@ from modeling_densevlm.image_processing_densevlm import load_image
 from . import report
 from .balance import Margins, accuracies_at, balance_curve, best_offset, compare_balance, harmonic_mean
 from .charts import balance_chart, training_chart
+from .confusion import count_pairs, segmentation_metrics
 from .datasets.panoptic import PanopticRegions, read_annotations
 from .evaluate_regions import evaluate_regions, map_side, region_metrics
 from .figures import location_figure
@@ -62,7 +63,12 @@ SANDBOX_COLUMNS = {
 PICTURED = {"before": "CLIP", "clipself": "CLIPSelf", "after": "DenseVLM"}
 """Keys of the models in the picture → their titles there."""
 
-IMAGE_COLUMNS = {"images_close_up_top1": "close-ups", "images_small_top1": "small things"}
+FURTHER_COLUMNS = {
+    "segmentation_miou": "mIoU of the scenes",
+    "images_close_up_top1": "whole images, close-ups",
+    "images_small_top1": "whole images, small things",
+}
+"""Metrics to which no offset is applied, and their titles."""
 
 
 @dataclass
@@ -76,11 +82,11 @@ class SandboxModel:
 
 @dataclass
 class SplitScores:
-    """Scores of one model on both splits of scenes, and its accuracies on pictures of a single thing."""
+    """Scores of one model on the regions of both splits, and its metrics on whole images and on pixels."""
 
     val: RegionScores
     test: RegionScores
-    images: dict[str, float]
+    further: dict[str, float]
 
 
 def load(folder: Path, categories: CategorySet) -> tuple[DenseVLMModel, DenseVLMProcessor, CategoryEmbeddings]:
@@ -91,10 +97,11 @@ def load(folder: Path, categories: CategorySet) -> tuple[DenseVLMModel, DenseVLM
 
 
 def score_splits(folder: Path, data: Path, categories: CategorySet) -> SplitScores:
-    """Evaluates the model of a folder on the validation and the test split, and on single things."""
-    model, processor, embeddings = load(folder, categories)
+    """Evaluates the model of a folder on the regions of both splits, on pixels, and on pictures of single things."""
+    loaded = load(folder, categories)
     val, test = (score(folder, data / split, categories) for split in ("val", "test"))
-    return SplitScores(val, test, recognise_images(model, processor, embeddings, data / "single", categories))
+    images = recognise_images(*loaded, data / "single", categories)
+    return SplitScores(val, test, images | segment_scenes(*loaded, data / "test", categories))
 
 
 def score(folder: Path, split: Path, categories: CategorySet) -> RegionScores:
@@ -161,12 +168,36 @@ def recognise_images(
     return {key: float(np.mean(values)) for key, values in hits.items() if values}
 
 
+def segment_scenes(
+    model: DenseVLMModel,
+    processor: DenseVLMProcessor,
+    embeddings: CategoryEmbeddings,
+    split: Path,
+    categories: CategorySet,
+    batch_size: int = 40,
+) -> dict[str, float]:
+    """Segments the scenes of a split. Returns `segmentation_miou`, over all categories."""
+    content = read_annotations(split / "panoptic.json")
+    counts = np.zeros((len(categories), len(categories)), np.int64)
+    rows = list(zip(content["images"], content["annotations"]))
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        images = [load_image(split / "images" / image["file_name"]) for image, _ in batch]
+        with torch.inference_mode():
+            pixel_values = processor.image_processor(images)["pixel_values"]
+            sizes = [(image.height, image.width) for image in images]
+            predicted = segment(model, pixel_values, embeddings.embeds, sizes)
+        for (_, record), labels in zip(batch, predicted):
+            counts += count_pairs(true_labels(split, record, categories), labels.numpy(), len(categories))
+    return {"segmentation_miou": segmentation_metrics(counts)["miou"]}
+
+
 def test_metrics(scores: SplitScores, categories: CategorySet, offset: float) -> dict[str, float]:
     """Metrics of one model on the test split at a thing offset."""
     thing, stuff = accuracies_at(margins_of(scores.test, categories), offset)
     return {
         **region_metrics(scores.test, categories, offset),
-        **scores.images,
+        **scores.further,
         "harmonic_mean": float(harmonic_mean(thing, stuff)),
         "thing_offset": offset,
     }
@@ -228,17 +259,17 @@ def markdown_report(entries: Sequence[SandboxModel], metrics: dict[str, dict], r
         f"the harmonic mean of Masks-T and Masks-S. Area: under the curve of Masks-S over Masks-T for all δ. {runs}"
     )
     pictures = "".join(f"![]({name}.png)\n\n" for name in ("locations", "balance", "training"))
-    tables = gains(entries, metrics) + images_table(entries, metrics)
+    tables = gains(entries, metrics) + further_table(entries, metrics)
     return f"# Sandbox\n\n{markdown(rows)}\n{notes}\n\n{tables}{pictures}"
 
 
-def images_table(entries: Sequence[SandboxModel], metrics: dict[str, dict]) -> str:
-    """Accuracies of the image features: which of the things a picture of a single thing shows."""
-    rows = [["whole images, top-1", *IMAGE_COLUMNS.values()]]
+def further_table(entries: Sequence[SandboxModel], metrics: dict[str, dict]) -> str:
+    """The metrics of segmentation and of whole images."""
+    rows = [["further metrics", *FURTHER_COLUMNS.values()]]
     rows += [
-        [entry.title, *(f"{100 * metrics[entry.key][column]:.1f}" for column in IMAGE_COLUMNS)] for entry in entries
+        [entry.title, *(f"{100 * metrics[entry.key][column]:.1f}" for column in FURTHER_COLUMNS)] for entry in entries
     ]
-    return markdown(rows) + "\nWhich of the sixteen things a picture shows, from the feature of the whole image.\n\n"
+    return markdown(rows) + "\nWhole images: which of the sixteen things a picture of a single one shows, top-1.\n\n"
 
 
 def gains(entries: Sequence[SandboxModel], metrics: dict[str, dict]) -> str:
