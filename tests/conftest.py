@@ -295,10 +295,10 @@ def save_folder(model: DenseVLMModel, tokenizer, size: int, folder: Path) -> Pat
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory) -> Path:
-    """Sandbox scenes as files: 24 for training, 6 for validation, 10 for testing."""
+    """Sandbox scenes as files: 24 for training, 6 for validation, 10 for testing, 12 pictures of single things."""
     folder = tmp_path_factory.mktemp("scenes")
     CATEGORIES.save(folder / "categories.json")
-    for split, count in (("train", 24), ("val", 6), ("test", 10)):
+    for split, count in (("train", 24), ("val", 6), ("test", 10), ("single", 12)):
         write_scenes(folder, 0, split, count)
     return folder
 

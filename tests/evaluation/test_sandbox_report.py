@@ -7,8 +7,17 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from evaluation.sandbox import SANDBOX_COLUMNS, describe_runs, main, sandbox_models
+from evaluation.sandbox import (
+    FURTHER_COLUMNS,
+    SANDBOX_COLUMNS,
+    describe_runs,
+    draw_training,
+    main,
+    sandbox_models,
+)
+from modeling_densevlm import CategorySet
 
 
 MODELS = Path(__file__).parents[2] / "model_cards"
@@ -33,6 +42,7 @@ def test_the_program_writes_metrics_tables_figures_and_a_report(folders):
             for suffix in ("", "_offset")} == set(metrics)  # fmt: skip
     for key in (
         *SANDBOX_COLUMNS,
+        *FURTHER_COLUMNS,
         "boxes_top1",
         "masks_thing_top1",
         "masks_stuff_top1",
@@ -50,7 +60,7 @@ def test_the_program_writes_metrics_tables_figures_and_a_report(folders):
         assert over[name][0] == pytest.approx(metrics["after"][number] - metrics["all_against_all"][number])
     assert over["gain"][0] != 0
     text = (runs / "report.md").read_text()
-    assert text.count("| DenseVLM |") == 3 and text.count("| U (a CLIP) |") == 3
+    assert text.count("| DenseVLM |") == 4 and text.count("| U (a CLIP) |") == 4
     assert "One pre-training seed; means over 2 alignment seeds (0, 1)." in text
     assert f"| DenseVLM | {100 * over['area'][0]:+.1f} [" in text
     assert all((runs / name).stat().st_size > 10_000 for name in ("locations.png", "balance.png", "report.html"))
@@ -64,3 +74,18 @@ def test_other_pretrainings_have_their_own_models(tmp_path):
     assert folders["teacher"] == [shipped / "densevlm-sandbox-p", runs[1] / "models" / "densevlm-sandbox-p"]
     assert folders["after"] == [run / f"densevlm-seed{seed}" for run in runs for seed in (0, 3)]
     assert describe_runs(2, [0]) == "Means over 2 pre-training seeds; one alignment seed of each (0)."
+    assert describe_runs(3, [0, 1]) == "Means over 3 pre-training seeds; means over 2 alignment seeds of each (0, 1)."
+
+
+def test_a_run_is_drawn_over_the_checkpoints_it_left(scenes, tmp_path):
+    pytest.importorskip("matplotlib")
+    categories = CategorySet.load(scenes / "categories.json")
+    run = tmp_path / "run"
+    draw_training(run, scenes, categories, tmp_path / "training.png")
+    assert not (tmp_path / "training.png").exists()  # a run that kept no checkpoint
+    history = [{"step": 100, "loss": 1.0, "regions": 8, "regions_kept": 6.0}]
+    for step in (100, 200):
+        shutil.copytree(MODELS / "densevlm-sandbox-p", run / f"checkpoint-{step}")
+        (run / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+    draw_training(run, scenes, categories, tmp_path / "training.png")
+    assert Image.open(tmp_path / "training.png").width > 1000

@@ -116,6 +116,7 @@ def test_crops_show_the_content_of_the_boxes(folder):
     image.paste((255, 0, 0), (40, 0, 80, 20))
     boxes = grid_boxes(2, 2) * torch.tensor([1.0, 0.5, 1.0, 0.5])
     assert [crop.getpixel((5, 5))[0] for crop in crop_boxes(image, boxes)] == [0, 255, 0, 0]
+    assert dataset_of(folder, crops=3, crop_size=24)[0, 0]["crop_pixel_values"].shape[1:] == (3, 24, 24)
     dataset = dataset_of(folder, crops=3)
     sample = dataset[0, 0]
     assert len(sample["crop_pixel_values"]) == len(sample["boxes"]) <= 3

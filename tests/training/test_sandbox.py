@@ -72,7 +72,7 @@ def test_some_things_are_cut_by_the_border_and_hardly_a_mask_is_empty_on_a_map_o
                 touching, masks = touching + bool(rim.any()), masks + 1
                 empty += not masks_to_map(mask[None], (size[0], size[1]), (8, 8)).any()
     assert 0.05 < touching / masks < 0.35
-    assert empty / masks < 0.005
+    assert empty / masks < 0.02  # thin or mostly hidden things
 
 
 def test_a_caption_mentions_every_thing_and_rarely_stuff():
