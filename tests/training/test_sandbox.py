@@ -53,7 +53,7 @@ def test_the_share_of_things_on_their_home_is_that_of_the_split(split, share):
 
 
 def test_every_second_picture_of_pretraining_is_a_close_up_of_one_thing():
-    scenes = [make_scene(0, "pretrain", index) for index in range(200)]
+    scenes = [make_scene(0, "pretrain_u", index) for index in range(200)]
     close_ups = [scene for scene in scenes if scene.close_up]
     assert len(close_ups) / len(scenes) == pytest.approx(0.5, abs=0.1)
     assert all(sum(name in THINGS for name in scene.names) <= 1 for scene in close_ups)

@@ -39,7 +39,7 @@ MAX_WORDS = 32
 
 @dataclass
 class PretrainingConfig:
-    """The size of a vision tower and how it is pre-trained."""
+    """The size of a vision tower, and how long and on how many different pictures it is pre-trained."""
 
     patch_size: int
     hidden_size: int
@@ -47,15 +47,18 @@ class PretrainingConfig:
     layers: int
     heads: int
     learning_rate: float
+    split: str
     stuff_probability: float
     seed: int
     steps: int
+    scenes: int
 
 
 TOWERS = {
-    # Captions rarely mention stuff: this causes the foreground bias. P sees smaller patches, as L/14 beside B/16.
-    "U": PretrainingConfig(16, 128, 512, 4, 4, 1.5e-3, stuff_probability=0.1, seed=1, steps=3_000),
-    "P": PretrainingConfig(12, 160, 640, 5, 5, 1.2e-3, stuff_probability=0.3, seed=2, steps=3_000),
+    # Captions rarely mention stuff: this causes the foreground bias. P sees smaller patches, as L/14 beside B/16, and
+    # more pictures, among them more landscapes without things.
+    "U": PretrainingConfig(16, 128, 512, 4, 4, 1.5e-3, "pretrain_u", 0.1, seed=1, steps=3_000, scenes=20_000),
+    "P": PretrainingConfig(12, 160, 640, 5, 5, 1.2e-3, "pretrain_p", 0.4, seed=2, steps=4_000, scenes=80_000),
 }
 
 
@@ -87,9 +90,9 @@ def build_clip(tower: PretrainingConfig, tokenizer: PreTrainedTokenizerBase, see
     return CLIPModel(config)
 
 
-def draw(seed: int, index: int) -> Scene:
-    """A picture of the pre-training split, its image reduced to `(3, 96, 96)`, without masks."""
-    scene = make_scene(seed, "pretrain", index)
+def draw(split: str, seed: int, index: int) -> Scene:
+    """A picture of a split, its image reduced to `(3, 96, 96)`, without masks."""
+    scene = make_scene(seed, split, index)
     scene.image = resize_and_pad(Image.fromarray(scene.image), SIDE).numpy()
     scene.segment_ids = scene.segment_ids[:0]
     return scene
@@ -100,15 +103,16 @@ class CaptionedScenes(torch.utils.data.Dataset):
     All samples of a run in their order: a picture, mirrored at random, with a caption of its own at each visit.
 
     Args:
+        split (`str`): of the pictures.
         seed (`int`): of the pictures, their order and captions.
         scenes (`int`): number of different pictures.
         samples (`int`): number of samples, `batch_size * steps`.
         stuff_probability (`float`): that a caption mentions a stuff category.
     """
 
-    def __init__(self, seed: int, scenes: int, samples: int, stuff_probability: float):
+    def __init__(self, split: str, seed: int, scenes: int, samples: int, stuff_probability: float):
         with ProcessPoolExecutor() as pool:
-            self.scenes = list(pool.map(partial(draw, seed), range(scenes), chunksize=64))
+            self.scenes = list(pool.map(partial(draw, split, seed), range(scenes), chunksize=64))
         rng = np.random.default_rng(seed)
         self.order = np.concatenate([rng.permutation(scenes) for _ in range(samples // scenes + 1)])[:samples]
         self.seed = seed
@@ -218,7 +222,7 @@ def build_trainer(
     return PretrainingTrainer(
         build_clip(tower, tokenizer, seed),
         arguments,
-        train_dataset=CaptionedScenes(seed, scenes, steps * batch_size, tower.stuff_probability),
+        train_dataset=CaptionedScenes(tower.split, seed, scenes, steps * batch_size, tower.stuff_probability),
         data_collator=partial(collate, processor),
         processing_class=processor,
     )
@@ -240,7 +244,7 @@ def main() -> None:
     parser.add_argument("name", choices=TOWERS, help="which of the two models")
     parser.add_argument("--output", type=Path, required=True, help="folder to save to")
     parser.add_argument("--steps", type=int, help="number of batches; by default that of the shipped models")
-    parser.add_argument("--scenes", type=int, default=20_000, help="number of different pictures")
+    parser.add_argument("--scenes", type=int, help="number of different pictures; by default likewise")
     parser.add_argument("--seed", type=int, default=0, help="0 is that of the shipped models")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train")
     arguments = parser.parse_args()
@@ -251,12 +255,12 @@ def main() -> None:
         arguments.output.mkdir(parents=True, exist_ok=True)  # now, not after hours of training
     except OSError as error:
         parser.error(f"--output: the folder cannot be created: {error}")
-    steps = arguments.steps or TOWERS[arguments.name].steps
+    tower = TOWERS[arguments.name]
     pretrain(
         arguments.name,
         arguments.output,
-        steps,
-        arguments.scenes,
+        arguments.steps or tower.steps,
+        arguments.scenes or tower.scenes,
         repetition=arguments.seed,
         use_cpu=arguments.device == "cpu",
     )

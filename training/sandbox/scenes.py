@@ -73,12 +73,14 @@ class Split:
         number (`int`): distinguishes the splits' random numbers.
         home_probability (`float`): share of the things that are on their home.
         close_ups (`float`, *optional*, defaults to 0): share of the pictures that are close-ups.
+        landscapes (`float`, *optional*, defaults to 0.04): share of the other pictures that show no thing.
         single (`bool`, *optional*, defaults to `False`): whether scenes show exactly one thing.
     """
 
     number: int
     home_probability: float
     close_ups: float = 0.0
+    landscapes: float = 0.04
     single: bool = False
 
 
@@ -86,7 +88,8 @@ ANYWHERE = 1 / len(STUFF)
 """With this probability of home, things are on any stuff: the background tells nothing about them."""
 
 SPLITS = {
-    "pretrain": Split(0, 0.5, close_ups=0.5),
+    "pretrain_u": Split(0, 0.5, close_ups=0.5),
+    "pretrain_p": Split(5, 0.5, close_ups=0.4, landscapes=0.25),
     "train": Split(1, 0.5),
     "val": Split(2, ANYWHERE),
     "test": Split(3, ANYWHERE),
@@ -130,8 +133,8 @@ def make_scene(seed: int, split: str, index: int) -> Scene:
     scene = Scene(image, segment_ids, names, [False] * kinds, close_up)
     if close_up or settings.single:
         count = 1
-    else:  # 4 % of the scenes contain no thing
-        count = 0 if rng.random() < 0.04 else rng.choice([1, 2, 3, 4], p=[0.35, 0.3, 0.2, 0.15])
+    else:
+        count = 0 if rng.random() < settings.landscapes else rng.choice([1, 2, 3, 4], p=[0.35, 0.3, 0.2, 0.15])
     bands = segment_ids.copy()
     for _ in range(count):
         _place_thing(rng, scene, bands, settings.home_probability)
