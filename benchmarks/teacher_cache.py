@@ -3,7 +3,7 @@
 """
 The change of the loss when only the best categories of each region are cached, and the size of cached predictions.
 
-Measured with the sandbox models on the validation scenes (24 categories); and, as no real teacher is available, with
+Measured with the sandbox models on the validation scenes (28 categories); and, as no real teacher is available, with
 316 categories and random logits whose cosines have the standard deviation of CLIP's (0.025, τ 0.01) around the
 student's.
 """
