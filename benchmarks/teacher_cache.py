@@ -22,7 +22,7 @@ from training.sandbox.scenes import CATEGORIES, write_scenes
 from training.teacher_cache import ARRAYS, all_boxes, compress, expand
 
 
-TEMPERATURE, THRESHOLD = 0.07, 0.3
+TEMPERATURE, THRESHOLD = 0.08, 0.3
 
 
 def compress_and_expand(
