@@ -39,7 +39,8 @@ def segment_program(model, scenes, tmp_path, **options):
     maps = tmp_path / "maps"
     maps.mkdir(exist_ok=True)
     value = CategorySet.load(scenes / "categories.json").ids[0]
-    Image.fromarray(np.full((96, 96), value, dtype=np.uint8)).save(maps / "000000.png")
+    width, height = Image.open(scenes / "test" / "images" / "000000.jpg").size
+    Image.fromarray(np.full((height, width), value, dtype=np.uint8)).save(maps / "000000.png")
     values = {"annotations": maps, "images": scenes / "test" / "images", "categories": scenes / "categories.json"}
     evaluate_segmentation.main(command_line({"model": model, **values, "output": tmp_path / "pixels.json"} | options))
 

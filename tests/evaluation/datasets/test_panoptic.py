@@ -43,13 +43,13 @@ def test_a_scene_comes_back_as_the_regions_it_was_written_with(split):
 
 def test_the_files_own_categories_are_the_default(split):
     categories = regions_of(split).categories
-    assert len(categories) == 24 and sum(categories.is_thing) == 16
+    assert len(categories) == 28 and sum(categories.is_thing) == 16
 
 
 def test_categories_without_ids_are_found_by_name(split):
     own = regions_of(split)
     reversed_set = CategorySet("reversed", own.categories.names[::-1], own.categories.is_thing[::-1])
-    assert regions_of(split, reversed_set)[0]["labels"].tolist() == [23 - label for label in own[0]["labels"].tolist()]
+    assert regions_of(split, reversed_set)[0]["labels"].tolist() == [27 - label for label in own[0]["labels"].tolist()]
 
 
 def test_boxes_are_xyxy_and_those_of_stuff_end_one_pixel_earlier():
