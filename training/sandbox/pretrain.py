@@ -15,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -228,13 +229,15 @@ def build_trainer(
     )
 
 
-def pretrain(name: str, output: Path, *arguments: int, **options: int) -> DenseVLMModel:
-    """Trains as [`build_trainer`] says, from the last checkpoint in `output` if there is one; saves the model."""
-    trainer = build_trainer(name, output, *arguments, **options)
+def pretrain(name: str, output: Path, **options: Any) -> DenseVLMModel:
+    """Trains with the options of [`build_trainer`], from the last checkpoint in `output` if there is one; saves."""
+    trainer = build_trainer(name, output, **options)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(output)))
-    model = DenseVLMModel.from_clip(trainer.model.cpu().eval())
+    clip: Any = trainer.model
+    processor: Any = trainer.processing_class
+    model = DenseVLMModel.from_clip(clip.cpu().eval())
     model.save_pretrained(output)
-    trainer.processing_class.save_pretrained(output)
+    processor.save_pretrained(output)
     return model
 
 
@@ -259,8 +262,8 @@ def main() -> None:
     pretrain(
         arguments.name,
         arguments.output,
-        arguments.steps or tower.steps,
-        arguments.scenes or tower.scenes,
+        steps=arguments.steps or tower.steps,
+        scenes=arguments.scenes or tower.scenes,
         repetition=arguments.seed,
         use_cpu=arguments.device == "cpu",
     )
