@@ -16,11 +16,13 @@ sandbox: $(VENV)/figures.stamp
 	$(call STEP,2,1 minute,the teacher names the regions of every training scene)
 	$(BIN)/python -m training.cache_teacher training/recipes/sandbox.yaml $(TEACHER_CACHE)
 	$(call STEP,3,2 minutes a seed,training DenseVLM)
+	rm -rf $(SEEDS:%=runs/sandbox/densevlm-seed%)
 	for seed in $(SEEDS); do \
 	  $(BIN)/python -m training.train training/recipes/sandbox.yaml $(TEACHER_CACHE) --seed $$seed \
 	    --output_dir runs/sandbox/densevlm-seed$$seed || exit 1; \
 	done
 	$(call STEP,4,2 minutes a seed,training without its decoupled contrast)
+	rm -rf $(SEEDS:%=runs/sandbox/all-seed%)
 	for seed in $(SEEDS); do \
 	  $(BIN)/python -m training.train training/recipes/sandbox.yaml $(TEACHER_CACHE) --seed $$seed --contrast all \
 	    --output_dir runs/sandbox/all-seed$$seed || exit 1; \
@@ -29,7 +31,7 @@ sandbox: $(VENV)/figures.stamp
 	$(BIN)/python -m evaluation.sandbox --runs runs/sandbox --seeds $(SEEDS)
 
 # The same over three pre-trainings with three alignments each, starting from captions: hours. Seed 0 uses the shipped
-# models. What is there is reused, and a run that was stopped continues.
+# models. What is there is reused; pre-trainings and alignments that were stopped continue.
 #   nohup make sandbox-pretraining > pretraining.log &
 ALIGNMENT_SEEDS ?= 0 1 2
 PRETRAINED := $(PRETRAINING_SEEDS:%=runs/pretraining-%)
@@ -75,10 +77,10 @@ runs/pretraining-%/teacher_cache.stamp: $(READY) | runs/sandbox/data/categories.
 
 define ALIGNMENT
 runs/pretraining-%/densevlm-seed$(1)/model.safetensors: runs/pretraining-%/teacher_cache.stamp
-	$$(BIN)/python -m training.train $$(ALIGN) --seed $(1) --output_dir $$(@D)
+	$$(BIN)/python -m training.train $$(ALIGN) --resume_from_checkpoint auto --seed $(1) --output_dir $$(@D)
 
 runs/pretraining-%/all-seed$(1)/model.safetensors: runs/pretraining-%/teacher_cache.stamp
-	$$(BIN)/python -m training.train $$(ALIGN) --seed $(1) --output_dir $$(@D) --contrast all
+	$$(BIN)/python -m training.train $$(ALIGN) --resume_from_checkpoint auto --seed $(1) --output_dir $$(@D) --contrast all
 endef
 $(foreach seed,$(ALIGNMENT_SEEDS),$(eval $(call ALIGNMENT,$(seed))))
 
