@@ -99,14 +99,20 @@ def load(folder: Path, categories: CategorySet) -> tuple[DenseVLMModel, DenseVLM
 def score_splits(folder: Path, data: Path, categories: CategorySet) -> SplitScores:
     """Evaluates the model of a folder on the regions of both splits, on pixels, and on pictures of single things."""
     loaded = load(folder, categories)
-    val, test = (score(folder, data / split, categories) for split in ("val", "test"))
+    val, test = (score(folder, *loaded, data / split, categories) for split in ("val", "test"))
     images = recognise_images(*loaded, data / "single", categories)
     return SplitScores(val, test, images | segment_scenes(*loaded, data / "test", categories))
 
 
-def score(folder: Path, split: Path, categories: CategorySet) -> RegionScores:
+def score(
+    folder: Path,
+    model: DenseVLMModel,
+    processor: DenseVLMProcessor,
+    embeddings: CategoryEmbeddings,
+    split: Path,
+    categories: CategorySet,
+) -> RegionScores:
     """Evaluates the model of a folder on the regions of a split."""
-    model, processor, embeddings = load(folder, categories)
     side = map_side(model, processor.image_processor.size["longest_edge"])
     regions = PanopticRegions(
         split / "panoptic.json", split / "images", split / "panoptic", processor.image_processor, side, categories
@@ -131,10 +137,10 @@ def draw_training(run: Path, data: Path, categories: CategorySet, file: Path) ->
     if not checkpoints:
         return
     history = json.loads((checkpoints[-1] / "trainer_state.json").read_text())["log_history"]
-    metrics = {
-        int(folder.name.split("-")[1]): region_metrics(score(folder, data / "val", categories), categories)
-        for folder in checkpoints
-    }
+    metrics = {}
+    for folder in checkpoints:
+        scores = score(folder, *load(folder, categories), data / "val", categories)
+        metrics[int(folder.name.split("-")[1])] = region_metrics(scores, categories)
     training_chart(file, history, metrics)
 
 
