@@ -26,6 +26,8 @@ def launch_fsdp(arguments) -> None:
 @pytest.mark.parametrize(("student", "teacher"), [("clip_vit", "eva02_clip"), ("clip_resnet", "clip_vit")])
 def test_two_ranks_under_fsdp_save_the_same_as_one_process(recipe, folder_of, tmp_path, student, teacher):
     """With frozen parameters and gradient accumulation."""
+    # With the regions kept at 0.1, the weights up to the ResNet's layer2.1 differ by 1e-4 after the third step, under
+    # DDP too, and those after it are equal: probably a ReLU's input there is within rounding of 0.
     options = SGD | {"model": folder_of(student, 0), "teacher": folder_of(teacher, 1), "threshold": 0.12}
     alone, sharded = tmp_path / "alone", tmp_path / "sharded"
     main(recipe(output_dir=alone, per_device_train_batch_size=8, **options))
