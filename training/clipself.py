@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import interpolate, normalize
+
+from modeling_densevlm import DenseVLMModel
 
 from .arguments import DistillationArguments
 from .distillation_trainer import DistillationTrainer
@@ -27,9 +29,18 @@ class CLIPSelfArguments(DistillationArguments):
             "Defaults to that of the images."
         },
     )
+    image_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of a second term: the image features of the whole images, as before the training. Without "
+            "it, as in the paper, the recognition of whole images suffers."
+        },
+    )
 
     def __post_init__(self):
         super().__post_init__()
+        if not 0 <= self.image_weight < float("inf"):
+            raise ValueError(f"`image_weight` is a number from 0 on, got {self.image_weight}.")
         for key in ("crops", "crop_size"):
             value = getattr(self, key)
             if value is not None and value < 1:
@@ -55,27 +66,58 @@ def clipself_loss(region_embeds: Tensor, crop_embeds: Tensor, count: Tensor | No
 
 
 class CLIPSelfTrainer(DistillationTrainer):
-    """The teacher is a copy of the student before training, applied to `crop_pixel_values`, one crop per box."""
+    """
+    The teacher is a copy of the student before training, applied to `crop_pixel_values`, one crop per box; with
+    `image_weight` also to the whole images, reduced to the side of the crops.
+    """
+
+    args: CLIPSelfArguments
+    teacher: DenseVLMModel
 
     arguments_class = CLIPSelfArguments
     needs_crops = True
     teaches_itself = True
 
+    @property
+    def needs_image_embeds(self) -> bool:
+        return self.args.image_weight > 0
+
     def compute_targets(self, batch):
+        """The teacher's image features: `"crops"` `(regions, dim)`, `"images"` `(images, dim)`, or none."""
         crops = batch["crop_pixel_values"]
-        # If no image could be read, there are no crops. The teacher runs on a blank one all the same: all processes
-        # must take part in the forward pass of a sharded model.
-        seen = crops if len(crops) else crops.new_zeros(1, *crops.shape[1:])
+        images = batch["pixel_values"][: len(crops)]  # none if no image could be read
+        crop_embeds = self._image_embeds(crops)
+        if not self.needs_image_embeds:
+            return {"crops": crop_embeds, "images": crop_embeds[:0]}
+        return {"crops": crop_embeds, "images": self._image_embeds(_resize(images, crops.shape[-1]))}
+
+    def _image_embeds(self, pixels: Tensor) -> Tensor:
+        # The teacher runs on a blank image if there is none: all processes must take part in the forward pass of a
+        # sharded model.
+        seen = pixels if len(pixels) else pixels.new_zeros(1, *pixels.shape[1:])
         with torch.inference_mode(), self.accelerator.autocast():  # only `forward` enters it by itself
             pixel_values = self.teacher_image_processor.normalize(seen)
-            crop_embeds = self.teacher.get_image_features(pixel_values).pooler_output
-        return crop_embeds[: len(crops)].clone()  # inference tensors cannot take part in a backward pass
+            image_embeds = self.teacher.get_image_features(pixel_values).pooler_output
+        return image_embeds[: len(pixels)].clone()  # inference tensors cannot take part in a backward pass
 
     def count_terms(self, targets):
-        return torch.tensor([float(len(targets))], device=targets.device)
+        return torch.tensor([float(len(embeds)) for embeds in targets.values()], device=targets["crops"].device)
 
     def loss(self, outputs, inputs):
-        return clipself_loss(outputs.region_embeds, inputs["targets"], inputs["normalizers"][0])
+        targets, (crops, images) = inputs["targets"], inputs["normalizers"]
+        loss = clipself_loss(outputs.region_embeds, targets["crops"], crops)
+        if self.needs_image_embeds:
+            image_embeds = outputs.image_embeds[: len(targets["images"])]
+            loss = loss + self.args.image_weight * clipself_loss(image_embeds, targets["images"], images)
+        return loss
+
+
+def _resize(images: Tensor, side: int) -> Tensor:
+    """Squares `(batch, 3, height, width)` of uint8 at another side."""
+    if images.shape[-1] == side or not len(images):
+        return images
+    resized = interpolate(images.float(), (side, side), mode="bicubic", antialias=True)
+    return resized.round().clamp(0, 255).to(torch.uint8)
 
 
 __all__ = ["CLIPSelfArguments", "CLIPSelfTrainer", "clipself_loss"]

@@ -167,6 +167,11 @@ class DistillationTrainer(RunLog, AtomicCheckpoints):
             teacher.to(self.args.device)  # type: ignore[arg-type]  # accelerate does not, if the student is sharded
         return self.accelerator.prepare_model(teacher, evaluation_mode=True)
 
+    @property
+    def needs_image_embeds(self) -> bool:
+        """Whether [`~DistillationTrainer.loss`] uses `outputs.image_embeds`."""
+        return False
+
     # Implemented by each method
 
     def compute_targets(self, batch: dict[str, Any]) -> Any:
@@ -197,7 +202,8 @@ class DistillationTrainer(RunLog, AtomicCheckpoints):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         pixel_values = self.image_processor.normalize(inputs["pixel_values"])
-        outputs = model(pixel_values=pixel_values, boxes=inputs["boxes"])
+        images = {"return_image_embeds": True} if self.needs_image_embeds else {}
+        outputs = model(pixel_values=pixel_values, boxes=inputs["boxes"], **images)
         loss = self.loss(outputs, inputs) * self.accelerator.num_processes  # DDP averages over ranks
         return (loss, outputs) if return_outputs else loss
 

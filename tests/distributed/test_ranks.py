@@ -34,7 +34,11 @@ DDP = {
 }
 
 
-@pytest.fixture(scope="module", params=["densevlm", "clipself"])
+@pytest.fixture(
+    scope="module",
+    params=[{"method": "densevlm"}, {"method": "clipself", "crop_size": 72, "image_weight": 1.0}],
+    ids=lambda options: options["method"],
+)
 def method(request):
     return request.param
 
@@ -47,7 +51,7 @@ def test_a_rank_without_readable_images_does_not_change_the_result(recipe, stude
     shutil.copytree(scenes / "train" / "images", images)
     for index in range(0, 24, 2):
         (images / f"{index:06d}.jpg").write_bytes(b"no image")
-    options = SGD | {"method": method, "images": images, "global_batch_size": 2, "learning_rate": 0.005}
+    options = SGD | method | {"images": images, "global_batch_size": 2, "learning_rate": 0.005}
     alone, together = tmp_path / "alone", tmp_path / "together"
     main(recipe(output_dir=alone, per_device_train_batch_size=2, **options))
     launch(recipe(output_dir=together, per_device_train_batch_size=1, **options), ranks=2)
@@ -77,7 +81,7 @@ def test_ranks_and_accumulation_give_the_parameters_of_one_large_batch(
 ):
     from training.train import main
 
-    options = SGD | {"method": method}
+    options = SGD | method
     alone, together = tmp_path / "alone", tmp_path / "together"
     main(recipe(output_dir=alone, per_device_train_batch_size=8, **options))
     output = launch(recipe(output_dir=together, per_device_train_batch_size=per_device, **options | DDP), ranks)

@@ -10,8 +10,10 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from torch.nn.functional import cosine_similarity
 
 from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMConfig, DenseVLMModel, DenseVLMProcessor
+from modeling_densevlm.image_processing_densevlm import load_image
 from training.engine.weight_averaging import mix_weights, trained_parameters
 from training.train import main
 
@@ -175,6 +177,29 @@ def test_clipself_needs_no_teacher_and_lowers_its_loss(recipe):
     trainer = run(recipe(method="clipself", max_steps=20, learning_rate=3e-3, crops=3, max_grid=3))
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert sum(losses[-5:]) < sum(losses[:5])
+
+
+def image_embeds(folder, image_folder):
+    model = DenseVLMModel.from_pretrained(folder)
+    processor = DenseVLMProcessor.from_pretrained(folder)
+    images = [load_image(path) for path in sorted(image_folder.glob("*.jpg"))]
+    with torch.inference_mode():
+        return model.get_image_features(processor(images=images, return_tensors="pt")["pixel_values"]).pooler_output
+
+
+def test_image_weight_keeps_the_image_features_of_before_the_training(recipe, student, scenes, tmp_path):
+    options = {"method": "clipself", "max_steps": 20, "learning_rate": 3e-3, "crops": 3, "max_grid": 3}
+    losses = {}
+    for weight in (0.0, 2.0):
+        trainer = run(recipe(output_dir=tmp_path / str(weight), image_weight=weight, **options))
+        losses[weight] = trainer.state.log_history[0]["loss"]
+    assert losses[0.0] == pytest.approx(losses[2.0])  # nothing has moved yet
+    before = image_embeds(student, scenes / "train" / "images")
+    changed, kept = (
+        1 - cosine_similarity(image_embeds(tmp_path / folder, scenes / "train" / "images"), before).mean()
+        for folder in ("0.0", "2.0")
+    )
+    assert kept < changed / 2
 
 
 def test_a_run_never_overwrites_the_checkpoints_of_another(recipe, tmp_path):

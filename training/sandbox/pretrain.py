@@ -7,7 +7,8 @@ Pre-trains the sandbox's tiny CLIPs on captioned pictures: U, the future student
     python -m training.sandbox.pretrain P --output runs/pretrain/p [--seed 1]
 
 The result is an ordinary CLIP, saved as a DenseVLM. It recognises pictures but not regions; CLIPSelf then makes P a
-teacher (`training/recipes/sandbox_clipself_p.yaml`). The same command continues a run that was stopped.
+teacher (`training/recipes/sandbox_clipself.yaml`). The same command continues a run that was stopped. Needs the extra
+`vision`: timm has the optimizer.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from timm.optim import Muon
 from torch import Tensor
 from torch.nn.functional import log_softmax, normalize
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
@@ -36,6 +38,9 @@ SIDE = 96
 """Side in pixels at which pictures are shown in pre-training: half of what they are drawn at."""
 
 MAX_WORDS = 32
+
+MUON_LEARNING_RATE = 0.006
+"""Of the matrices of the blocks."""
 
 
 @dataclass
@@ -58,8 +63,8 @@ class PretrainingConfig:
 TOWERS = {
     # Captions rarely mention stuff: this causes the foreground bias. P sees smaller patches, as L/14 beside B/16, and
     # more pictures, among them more landscapes without things.
-    "U": PretrainingConfig(16, 128, 512, 4, 4, 1.5e-3, "pretrain_u", 0.1, seed=1, steps=3_000, scenes=20_000),
-    "P": PretrainingConfig(12, 160, 640, 5, 5, 1.2e-3, "pretrain_p", 0.4, seed=2, steps=4_000, scenes=80_000),
+    "U": PretrainingConfig(16, 128, 512, 4, 4, 1.5e-3, "pretrain_u", 0.1, seed=1, steps=800, scenes=20_000),
+    "P": PretrainingConfig(12, 160, 640, 5, 5, 1.2e-3, "pretrain_p", 0.4, seed=2, steps=2_400, scenes=60_000),
 }
 
 
@@ -143,13 +148,31 @@ def contrastive_loss(image_embeds: Tensor, text_embeds: Tensor, scale: Tensor, s
 
 
 class PretrainingTrainer(Trainer):
-    """Contrastive pre-training: batches in the order of the dataset, weight decay on matrices only."""
+    """
+    Contrastive pre-training: batches in the order of the dataset, matrices of the blocks by Muon (Jordan et al., 2024)
+    and all else by AdamW, weight decay on matrices only.
+    """
 
     def _get_train_sampler(self, train_dataset=None):
         return torch.utils.data.SequentialSampler(train_dataset or self.train_dataset)
 
-    def get_decay_parameter_names(self, model):
-        return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
+    def create_optimizer(self, model=None):
+        named = list((model or self.model).named_parameters())
+        in_blocks = [value for name, value in named if value.ndim == 2 and ".layers." in name]
+        other_matrices = [value for name, value in named if value.ndim >= 2 and ".layers." not in name]
+        vectors = [value for _, value in named if value.ndim < 2]
+        self.optimizer = Muon(
+            [
+                {"params": in_blocks, "lr": MUON_LEARNING_RATE},
+                {"params": other_matrices, "use_fallback": True},
+                {"params": vectors, "use_fallback": True, "weight_decay": 0.0},
+            ],
+            lr=self.args.learning_rate,
+            weight_decay=self.args.weight_decay,
+            nesterov=True,
+            betas=(self.args.adam_beta1, self.args.adam_beta2),
+        )
+        return self.optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         same_caption = inputs.pop("same_caption")
