@@ -22,10 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from transformers.image_transforms import rgb_to_id
 
-from modeling_densevlm import CategoryEmbeddings, DenseVLMModel, DenseVLMProcessor
 from modeling_densevlm.categories import CategorySet
 from modeling_densevlm.command_line import check_output, one_line_errors, whole_number
 from modeling_densevlm.image_processing_densevlm import load_image
@@ -33,21 +30,17 @@ from modeling_densevlm.image_processing_densevlm import load_image
 from . import report
 from .balance import Margins, accuracies_at, balance_curve, best_offset, compare_balance, harmonic_mean
 from .charts import balance_chart, training_chart
-from .confusion import count_pairs, segmentation_metrics
-from .datasets.panoptic import PanopticRegions, read_annotations
-from .evaluate_regions import evaluate_regions, map_side, region_metrics
+from .datasets.panoptic import read_annotations
+from .evaluate_regions import region_metrics
 from .figures import location_figure
-from .models import code_digest, commit
 from .renamed import check_metrics
+from .sandbox_scores import SplitScores, denoise_cells, ids_of, load, score, score_splits, true_labels
 from .scores import RegionScores
 from .segmentation import segment
 
 
 BASELINE = "all_against_all"
 """Key of the model that the others are compared with: the ablation of the decoupled contrast."""
-
-SANDBOX_TEMPLATES = "short"
-"""Prompt templates that the sandbox models are trained with (`training/recipes/sandbox.yaml`)."""
 
 SANDBOX_COLUMNS = {
     "boxes_top1": "Boxes",
@@ -80,57 +73,6 @@ class SandboxModel:
     folders: list[Path]
 
 
-@dataclass
-class SplitScores:
-    """Scores of one model on the regions of both splits, and its metrics on whole images and on pixels."""
-
-    val: RegionScores
-    test: RegionScores
-    further: dict[str, float]
-
-
-def load(folder: Path, categories: CategorySet) -> tuple[DenseVLMModel, DenseVLMProcessor, CategoryEmbeddings]:
-    """The model of a folder, its processor, and the categories in its space."""
-    model = DenseVLMModel.from_pretrained(folder, dtype=torch.float32).eval()
-    processor = DenseVLMProcessor.from_pretrained(folder)
-    return model, processor, CategoryEmbeddings.compute(categories, model, processor.tokenizer, SANDBOX_TEMPLATES)
-
-
-def score_splits(folder: Path, data: Path, categories: CategorySet) -> SplitScores:
-    """Evaluates the model of a folder on the regions of both splits, on pixels, and on pictures of single things."""
-    loaded = load(folder, categories)
-    val, test = (score(folder, *loaded, data / split, categories) for split in ("val", "test"))
-    images = recognise_images(*loaded, data / "single", categories)
-    return SplitScores(val, test, images | segment_scenes(*loaded, data / "test", categories))
-
-
-def score(
-    folder: Path,
-    model: DenseVLMModel,
-    processor: DenseVLMProcessor,
-    embeddings: CategoryEmbeddings,
-    split: Path,
-    categories: CategorySet,
-) -> RegionScores:
-    """Evaluates the model of a folder on the regions of a split."""
-    side = map_side(model, processor.image_processor.size["longest_edge"])
-    regions = PanopticRegions(
-        split / "panoptic.json", split / "images", split / "panoptic", processor.image_processor, side, categories
-    )
-    scores = evaluate_regions(model, regions, embeddings, batch_size=50, num_workers=1)
-    scores.provenance = {
-        "model": str(folder),
-        "fingerprint": model.fingerprint(),
-        "categories": list(categories.names),
-        "is_thing": categories.require_flags("the sandbox"),
-        "templates": len(embeddings.templates),
-        "split": split.name,
-        "code": code_digest(),
-        "commit": commit(),
-    }
-    return scores
-
-
 def draw_training(run: Path, data: Path, categories: CategorySet, file: Path) -> None:
     """Draws the log of a run, and the accuracies of its checkpoints on the validation scenes."""
     checkpoints = sorted(run.glob("checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1]))
@@ -142,60 +84,6 @@ def draw_training(run: Path, data: Path, categories: CategorySet, file: Path) ->
         scores = score(folder, *load(folder, categories), data / "val", categories)
         metrics[int(folder.name.split("-")[1])] = region_metrics(scores, categories)
     training_chart(file, history, metrics)
-
-
-def recognise_images(
-    model: DenseVLMModel,
-    processor: DenseVLMProcessor,
-    embeddings: CategoryEmbeddings,
-    split: Path,
-    categories: CategorySet,
-) -> dict[str, float]:
-    """
-    Accuracies of the image features on pictures of a single thing: which of the things it is. Dense training does not
-    train them, and may spoil them.
-
-    Returns:
-        `dict`: `images_close_up_top1` and `images_small_top1`, for close-ups and for small things in a scene.
-    """
-    content = read_annotations(split / "panoptic.json")
-    is_thing = dict(zip(ids_of(categories), categories.things()))
-    things = [index for index, flag in enumerate(categories.things()) if flag]
-    hits: dict[str, list[bool]] = {"images_close_up_top1": [], "images_small_top1": []}
-    for image, record in zip(content["images"], content["annotations"]):
-        labels = [one["category_id"] for one in record["segments_info"] if is_thing[one["category_id"]]]
-        if not labels:  # almost all of it lies beyond the border
-            continue
-        pixel_values = processor.image_processor(load_image(split / "images" / image["file_name"]))["pixel_values"]
-        with torch.inference_mode():
-            cosines = model.get_image_features(pixel_values).pooler_output @ embeddings.embeds[things].T
-        predicted = ids_of(categories)[things[int(cosines.argmax())]]
-        hits["images_close_up_top1" if image["close_up"] else "images_small_top1"].append(predicted == labels[0])
-    return {key: float(np.mean(values)) for key, values in hits.items() if values}
-
-
-def segment_scenes(
-    model: DenseVLMModel,
-    processor: DenseVLMProcessor,
-    embeddings: CategoryEmbeddings,
-    split: Path,
-    categories: CategorySet,
-    batch_size: int = 40,
-) -> dict[str, float]:
-    """Segments the scenes of a split. Returns `segmentation_miou`, over all categories."""
-    content = read_annotations(split / "panoptic.json")
-    counts = np.zeros((len(categories), len(categories)), np.int64)
-    rows = list(zip(content["images"], content["annotations"]))
-    for start in range(0, len(rows), batch_size):
-        batch = rows[start : start + batch_size]
-        images = [load_image(split / "images" / image["file_name"]) for image, _ in batch]
-        with torch.inference_mode():
-            pixel_values = processor.image_processor(images)["pixel_values"]
-            sizes = [(image.height, image.width) for image in images]
-            predicted = segment(model, pixel_values, embeddings.embeds, sizes)
-        for (_, record), labels in zip(batch, predicted):
-            counts += count_pairs(true_labels(split, record, categories), labels.numpy(), len(categories))
-    return {"segmentation_miou": segmentation_metrics(counts)["miou"]}
 
 
 def test_metrics(scores: SplitScores, categories: CategorySet, offset: float) -> dict[str, float]:
@@ -266,6 +154,7 @@ def markdown_report(entries: Sequence[SandboxModel], metrics: dict[str, dict], r
     )
     pictures = "".join(f"![]({name}.png)\n\n" for name in ("locations", "balance", "training"))
     tables = gains(entries, metrics) + further_table(entries, metrics)
+    tables += denoising_table(metrics["teacher"]["denoising"])
     return f"# Sandbox\n\n{markdown(rows)}\n{notes}\n\n{tables}{pictures}"
 
 
@@ -276,6 +165,20 @@ def further_table(entries: Sequence[SandboxModel], metrics: dict[str, dict]) -> 
         [entry.title, *(f"{100 * metrics[entry.key][column]:.1f}" for column in FURTHER_COLUMNS)] for entry in entries
     ]
     return markdown(rows) + "\nWhole images: which of the sixteen things a picture of a single one shows, top-1.\n\n"
+
+
+def denoising_table(rows: Sequence[dict[str, float]]) -> str:
+    """What each threshold drops, in Markdown."""
+    shares = {
+        "dropped": "cells dropped",
+        "kept_accuracy": "kept cells right",
+        "dropped_accuracy": "dropped cells right",
+    }
+    table = [["threshold", *shares.values()]]
+    for row in rows:
+        table.append([f"{row['threshold']:.1f}", *(f"{100 * row[key]:.1f}" if key in row else "–" for key in shares)])
+    note = "Denoising of P's predictions for the cells of a random grid on each validation scene, in %."
+    return f"{markdown(table)}\n{note} Right: the category that covers most of the cell.\n\n"
 
 
 def gains(entries: Sequence[SandboxModel], metrics: dict[str, dict]) -> str:
@@ -336,24 +239,6 @@ def draw_locations(
     location_figure(file, pixels, panels, list(map(str, categories.names)), categories.things(), notes)
 
 
-def ids_of(categories: CategorySet) -> list[int]:
-    """The ids of the sandbox's categories."""
-    assert categories.ids is not None  # `training.sandbox.scenes` writes them
-    return categories.ids
-
-
-def true_labels(split: Path, record: dict, categories: CategorySet) -> np.ndarray:
-    """The category index of each pixel of an annotated scene, `(height, width)`."""
-    with Image.open(split / "panoptic" / record["file_name"]) as png:
-        ids = rgb_to_id(np.array(png.convert("RGB")))
-    # The few pixels of almost entirely occluded segments are assigned to the first segment.
-    category_ids = ids_of(categories)
-    labels = np.full(ids.shape, category_ids.index(record["segments_info"][0]["category_id"]))
-    for info in record["segments_info"]:
-        labels[ids == info["id"]] = category_ids.index(info["category_id"])
-    return labels
-
-
 @one_line_errors()
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the program with `argv`, by default the command line."""
@@ -389,6 +274,8 @@ def write_results(
         for number, run in enumerate(of_model):
             run.test.save(output / "scores" / f"{key}-{number}.safetensors")
     metrics = collect_metrics(entries, scores, categories, len(entries[0].folders))
+    teachers = next(entry.folders for entry in entries if entry.key == "teacher")
+    metrics["teacher"]["denoising"] = denoise_cells(teachers, data / "val", categories)
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     text = markdown_report(entries, metrics, runs)
     (output / "report.md").write_text(text, encoding="utf-8")

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 from evaluation.sandbox import (
@@ -17,10 +18,12 @@ from evaluation.sandbox import (
     main,
     sandbox_models,
 )
+from evaluation.sandbox_scores import SANDBOX_TEMPERATURE
 from modeling_densevlm import CategorySet
 
 
 MODELS = Path(__file__).parents[2] / "model_cards"
+RECIPES = Path(__file__).parents[2] / "training" / "recipes"
 
 
 @pytest.fixture
@@ -59,7 +62,10 @@ def test_the_program_writes_metrics_tables_figures_and_a_report(folders):
     ):
         assert over[name][0] == pytest.approx(metrics["after"][number] - metrics["all_against_all"][number])
     assert over["gain"][0] != 0
+    denoising = metrics["teacher"]["denoising"]
+    assert [row["threshold"] for row in denoising] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
     text = (runs / "report.md").read_text()
+    assert f"| 0.3 | {100 * denoising[3]['dropped']:.1f} |" in text
     assert text.count("| DenseVLM |") == 4 and text.count("| U (a CLIP) |") == 4
     assert "One pre-training seed; means over 2 alignment seeds (0, 1)." in text
     assert f"| DenseVLM | {100 * over['area'][0]:+.1f} [" in text
@@ -75,6 +81,10 @@ def test_other_pretrainings_have_their_own_models(tmp_path):
     assert folders["after"] == [run / f"densevlm-seed{seed}" for run in runs for seed in (0, 3)]
     assert describe_runs(2, [0]) == "Means over 2 pre-training seeds; one alignment seed of each (0)."
     assert describe_runs(3, [0, 1]) == "Means over 3 pre-training seeds; means over 2 alignment seeds of each (0, 1)."
+
+
+def test_denoising_is_evaluated_at_the_temperature_of_the_recipe():
+    assert yaml.safe_load((RECIPES / "sandbox.yaml").read_text())["temperature"] == SANDBOX_TEMPERATURE
 
 
 def test_a_run_is_drawn_over_the_checkpoints_it_left(scenes, tmp_path):
