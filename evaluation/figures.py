@@ -72,10 +72,11 @@ def location_figure(
     colours = category_colours(is_thing)
     shapes = [image.shape[0] / image.shape[1] for image in images]
     below = 0.45 if notes else 0.0  # inches
-    heights = [2.2 * max(shape, 0.6) + below for shape in shapes]
+    width = 1.75  # inches: small beside the letters, so that these are legible at the width of a phone
+    heights = [width * max(shape, 0.6) + below for shape in shapes]
     columns = 1 + len(panels)
     figure, axes = subplots(
-        len(images), columns, (2.2 * columns, sum(heights) + 0.4), gridspec_kw={"height_ratios": heights}
+        len(images), columns, (width * columns, sum(heights) + 0.4), gridspec_kw={"height_ratios": heights}
     )
     for row, image in enumerate(images):
         axes[row, 0].imshow(image)
@@ -97,7 +98,7 @@ def location_figure(
         axis.set_axis_off()
     top = 1 - 0.35 / (sum(heights) + 0.4)
     figure.subplots_adjust(0.005, below / (sum(heights) + 0.4), 0.995, top, 0.03, below / np.mean(heights) + 0.02)
-    save_figure(figure, file, dpi=110, bbox_inches=None)
+    save_figure(figure, file, dpi=140, bbox_inches=None)
 
 
 def similarity_figure(
@@ -232,12 +233,12 @@ def _label_spot(where: np.ndarray, placed: Sequence[tuple[float, float]]) -> tup
     """
     y, x = np.nonzero(where)
     side = where.shape[1]
-    if len(y) < 0.02 * where.size:
+    if len(y) < 0.03 * where.size:
         return None
     # The label's half width and height; it must stay within the picture.
-    free = (x > 0.22 * side) & (x < 0.78 * side) & (y > 0.06 * side) & (y < where.shape[0] - 0.06 * side)
+    free = (x > 0.26 * side) & (x < 0.74 * side) & (y > 0.07 * side) & (y < where.shape[0] - 0.07 * side)
     for other_x, other_y in placed:
-        free &= (np.abs(x - other_x) > 0.5 * side) | (np.abs(y - other_y) > 0.13 * side)
+        free &= (np.abs(x - other_x) > 0.55 * side) | (np.abs(y - other_y) > 0.15 * side)
     if not free.any():
         return None
     distance = np.where(free, (y - y.mean()) ** 2 + (x - x.mean()) ** 2, np.inf)

@@ -149,6 +149,18 @@ def test_the_word_tokenizer_ends_every_sentence_with_its_largest_id():
     assert (tokens.argmax(1) == torch.tensor([3, 5])).all()
 
 
+def test_every_parameter_is_optimized_once_and_matrices_of_blocks_by_muon(tmp_path):
+    trainer = build_trainer("U", tmp_path, steps=1, scenes=8, batch_size=8)
+    groups = trainer.create_optimizer().param_groups
+    optimized = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(optimized) == sorted(map(id, trainer.model.parameters()))
+    by_muon = {id(p) for group in groups if not group.get("use_fallback") for p in group["params"]}
+    names = {name for name, parameter in trainer.model.named_parameters() if id(parameter) in by_muon}
+    assert "vision_model.encoder.layers.3.mlp.fc1.weight" in names
+    assert "text_model.encoder.layers.1.self_attn.q_proj.weight" in names
+    assert not [name for name in names if "embedding" in name or "projection" in name or "bias" in name]
+
+
 @pytest.mark.parametrize("name", TOWERS)
 def test_pretraining_writes_a_folder_that_trains_and_evaluates(name, tmp_path):
     pretrain(name, tmp_path, steps=2, scenes=16, batch_size=8)
