@@ -20,37 +20,33 @@ from accelerate import PartialState
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMModel
+from modeling_densevlm import CategorySet, DenseVLMForSemanticSegmentation
 from modeling_densevlm.command_line import finite_number, whole_number
 
 from .confusion import Confusion, count_pairs, segmentation_metrics
 from .datasets.semantic_maps import LAYOUTS, SemanticMaps, collate_pixels
 from .models import EvaluatedModel, files_digest, run_evaluation, summary, whole_cells
-from .segmentation import segment
 from .shards import in_shards, warn_skipped
 
 
 @torch.inference_mode()
 def evaluate_segmentation(
-    model: DenseVLMModel,
+    segmenter: DenseVLMForSemanticSegmentation,
     dataset: SemanticMaps,
-    embeddings: CategoryEmbeddings,
     rows: Sequence[int],
     batch_size: int = 8,
     num_workers: int = 2,
-    **options: Any,
 ) -> Confusion:
     r"""
     Segments annotated images and counts the pixels by annotated and predicted category.
 
     Args:
-        model ([`DenseVLMModel`]): the model, on its device and in its dtype.
+        segmenter ([`DenseVLMForSemanticSegmentation`]):
+            The model with `dataset.categories` as its vocabulary, on its device and in its dtype.
         dataset ([`SemanticMaps`]): the annotated images.
-        embeddings ([`CategoryEmbeddings`]): embeddings of `dataset.categories` in the model's space.
         rows (sequence of `int`): indices of the images to evaluate.
         batch_size (`int`, *optional*, defaults to 8): images per forward pass.
         num_workers (`int`, *optional*, defaults to 2): data loading processes.
-        options: keyword arguments of [`segment`].
 
     Returns:
         [`Confusion`] over all pixels of these images, at the resolution of the annotations.
@@ -58,9 +54,6 @@ def evaluate_segmentation(
     Raises:
         `ValueError` if a PNG has values that belong to no category.
     """
-    assert model.config.projection_dim is not None  # set by the configuration
-    embeddings.check(dataset.categories, model.config.projection_dim)
-    text_embeds = embeddings.embeds.to(model.device, torch.float32)
     categories = len(dataset.categories)
     counts, images, skipped = np.zeros((categories, categories), dtype=np.int64), 0, []
     loader = DataLoader(Subset(dataset, rows), batch_size, num_workers=num_workers, collate_fn=collate_pixels)
@@ -70,9 +63,10 @@ def evaluate_segmentation(
         skipped += batch["skipped"]
         if "pixel_values" not in batch:
             continue
-        pixel_values = batch["pixel_values"].to(model.device, model.dtype)
+        outputs = segmenter(batch["pixel_values"].to(segmenter.device, segmenter.dtype))
         sizes = [labels.shape for labels in batch["labels"]]
-        for labels, predicted in zip(batch["labels"], segment(model, pixel_values, text_embeds, sizes, **options)):
+        predictions: Any = dataset.image_processor.post_process_semantic_segmentation(outputs, sizes)
+        for labels, predicted in zip(batch["labels"], predictions):
             counts += count_pairs(labels, predicted.cpu().numpy(), categories)
         images += len(sizes)
     warn_skipped(skipped)
@@ -91,21 +85,23 @@ def evaluate_model_on_segmentation(evaluated: EvaluatedModel, arguments: argpars
         arguments.ignored,
     )
     embeddings = evaluated.embeddings(categories)
-    window, stride = windows(evaluated, arguments.window, arguments.stride)
-    options: dict[str, Any] = {"window": window, "stride": stride, "background": None}
+    assert evaluated.model.config.projection_dim is not None  # set by the configuration
+    embeddings.check(categories, evaluated.model.config.projection_dim)
+    segmenter = DenseVLMForSemanticSegmentation.from_densevlm(evaluated.model).set_categories(embeddings)
+    config = segmenter.config
+    config.window_size, config.window_stride = windows(evaluated, arguments.window, arguments.stride)
     if arguments.background is not None:
         if arguments.background not in categories.names:
             raise ValueError(f"--background: {categories.name} has no category {arguments.background!r}.")
-        options["background"] = categories.names.index(arguments.background)
-        options["threshold"] = arguments.background_threshold
-    provenance = evaluated.provenance(categories, embeddings) | options
+        config.background, config.background_threshold = arguments.background, arguments.background_threshold
+    options = ("window_size", "window_stride", "background", "background_threshold")
+    provenance = evaluated.provenance(categories, embeddings) | {name: getattr(config, name) for name in options}
     provenance |= {"layout": arguments.layout, "ignored": arguments.ignored}
     provenance["annotations"] = files_digest(dataset.annotations, dataset.names(dataset.files, dataset.annotations))
     provenance["images"] = files_digest(dataset.images, dataset.names(dataset.image_of.values(), dataset.images))
 
     def evaluate(rows: range) -> Confusion:
-        sizes = {"batch_size": arguments.batch_size, "num_workers": arguments.num_workers}
-        return evaluate_segmentation(evaluated.model, dataset, embeddings, rows, **sizes, **options)
+        return evaluate_segmentation(segmenter, dataset, rows, arguments.batch_size, arguments.num_workers)
 
     confusion = in_shards(Confusion, evaluate, len(dataset), evaluated.file, provenance, arguments.shard_size)
     counts = {"images": confusion.images, "skipped_images": len(confusion.skipped_images)}
@@ -113,7 +109,7 @@ def evaluate_model_on_segmentation(evaluated: EvaluatedModel, arguments: argpars
 
 
 def windows(evaluated: EvaluatedModel, window: int | None, stride: int | None) -> tuple[int | None, int | None]:
-    """Window side, rounded to a multiple of the model's stride, and window stride; `ValueError` if they do not fit."""
+    """Side and stride of windows, rounded to multiples of the model's patch; `ValueError` if they do not fit."""
     if window is None:
         if stride is not None:
             raise ValueError("--stride needs --window.")
@@ -123,7 +119,7 @@ def windows(evaluated: EvaluatedModel, window: int | None, stride: int | None) -
         raise ValueError(
             f"--window {window} is at most the image's {evaluated.side} pixels, and --stride at most the window."
         )
-    return whole, whole if stride is None else min(stride, whole)
+    return whole, whole if stride is None else min(whole_cells(stride, evaluated.stride, evaluated.source), whole)
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:

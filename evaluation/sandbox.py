@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from modeling_densevlm.categories import CategorySet
+from modeling_densevlm import CategorySet, DenseVLMForSemanticSegmentation
 from modeling_densevlm.command_line import check_output, one_line_errors, whole_number
 from modeling_densevlm.image_processing_densevlm import load_image
 
@@ -34,9 +33,8 @@ from .datasets.panoptic import read_annotations
 from .evaluate_regions import region_metrics
 from .figures import location_figure
 from .renamed import check_metrics
-from .sandbox_scores import SplitScores, denoise_cells, ids_of, load, score, score_splits, true_labels
+from .sandbox_scores import SplitScores, denoise_cells, ids_of, load, score, score_splits, segment, true_labels
 from .scores import RegionScores
-from .segmentation import segment
 
 
 BASELINE = "all_against_all"
@@ -225,10 +223,8 @@ def draw_locations(
     things = np.array(categories.things())
     for entry in (entry for entry in entries if entry.key in PICTURED):
         model, processor, embeddings = load(entry.folders[0], categories)
-        with torch.inference_mode():
-            pixel_values = processor.image_processor(images)["pixel_values"]
-            sizes = [(image.height, image.width) for image in images]
-            labels = [one.numpy() for one in segment(model, pixel_values, embeddings.embeds, sizes)]
+        segmenter = DenseVLMForSemanticSegmentation.from_densevlm(model).set_categories(embeddings)
+        labels = [one.numpy() for one in segment(segmenter, processor, images)]
         title = PICTURED[entry.key]
         panels[title] = labels
         notes[title] = [

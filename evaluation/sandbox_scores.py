@@ -5,13 +5,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from PIL import Image
 from transformers.image_transforms import rgb_to_id
 
-from modeling_densevlm import CategoryEmbeddings, DenseVLMModel, DenseVLMProcessor
+from modeling_densevlm import CategoryEmbeddings, DenseVLMForSemanticSegmentation, DenseVLMModel, DenseVLMProcessor
 from modeling_densevlm.categories import CategorySet
 from modeling_densevlm.image_processing_densevlm import load_image
 
@@ -21,7 +22,6 @@ from .denoising import CellPredictions, denoising_rows, predict_cells
 from .evaluate_regions import evaluate_regions, map_side
 from .models import code_digest, commit
 from .scores import RegionScores
-from .segmentation import segment
 
 
 SANDBOX_TEMPLATES = "short"
@@ -122,18 +122,25 @@ def segment_scenes(
 ) -> dict[str, float]:
     """Segments the scenes of a split. Returns `segmentation_miou`, over all categories."""
     content = read_annotations(split / "panoptic.json")
+    segmenter = DenseVLMForSemanticSegmentation.from_densevlm(model).set_categories(embeddings)
     counts = np.zeros((len(categories), len(categories)), np.int64)
     rows = list(zip(content["images"], content["annotations"]))
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
         images = [load_image(split / "images" / image["file_name"]) for image, _ in batch]
-        with torch.inference_mode():
-            pixel_values = processor.image_processor(images)["pixel_values"]
-            sizes = [(image.height, image.width) for image in images]
-            predicted = segment(model, pixel_values, embeddings.embeds, sizes)
-        for (_, record), labels in zip(batch, predicted):
+        for (_, record), labels in zip(batch, segment(segmenter, processor, images)):
             counts += count_pairs(true_labels(split, record, categories), labels.numpy(), len(categories))
     return {"segmentation_miou": segmentation_metrics(counts)["miou"]}
+
+
+@torch.inference_mode()
+def segment(
+    segmenter: DenseVLMForSemanticSegmentation, processor: DenseVLMProcessor, images: Sequence[Image.Image]
+) -> list[torch.Tensor]:
+    """The category of each pixel of images, `(height, width)` each."""
+    sizes = [(image.height, image.width) for image in images]
+    outputs = segmenter(**processor(images=list(images)))
+    return cast(list[torch.Tensor], processor.post_process_semantic_segmentation(outputs, target_sizes=sizes))
 
 
 def denoise_cells(folders: Sequence[Path], split: Path, categories: CategorySet) -> list[dict[str, float]]:

@@ -30,7 +30,6 @@ from modeling_densevlm.templates import DEFAULT_TEMPLATES, TEMPLATES
 
 from .figures import check_picture, grid_figure, similarity_figure
 from .models import TOWER_HELP, load_square_processing, warn_about_templates, whole_cells
-from .segmentation import dense_cosines
 
 
 GRID_DEFAULTS = {"grid": (4, 4), "temperature": 0.01, "threshold": 0.3}
@@ -53,7 +52,8 @@ def similarities(
     Returns:
         `np.ndarray` of shape `(texts, height, width)`, interpolated bilinearly from the map to the image.
     """
-    cosines = dense_cosines(model, image_processor(image)["pixel_values"], text_embeds)
+    dense = model.get_dense_features(image_processor(image)["pixel_values"])
+    cosines = torch.einsum("bdhw,cd->bchw", dense, text_embeds)
     side = max(image.size)
     resized = interpolate(cosines, size=(side, side), mode="bilinear", align_corners=False)[0]
     return resized[:, : image.height, : image.width].numpy()

@@ -7,6 +7,7 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
+    AutoModelForSemanticSegmentation,
     AutoModelForZeroShotImageClassification,
     AutoProcessor,
 )
@@ -16,6 +17,7 @@ from .category_embeddings import CategoryEmbeddings
 from .configuration_densevlm import DenseVLMConfig
 from .image_processing_densevlm import BACK_ENDS, DenseVLMImageProcessor, DenseVLMImageProcessorTorchvision
 from .modeling_densevlm import DenseVLMModel, DenseVLMOutput
+from .modeling_densevlm_segmentation import DenseVLMForSemanticSegmentation
 from .processing_densevlm import DenseVLMProcessor
 from .region_pooling import grid_boxes
 
@@ -26,10 +28,12 @@ AutoConfig.register(DenseVLMConfig.model_type, DenseVLMConfig)
 AutoModel.register(DenseVLMConfig, DenseVLMModel)
 AutoBackbone.register(DenseVLMConfig, DenseVLMModel)
 AutoModelForZeroShotImageClassification.register(DenseVLMConfig, DenseVLMModel)
+AutoModelForSemanticSegmentation.register(DenseVLMConfig, DenseVLMForSemanticSegmentation)
 AutoImageProcessor.register(DenseVLMConfig, image_processor_classes=dict(BACK_ENDS))
 AutoProcessor.register(DenseVLMConfig, DenseVLMProcessor)
 DenseVLMConfig.register_for_auto_class("AutoConfig")
 DenseVLMModel.register_for_auto_class("AutoModel")
+DenseVLMForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
 DenseVLMImageProcessor.register_for_auto_class("AutoImageProcessor")
 DenseVLMImageProcessorTorchvision.register_for_auto_class("AutoImageProcessor")
 DenseVLMProcessor.register_for_auto_class("AutoProcessor")
@@ -38,6 +42,7 @@ __all__ = [
     "CategoryEmbeddings",
     "CategorySet",
     "DenseVLMConfig",
+    "DenseVLMForSemanticSegmentation",
     "DenseVLMImageProcessor",
     "DenseVLMImageProcessorTorchvision",
     "DenseVLMModel",

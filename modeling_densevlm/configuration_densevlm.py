@@ -65,6 +65,19 @@ class DenseVLMConfig(BackboneConfigMixin, PreTrainedConfig):
             Whether feature maps have shape `(batch, channels, height, width)`. If `False`, as some heads (DPT, Depth
             Anything) require, they are sequences `(batch, 1 + height * width, channels)`, whose first token, in the
             place of a class token, is the mean of the map.
+        categories (`dict`, *optional*):
+            Vocabulary of a [`DenseVLMForSemanticSegmentation`], set by its `set_categories`: `names`, `is_thing` and
+            `templates`. The fields below are its options.
+        thing_offset (`float`, *optional*, defaults to 0.0):
+            Offset δ that is subtracted from the cosines of things, to shift the balance between things and stuff.
+        window_size (`int`, *optional*):
+            Side of sliding windows in pixels, a multiple of the patch. By default the image is processed as a whole.
+        window_stride (`int`, *optional*):
+            Distance between windows in pixels, a multiple of the patch. Defaults to `window_size`.
+        background (`str`, *optional*):
+            Name of a category that is assigned to the pixels where no other category is probable.
+        background_threshold (`float`, *optional*, defaults to 0.5):
+            A pixel is background if the highest probability of all other categories is below.
     """
 
     model_type = "densevlm"
@@ -81,6 +94,12 @@ class DenseVLMConfig(BackboneConfigMixin, PreTrainedConfig):
     initializer_factor: float = 1.0
     initializer_range: float = 0.02
     reshape_hidden_states: bool = True
+    categories: dict[str, Any] | None = None
+    thing_offset: float = 0.0
+    window_size: int | None = None
+    window_stride: int | None = None
+    background: str | None = None
+    background_threshold: float = 0.5
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 

@@ -441,7 +441,8 @@ class DenseVLMImageProcessingMixin(BaseImageProcessor):
         Args:
             outputs ([`DenseVLMOutput`], or an output with `logits`):
                 Output of a model called with images and texts (one per category), or with `logits` of shape `(batch,
-                categories, height, width)`.
+                categories, height, width)`. Those of a [`DenseVLMForSemanticSegmentation`] have `logits`, and tell
+                its background category.
             target_sizes (list of `tuple[int, int]`, *optional*):
                 Height and width of each image. By default labels are at the resolution of the map, and include the
                 padding unless `content_extent` is given.
@@ -471,6 +472,9 @@ class DenseVLMImageProcessingMixin(BaseImageProcessor):
         for name, given in (("target_sizes", target_sizes), ("content_extent", content_extent)):
             if given is not None and len(given) != batch:
                 raise ValueError(f"The outputs are for {batch} images, but `{name}` has {len(given)} entries.")
+        # The logits of the segmenter are divided by its temperature.
+        background: dict[str, Any] = {"background": getattr(outputs, "background", None), "temperature": 1.0}
+        background["threshold"] = getattr(outputs, "background_threshold", None) or 0.0
         results: list[Any] = []
         content: tuple[float, float] | None
         for index in range(batch):
@@ -490,10 +494,11 @@ class DenseVLMImageProcessingMixin(BaseImageProcessor):
                 scores, content = scores[:, : size[0], : size[1]], (1.0, 1.0)
             if return_segmentation_scores:
                 upsampled = upsample(scores, size, canvas_size(size, content))
-                result = {"segmentation": upsampled.argmax(0), "segmentation_scores": upsampled}
+                labels = label_pixels(scores, size, content=content, **background)
+                result = {"segmentation": labels, "segmentation_scores": upsampled}
                 results.append(SemanticSegmentationPostProcessorOutput(result))
             else:
-                results.append(label_pixels(scores, size, content=content))
+                results.append(label_pixels(scores, size, content=content, **background))
         return results
 
 

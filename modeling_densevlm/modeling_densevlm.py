@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -93,9 +93,6 @@ CONFIG_FIELDS_NOT_HASHED = {
 }
 """Fields of a tower's configuration that do not affect features, or are visible in the weights."""
 
-AUTO_CLASSES = ("AutoModel", "AutoModelForZeroShotImageClassification")
-"""Auto classes of transformers, used by its pipelines, that load the model with the code in its folder."""
-
 TEXT_TOWERS = {
     "clip_text_model": CLIPTextTower,
     "siglip_text_model": SiglipTextTower,
@@ -130,6 +127,20 @@ class DenseVLMPreTrainedModel(PreTrainedModel):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
             if module.logit_bias is not None and self.config.logit_bias_init_value is not None:
                 init.constant_(module.logit_bias, self.config.logit_bias_init_value)
+
+    auto_classes: ClassVar[tuple[str, ...]] = ()
+    """Auto classes of transformers, used by its pipelines, that load the model with the code in its folder."""
+
+    def save_pretrained(self, *args, **kwargs):
+        """As [`PreTrainedModel.save_pretrained`]; the folder can be loaded by each of `auto_classes`."""
+        if self.is_remote_code():
+            # transformers itself adds only the auto class for which the model was registered last.
+            auto_map = dict(getattr(self.config, "auto_map", None) or {})
+            for model in (self.base_model, self):
+                name = f"{type(model).__module__.rpartition('.')[2]}.{type(model).__name__}"
+                auto_map |= dict.fromkeys(model.auto_classes, name)
+            self.config.auto_map = auto_map
+        super().save_pretrained(*args, **kwargs)
 
     @classmethod
     def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
@@ -214,6 +225,9 @@ class DenseVLMModel(BackboneMixin, DenseVLMPreTrainedModel):
     ```
     """
 
+    auto_classes = ("AutoModel", "AutoModelForZeroShotImageClassification")
+    _keys_to_ignore_on_load_unexpected = ["category_embeds"]  # of a segmenter, which is another class
+
     def __init__(self, config: DenseVLMConfig):
         super().__init__(config)
         self.vision_model = _tower(VISION_TOWERS, config.vision_config)
@@ -234,17 +248,6 @@ class DenseVLMModel(BackboneMixin, DenseVLMPreTrainedModel):
     def post_init(self) -> None:
         # Skips that of `BackboneMixin`, which adds hooks to every layer that record hidden states.
         DenseVLMPreTrainedModel.post_init(self)
-
-    def save_pretrained(self, *args, **kwargs):
-        """As [`PreTrainedModel.save_pretrained`]; the folder can be loaded by each of `AUTO_CLASSES`."""
-        if self.is_remote_code():
-            name = f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"
-            # transformers itself adds only the auto class for which the model was registered last.
-            self.config.auto_map = {
-                **(getattr(self.config, "auto_map", None) or {}),
-                **dict.fromkeys(AUTO_CLASSES, name),
-            }
-        super().save_pretrained(*args, **kwargs)
 
     @property
     def out_feature_strides(self) -> dict[str, int]:

@@ -16,8 +16,8 @@ from transformers.image_transforms import rgb_to_id
 from evaluation.confusion import Confusion, count_pairs, segmentation_metrics
 from evaluation.datasets.semantic_maps import LAYOUTS, SemanticMaps, ValueLayout, collate_pixels
 from evaluation.evaluate_segmentation import main
-from evaluation.segmentation import dense_cosines, label_pixels, segment
-from modeling_densevlm import CategorySet, DenseVLMImageProcessor, DenseVLMModel
+from modeling_densevlm import CategorySet, DenseVLMImageProcessor
+from modeling_densevlm.canvas import label_pixels
 from tests.conftest import command_line
 from tests.evaluation.pngs import write_png
 
@@ -58,44 +58,6 @@ def test_the_background_is_where_no_other_category_is_confident():
     square = cosines.repeat_interleave(2, dim=1)
     assert label_pixels(square, (2, 2), background=0, threshold=0.9).tolist() == [[1, 0], [1, 0]]
     assert label_pixels(square, (2, 2), background=0, threshold=0.5).tolist() == [[1, 1], [1, 1]]
-
-
-@pytest.fixture
-def dense(student):
-    model = DenseVLMModel.from_pretrained(student).eval()
-    text_embeds = torch.nn.functional.normalize(torch.randn(5, model.config.projection_dim), dim=-1)
-    return model, torch.randn(2, 3, 96, 96), text_embeds
-
-
-@torch.no_grad()
-def test_windows_are_independent_and_averaged_where_they_overlap(dense):
-    model, pixel_values, text_embeds = dense
-
-    def of(y, x):
-        cosines = dense_cosines(model, pixel_values[..., y : y + 64, x : x + 64], text_embeds)
-        return torch.nn.functional.interpolate(cosines, size=(64, 64), mode="bilinear", align_corners=False)
-
-    whole = dense_cosines(model, pixel_values, text_embeds, window=64, stride=32)
-    assert whole.shape == (2, 5, 96, 96)
-    torch.testing.assert_close(whole[..., :32, :32], of(0, 0)[..., :32, :32], atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(whole[..., 64:, 64:], of(32, 32)[..., 32:, 32:], atol=1e-5, rtol=1e-4)
-    middle = (of(0, 0)[..., 40, 40] + of(0, 32)[..., 40, 8] + of(32, 0)[..., 8, 40] + of(32, 32)[..., 8, 8]) / 4
-    torch.testing.assert_close(whole[..., 40, 40], middle, atol=1e-5, rtol=1e-4)
-
-
-@torch.no_grad()
-def test_a_window_of_the_whole_image_equals_no_window(dense):
-    model, pixel_values, text_embeds = dense
-    sizes = [(96, 96), (50, 96)]
-    plain = segment(model, pixel_values, text_embeds, sizes)
-    windows = segment(model, pixel_values, text_embeds, sizes, window=96)
-    assert all((a == b).float().mean() > 0.999 for a, b in zip(plain, windows))
-
-
-@pytest.mark.parametrize(("window", "stride"), [(97, None), (64, 65), (0, None)])
-def test_invalid_windows_are_rejected(dense, window, stride):
-    with pytest.raises(ValueError, match="`stride` .* must be at most `window`"):
-        dense_cosines(*dense, window=window, stride=stride)
 
 
 @pytest.fixture

@@ -13,7 +13,12 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from modeling_densevlm import DenseVLMImageProcessor, DenseVLMModel, DenseVLMProcessor
+from modeling_densevlm import (
+    DenseVLMForSemanticSegmentation,
+    DenseVLMImageProcessor,
+    DenseVLMModel,
+    DenseVLMProcessor,
+)
 from modeling_densevlm.publish import publish
 
 
@@ -103,6 +108,37 @@ def test_folders_of_every_tower_load_as_remote_code_in_a_process_without_the_pac
         # Not to the last bit: where a tensor lies in memory decides how its sums are grouped.
         assert_close(outputs["dense"], ours.dense_embeds, atol=1e-6, rtol=1e-5)
         assert_close(outputs["image"], ours.image_embeds, atol=1e-6, rtol=1e-5)
+
+
+SEGMENTER_SCRIPT = """
+import sys
+sys.modules["modeling_densevlm"] = None  # as if it were not installed
+from PIL import Image
+from transformers import AutoModel, pipeline
+out, *folders = sys.argv[1:]
+for folder in folders:
+    segmenter = pipeline("image-segmentation", model=folder, trust_remote_code=True, device="cpu")
+    assert segmenter.model.__module__.startswith("transformers_modules."), segmenter.model.__module__
+    labels = {segment["label"] for segment in segmenter(Image.new("RGB", (120, 80), (200, 30, 60)))}
+    assert labels and labels <= {"kite", "sky"}, labels
+    segmenter.model.set_categories(["boat"], templates="short")
+    assert [segment["label"] for segment in segmenter(Image.new("RGB", (120, 80)))] == ["boat"]
+    segmenter.model.save_pretrained(out)  # by the remote code itself, over and over
+    segmenter.image_processor.save_pretrained(out)
+    again = pipeline("image-segmentation", model=out, trust_remote_code=True, device="cpu")
+    assert [segment["label"] for segment in again(Image.new("RGB", (120, 80)))] == ["boat"]
+    assert type(AutoModel.from_pretrained(folder, trust_remote_code=True)).__name__ == "DenseVLMModel"
+    print(folder)
+"""
+
+
+def test_segmenters_of_every_tower_run_in_the_pipeline_in_a_process_without_the_package(folders, tmp_path):
+    saved = [tmp_path / f"segmenter-{number}" for number in range(len(folders))]
+    for source, folder in zip(folders, saved):
+        DenseVLMForSemanticSegmentation.from_pretrained(source).set_categories(["kite", "sky"]).save_pretrained(folder)
+        DenseVLMProcessor.from_pretrained(source).save_pretrained(folder)
+    output = run_script(SEGMENTER_SCRIPT, tmp_path / "again", *saved, cwd=tmp_path)
+    assert output.splitlines() == list(map(str, saved))
 
 
 SHIPPED_SCRIPT = """
