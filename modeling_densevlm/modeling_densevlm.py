@@ -48,6 +48,8 @@ class DenseVLMOutput(ModelOutput):
             Cosine similarities of images and texts, with the logit scale and bias of the model.
         logits_per_text (`torch.Tensor` of shape `(texts, batch)`, returned with images and texts):
             The transpose of `logits_per_image`.
+        logits_per_region (`torch.Tensor` of shape `(regions, texts)`, returned with regions and texts):
+            The same for regions: their cosine similarities with the texts, with the logit scale and bias.
         feature_maps (`tuple[torch.Tensor]`, returned with images):
             The maps named by `config.out_features`, each of shape `(batch, channels, height, width)`; by default only
             the dense map. Sequences if `config.reshape_hidden_states` is `False`.
@@ -65,6 +67,7 @@ class DenseVLMOutput(ModelOutput):
     text_embeds: Tensor | None = None
     logits_per_image: Tensor | None = None
     logits_per_text: Tensor | None = None
+    logits_per_region: Tensor | None = None
     feature_maps: tuple[Tensor, ...] | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
@@ -467,6 +470,8 @@ class DenseVLMModel(BackboneMixin, DenseVLMPreTrainedModel):
             output.text_embeds = self.get_text_features(input_ids, attention_mask).pooler_output
             output.logits_per_image = self._logits(output.image_embeds, output.text_embeds)
             output.logits_per_text = output.logits_per_image.T
+            if output.region_embeds is not None:
+                output.logits_per_region = self._logits(output.region_embeds, output.text_embeds)
         return output
 
     def _format_feature_map(self, feature_map: Tensor) -> Tensor:
@@ -476,11 +481,11 @@ class DenseVLMModel(BackboneMixin, DenseVLMPreTrainedModel):
         tokens = feature_map.flatten(2).transpose(1, 2)
         return torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
 
-    def _logits(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
-        """Scaled cosine similarities `(batch, texts)`, plus the logit bias of SigLIP."""
-        images, texts = (nn.functional.normalize(embeds, dim=-1) for embeds in (image_embeds, text_embeds))
-        logits = images @ texts.to(images.device).T * self.logit_scale.exp().to(images.device)
-        return logits if self.logit_bias is None else logits + self.logit_bias.to(images.device)
+    def _logits(self, embeds: Tensor, text_embeds: Tensor) -> Tensor:
+        """Scaled cosine similarities of images or regions `(n, dim)` with texts, plus the logit bias of SigLIP."""
+        embeds, texts = (nn.functional.normalize(some, dim=-1) for some in (embeds, text_embeds))
+        logits = embeds @ texts.to(embeds.device).T * self.logit_scale.exp().to(embeds.device)
+        return logits if self.logit_bias is None else logits + self.logit_bias.to(embeds.device)
 
 
 def _tower(towers: dict[str, Any], config: PreTrainedConfig) -> Any:

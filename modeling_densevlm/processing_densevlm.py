@@ -201,7 +201,7 @@ class DenseVLMProcessor(ProcessorMixin):
         boxes: Sequence[Any] | None = None,
         masks: Sequence[Any] | None = None,
         text_labels: Sequence[str] | None = None,
-        temperature: float = 0.01,
+        temperature: float | None = None,
     ) -> list[dict[str, Any]]:
         r"""
         Classifies regions: the most probable text of every region.
@@ -213,9 +213,9 @@ class DenseVLMProcessor(ProcessorMixin):
                 required for a single image.
             masks (list with one entry per image, *optional*): likewise, the masks.
             text_labels (`list[str]`, *optional*): the texts, or names for them, in the same order.
-            temperature (`float`, *optional*, defaults to 0.01):
-                Temperature of the softmax over texts. That of the model is `1 / model.logit_scale.exp()`, 0.01 for
-                released CLIPs.
+            temperature (`float`, *optional*):
+                Temperature of the softmax over texts. Defaults to that of the model, `1 / model.logit_scale.exp()`,
+                which is 0.01 for released CLIPs.
 
         Returns:
             `list[dict]`: one dict per image, with `scores` `(n_i,)`, the probability of the best text; `labels`
@@ -224,11 +224,13 @@ class DenseVLMProcessor(ProcessorMixin):
         Raises:
             `ValueError` for outputs without regions or texts, and for arguments that do not match them.
         """
-        regions, texts = getattr(outputs, "region_embeds", None), getattr(outputs, "text_embeds", None)
-        if regions is None or texts is None:
+        regions, texts, logits = (
+            getattr(outputs, name, None) for name in ("region_embeds", "text_embeds", "logits_per_region")
+        )
+        if regions is None or texts is None or logits is None:
             raise ValueError(
-                "The outputs lack `region_embeds` or `text_embeds`: call the model with regions and texts, "
-                "model(**processor(images=…, text=[…], boxes=[…]))."
+                "The outputs lack `region_embeds`, `text_embeds` or `logits_per_region`: call the model with regions "
+                "and texts, model(**processor(images=…, text=[…], boxes=[…]))."
             )
         if boxes is not None and masks is not None:
             raise ValueError("Give either `boxes` or `masks`, as in the call of the model.")
@@ -241,10 +243,12 @@ class DenseVLMProcessor(ProcessorMixin):
             raise ValueError(f"The outputs are for {len(regions)} regions, but {sum(counts)} are given.")
         if text_labels is not None and len(text_labels) != len(texts):
             raise ValueError(f"The outputs are for {len(texts)} texts, but `text_labels` has {len(text_labels)}.")
-        if not temperature > 0:
-            raise ValueError(f"`temperature` is above 0, got {temperature}.")
-        regions, texts = (torch.nn.functional.normalize(embeds.float(), dim=-1) for embeds in (regions, texts))
-        scores, labels = (regions @ texts.to(regions.device).T / temperature).softmax(-1).max(-1)
+        if temperature is not None:
+            if not temperature > 0:
+                raise ValueError(f"`temperature` is above 0, got {temperature}.")
+            regions, texts = (torch.nn.functional.normalize(embeds.float(), dim=-1) for embeds in (regions, texts))
+            logits = regions @ texts.to(regions.device).T / temperature
+        scores, labels = logits.float().softmax(-1).max(-1)
         return [
             {
                 "scores": some_scores,

@@ -46,10 +46,12 @@ def test_images_texts_and_regions_run_through_every_tower(folder_of, tower, pict
     found = processor.post_process_region_classification(output, boxes=boxes, text_labels=TEXTS)
     assert [len(one["scores"]) for one in found] == [2, 1]
     cosines = cosine_similarity(output.region_embeds[:, None], output.text_embeds[None], dim=-1)
-    scores, labels = (cosines / 0.01).softmax(-1).max(-1)
+    scores, labels = (cosines * model.logit_scale.exp()).softmax(-1).max(-1)
     assert_close(torch.cat([one["scores"] for one in found]), scores, atol=1e-4, rtol=1e-4)
     assert torch.equal(torch.cat([one["labels"] for one in found]), labels)
     assert found[1]["text_labels"] == [TEXTS[labels[2]]]
+    sharp = processor.post_process_region_classification(output, boxes=boxes, temperature=0.01)
+    assert_close(torch.cat([one["scores"] for one in sharp]), (cosines / 0.01).softmax(-1).amax(-1))
     sizes = [(80, 120), (100, 50)]
     maps = processor.post_process_semantic_segmentation(output, target_sizes=sizes)
     assert [tuple(labels.shape) for labels in maps] == sizes and maps[0].dtype == torch.int64
@@ -322,7 +324,7 @@ def test_the_error_for_outputs_that_cannot_be_post_processed_gives_the_remedy(pr
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             call()
-    output.region_embeds = torch.randn(3, 8)
+    output.region_embeds, output.logits_per_region = torch.randn(3, 8), torch.randn(3, 40)
     for options, message in (
         ({}, "For several images, give `boxes` or `masks`"),
         ({"boxes": [[0], [0]]}, "for 3 regions, but 2 are given"),

@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from timm.optim import Muon
 from torch import Tensor
 from torch.nn.functional import log_softmax, normalize
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
@@ -32,6 +31,14 @@ from modeling_densevlm import DenseVLMImageProcessor, DenseVLMModel, DenseVLMPro
 from ..data import resize_and_pad
 from .scenes import CATEGORIES, Scene, caption, make_scene
 from .tokenizer import category_sentences, word_tokenizer
+
+
+try:
+    from timm.optim import Muon
+except ImportError as error:
+    raise ImportError(
+        "Pre-training needs timm's optimizers: install timm, or this package with the extra `vision`."
+    ) from error
 
 
 SIDE = 96
