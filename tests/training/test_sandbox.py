@@ -12,8 +12,8 @@ from transformers import TrainerCallback
 
 from modeling_densevlm import DenseVLMModel, DenseVLMProcessor
 from modeling_densevlm.canvas import masks_to_map
-from training.sandbox.pretrain import SIDE, TOWERS, build_trainer, contrastive_loss, pretrain
-from training.sandbox.scenes import CATEGORIES, SIZES, STUFF, THINGS, caption, make_scene
+from training.sandbox.pretrain import SIDE, TOWERS, build_trainer, contrastive_loss, pretrain, random_view
+from training.sandbox.scenes import CATEGORIES, SIZES, STUFF, THINGS, seen_from, caption, make_scene
 from training.sandbox.stuff import COLOURS, texture
 from training.sandbox.things import DRAWINGS
 from training.sandbox.tokenizer import word_tokenizer
@@ -58,6 +58,40 @@ def test_every_second_picture_of_pretraining_is_a_close_up_of_one_thing():
     assert len(close_ups) / len(scenes) == pytest.approx(0.5, abs=0.1)
     assert all(sum(name in THINGS for name in scene.names) <= 1 for scene in close_ups)
     assert not any(make_scene(0, split, index).close_up for split in ("train", "val", "test") for index in range(20))
+
+
+def test_p_sees_stuff_alone_more_often_than_u():
+    bare = {
+        split: np.mean([not set(make_scene(0, split, i).names) & set(THINGS) for i in range(300)])
+        for split in ("pretrain_u", "pretrain_p")
+    }
+    assert bare["pretrain_u"] < 0.08 < 0.1 < bare["pretrain_p"] < 0.25
+
+
+def test_stuff_from_nearby_is_enlarged():
+    def draw(height, width):
+        return np.tile(np.arange(width, dtype=np.float32)[None, :, None] % 2 * 200, (height, 1, 3))
+
+    assert (seen_from(1.0, draw, 40, 60) == draw(40, 60)).all()
+    stripes = seen_from(2.0, draw, 40, 60)[20, :, 0] > 100
+    assert stripes.shape == (60,) and (np.diff(stripes).sum()) == 29  # thirty stripes, of two pixels each
+
+
+def test_a_view_is_the_whole_picture_or_at_least_two_fifths_of_it_as_a_square():
+    rows = torch.arange(64, dtype=torch.uint8)[:, None].expand(64, 96)
+    columns = torch.arange(96, dtype=torch.uint8)[None].expand(64, 96)
+    picture = torch.stack([rows, columns, torch.full((64, 96), 200, dtype=torch.uint8)])
+    rng = np.random.default_rng(0)
+    views = [random_view(picture, rng) for _ in range(200)]
+    assert {view.shape for view in views} == {(3, 96, 96)}
+    whole = [view for view in views if (view[:, 64:] == 0).all()]
+    assert len(whole) / len(views) == pytest.approx(0.5, abs=0.1)
+    assert all(torch.equal(view[0, :64], rows) for view in whole)
+    assert {bool(view[1, 0, 0] == 0) for view in whole} == {True, False}  # mirrored or not
+    parts = [view for view in views if not (view[:, 64:] == 0).all()]
+    assert all((view[2] == 200).all() for view in parts)  # no padding
+    shares = [float((view[0].max() - view[0].min()) / 63 * (view[1].max() - view[1].min()) / 95) for view in parts]
+    assert 0.37 < min(shares) < 0.5 < max(shares)
 
 
 def test_some_things_are_cut_by_the_border_and_hardly_a_mask_is_empty_on_a_map_of_eight_cells():

@@ -22,11 +22,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import log_softmax, normalize
+from torch.nn.functional import interpolate, log_softmax, normalize
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_densevlm import DenseVLMImageProcessor, DenseVLMModel, DenseVLMProcessor
+from modeling_densevlm.canvas import pad_image, scaled
 
 from ..data import resize_and_pad
 from .scenes import CATEGORIES, Scene, caption, make_scene
@@ -71,7 +72,7 @@ TOWERS = {
     # Captions rarely mention stuff: this causes the foreground bias. P sees smaller patches, as L/14 beside B/16, and
     # more pictures, among them more landscapes without things.
     "U": PretrainingConfig(16, 128, 512, 4, 4, 1.5e-3, "pretrain_u", 0.1, seed=1, steps=800, scenes=20_000),
-    "P": PretrainingConfig(12, 160, 640, 5, 5, 1.2e-3, "pretrain_p", 0.4, seed=2, steps=2_400, scenes=60_000),
+    "P": PretrainingConfig(12, 160, 640, 5, 5, 1.2e-3, "pretrain_p", 0.4, seed=2, steps=2_000, scenes=50_000),
 }
 
 
@@ -104,20 +105,38 @@ def build_clip(tower: PretrainingConfig, tokenizer: PreTrainedTokenizerBase, see
 
 
 def draw(split: str, seed: int, index: int) -> Scene:
-    """A picture of a split, its image reduced to `(3, 96, 96)`, without masks."""
+    """A picture of a split, its image reduced to `(3, height, width)` of at most 96 pixels, without masks."""
     scene = make_scene(seed, split, index)
-    scene.image = resize_and_pad(Image.fromarray(scene.image), SIDE).numpy()
+    height, width = (scaled(side, SIDE / max(scene.image.shape)) for side in scene.image.shape[:2])
+    scene.image = resize_and_pad(Image.fromarray(scene.image), SIDE)[:, :height, :width].numpy()
     scene.segment_ids = scene.segment_ids[:0]
     return scene
 
 
+def random_view(image: Tensor, rng: np.random.Generator) -> Tensor:
+    """
+    What a model is shown of a picture `(3, height, width)`, mirrored at random: with equal probability the whole,
+    padded, or at least 40 % of its area, stretched to a square `(3, 96, 96)`. Crops of regions look like the latter.
+    """
+    image = image.flip(-1) if rng.random() < 0.5 else image
+    if rng.random() < 0.5:
+        return pad_image(image, SIDE, SIDE)
+    height, width = image.shape[-2:]
+    area, aspect = rng.uniform(0.4, 1), 2 ** rng.uniform(-1, 1)
+    crop_width, crop_height = (round(side * min((area * ratio) ** 0.5, 1)) for side, ratio in
+                               ((width, aspect), (height, 1 / aspect)))  # fmt: skip
+    x, y = (int(rng.integers(0, free + 1)) for free in (width - crop_width, height - crop_height))
+    crop = image[:, y : y + crop_height, x : x + crop_width]
+    return interpolate(crop[None], (SIDE, SIDE), mode="bicubic", antialias=True)[0]
+
+
 class CaptionedScenes(torch.utils.data.Dataset):
     r"""
-    All samples of a run in their order: a picture, mirrored at random, with a caption of its own at each visit.
+    All samples of a run in their order: a view of a picture, with a caption of its own at each visit.
 
     Args:
         split (`str`): of the pictures.
-        seed (`int`): of the pictures, their order and captions.
+        seed (`int`): of the pictures, their order, views and captions.
         scenes (`int`): number of different pictures.
         samples (`int`): number of samples, `batch_size * steps`.
         stuff_probability (`float`): that a caption mentions a stuff category.
@@ -137,8 +156,8 @@ class CaptionedScenes(torch.utils.data.Dataset):
     def __getitem__(self, number: int) -> tuple[Tensor, str]:
         rng = np.random.default_rng((self.seed, number))
         scene = self.scenes[self.order[number]]
-        image = torch.from_numpy(scene.image)
-        return image.flip(-1) if rng.random() < 0.5 else image, caption(scene, rng, self.stuff_probability)
+        view = random_view(torch.from_numpy(scene.image), rng)
+        return view, caption(scene, rng, self.stuff_probability)
 
 
 def contrastive_loss(image_embeds: Tensor, text_embeds: Tensor, scale: Tensor, same_caption: Tensor) -> Tensor:

@@ -5,9 +5,9 @@ Synthetic pictures with exact masks, in which foreground bias can be observed on
 
 In a *scene*, one to three of twelve stuff categories (textures) fill wavy bands, and up to four of sixteen thing
 categories are placed on them, some cut by the border or partly hidden. Each thing has a *home* among the stuff (sky:
-kite, airplane ...). A *close-up* shows one large thing, as most captioned pictures of the web do. Captions mention
-every thing but rarely the stuff, as people's captions do: a CLIP trained on them predicts "kite" where there is only
-sky.
+kite, airplane ...). A *close-up* shows one large thing, as most captioned pictures of the web do, and the ground
+enlarged with it. Captions mention every thing but rarely the stuff, as people's captions do: a CLIP trained on them
+predicts "kite" where there is only sky.
 
     python -m training.sandbox.scenes --output runs/sandbox/data
 
@@ -17,6 +17,8 @@ annotations), and `categories.json`. Every picture is a pure function of (seed, 
 
 import argparse
 import json
+import math
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -60,6 +62,9 @@ CATEGORY_IDS = dict(zip(CATEGORIES.names, CATEGORIES.ids or ()))
 SMALL, LARGE = (44, 104), (88, 180)
 """Least and largest side in pixels of things in scenes and in close-ups."""
 
+NEAREST = 2.5
+"""How much larger than in a scene stuff is shown at most, from nearby."""
+
 LEAST_AREA = 250
 """Segments with fewer visible pixels are not annotated."""
 
@@ -73,13 +78,15 @@ class Split:
         number (`int`): distinguishes the splits' random numbers.
         home_probability (`float`): share of the things that are on their home.
         close_ups (`float`, *optional*, defaults to 0): share of the pictures that are close-ups.
-        landscapes (`float`, *optional*, defaults to 0.04): share of the other pictures that show no thing.
+        grounds (`float`, *optional*, defaults to 0): share of the other pictures that show stuff alone, from nearby.
+        landscapes (`float`, *optional*, defaults to 0.04): share of the remaining pictures that show no thing.
         single (`bool`, *optional*, defaults to `False`): whether scenes show exactly one thing.
     """
 
     number: int
     home_probability: float
     close_ups: float = 0.0
+    grounds: float = 0.0
     landscapes: float = 0.04
     single: bool = False
 
@@ -89,7 +96,7 @@ ANYWHERE = 1 / len(STUFF)
 
 SPLITS = {
     "pretrain_u": Split(0, 0.5, close_ups=0.5),
-    "pretrain_p": Split(5, 0.5, close_ups=0.4, landscapes=0.25),
+    "pretrain_p": Split(5, 0.5, close_ups=0.4, grounds=0.2, landscapes=0.1),
     "train": Split(1, 0.5),
     "val": Split(2, ANYWHERE),
     "test": Split(3, ANYWHERE),
@@ -123,18 +130,22 @@ def make_scene(seed: int, split: str, index: int) -> Scene:
     rng = np.random.default_rng((seed, settings.number, index))
     width, height = SIZES[rng.integers(len(SIZES))]
     close_up = bool(rng.random() < settings.close_ups)
-    kinds = rng.choice([1, 2, 3], p=[0.6, 0.4, 0] if close_up else [0.3, 0.4, 0.3])
+    ground = bool(not close_up and settings.grounds and rng.random() < settings.grounds)
+    nearness = rng.uniform(1, NEAREST) if close_up or ground else 1.0
+    kinds = rng.choice([1, 2, 3], p=[0.6, 0.4, 0] if close_up or ground else [0.3, 0.4, 0.3])
     names = [str(name) for name in rng.choice(STUFF, size=kinds, replace=False)]
     segment_ids = _wavy_bands(rng, kinds, height, width)
     image = np.zeros((height, width, 3), np.float32)
     for number, name in enumerate(names, 1):
         where = segment_ids == number
-        image[where] = texture(rng, name, height, width)[where]
+        image[where] = seen_from(nearness, partial(texture, rng, name), height, width)[where]
     scene = Scene(image, segment_ids, names, [False] * kinds, close_up)
     if close_up or settings.single:
         count = 1
     else:
-        count = 0 if rng.random() < settings.landscapes else rng.choice([1, 2, 3, 4], p=[0.35, 0.3, 0.2, 0.15])
+        count = (
+            0 if ground or rng.random() < settings.landscapes else rng.choice([1, 2, 3, 4], p=[0.35, 0.3, 0.2, 0.15])
+        )
     bands = segment_ids.copy()
     for _ in range(count):
         _place_thing(rng, scene, bands, settings.home_probability)
@@ -150,6 +161,14 @@ def caption(scene: Scene, rng: np.random.Generator, stuff_probability: float) ->
     named = sorted(set(things)) + [name for name in stuff if not things or rng.random() < stuff_probability]
     rng.shuffle(named)
     return "this is a photo of " + " and ".join(f"{'an' if n[0] in 'aeiou' else 'a'} {n}" for n in named)
+
+
+def seen_from(nearness: float, draw: Callable[[int, int], np.ndarray], height: int, width: int) -> np.ndarray:
+    """A texture of a height and width in pixels `(height, width, 3)`, enlarged by `nearness`."""
+    if nearness == 1:
+        return draw(height, width)
+    pixels = draw(math.ceil(height / nearness), math.ceil(width / nearness)).clip(0, 255).astype(np.uint8)
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC), np.float32)
 
 
 def _wavy_bands(rng: np.random.Generator, count: int, height: int, width: int) -> np.ndarray:
