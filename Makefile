@@ -111,6 +111,7 @@ benchmark: $(VENV)/all.stamp
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.teacher_cache
 	$(BIN)/python -m benchmarks.evaluation
+	$(BIN)/python -m benchmarks.segmentation
 
 # For a machine with one CUDA GPU and no network, six minutes: docs/gpu.md. DEVICE=cpu checks that everything runs.
 DEVICE ?= cuda

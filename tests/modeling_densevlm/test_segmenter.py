@@ -2,6 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """DenseVLMForSemanticSegmentation: a vocabulary in, one category per pixel out."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -16,6 +19,7 @@ from modeling_densevlm import (
 )
 
 
+ROOT = Path(__file__).parents[2]
 WORDS = CategorySet(["kite", "boat", "sky", "water"], [True, True, False, False])
 
 
@@ -167,3 +171,13 @@ def test_the_pipeline_of_transformers_segments(tower, folder_of, picture, tmp_pa
     assert {segment["label"] for segment in segments} <= set(WORDS.names)
     areas = [sum(value > 0 for value in segment["mask"].get_flattened_data()) for segment in segments]
     assert sum(areas) == 90 * 60
+
+
+def test_the_lines_of_the_docs_run(monkeypatch, tmp_path):
+    lines = re.search(r"```python\n(.+?)```", (ROOT / "docs" / "segmentation.md").read_text(), re.DOTALL)[1]
+    for name in ("model_cards", "docs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(lines, names)
+    assert {segment["label"] for segment in names["segments"]} <= {"kite", "boat", "sky", "water", "sand"}

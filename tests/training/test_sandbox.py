@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from modeling_densevlm import DenseVLMModel, DenseVLMProcessor
 from modeling_densevlm.canvas import masks_to_map
 from training.sandbox.pretrain import SIDE, TOWERS, build_trainer, contrastive_loss, pretrain, random_view
-from training.sandbox.scenes import CATEGORIES, SIZES, STUFF, THINGS, seen_from, caption, make_scene
+from training.sandbox.scenes import CATEGORIES, SIZES, STUFF, THINGS, caption, make_scene, seen_from
 from training.sandbox.stuff import COLOURS, texture
 from training.sandbox.things import DRAWINGS
 from training.sandbox.tokenizer import word_tokenizer
