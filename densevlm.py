@@ -34,6 +34,7 @@ COMMANDS = {
     ),
     "evaluate segmentation": Command("evaluation.evaluate_segmentation", "zero-shot mean IoU of the dense maps"),
     "report": Command("evaluation.report", "write a report on evaluated models with tables, charts and images"),
+    "rescore": Command("evaluation.rescore", "combine the scores of a detector's boxes with a model's probabilities"),
     "show": Command("evaluation.show", "draw the predictions of models for an image"),
     "convert": Command(
         "modeling_densevlm.convert_open_clip", "convert a checkpoint of open_clip, EVA-CLIP, ... to a folder"
