@@ -34,6 +34,7 @@ COMMANDS = {
     ),
     "evaluate segmentation": Command("evaluation.evaluate_segmentation", "zero-shot mean IoU of the dense maps"),
     "report": Command("evaluation.report", "write a report on evaluated models with tables, charts and images"),
+    "predict": Command("evaluation.predict", "name what is where in photos: maps, boxes or the cells of a grid"),
     "rescore": Command("evaluation.rescore", "combine the scores of a detector's boxes with a model's probabilities"),
     "show": Command("evaluation.show", "draw the predictions of models for an image"),
     "convert": Command(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from modeling_densevlm.categories import is_thing_group
 from modeling_densevlm.command_line import check_output
 
 
@@ -187,6 +188,101 @@ def grid_figure(
                 bbox={"facecolor": "white", "alpha": 0.8 if kept else 0.45, "edgecolor": "none", "pad": 1},
             )
     save_figure(figure, file)
+
+
+def map_figure(
+    file: str | Path,
+    image: np.ndarray,
+    labels: np.ndarray,
+    names: Sequence[str],
+    is_thing: Sequence[bool | int] | None = None,
+    smallest: float = 0.005,
+) -> None:
+    """
+    Draws an image beside its map of categories, with a legend beneath. Things are hatched, their names in italics.
+
+    Args:
+        file (`str` or path): image file to write; its suffix selects the format.
+        image (`np.ndarray` of shape `(height, width, 3)`, uint8): the image.
+        labels (`np.ndarray` of shape `(height, width)`): category indices.
+        names (sequence of `str`): category names.
+        is_thing (sequence of `bool` or `int`, *optional*): flags or groups of the categories; `None` if not known.
+        smallest (`float`, *optional*, defaults to 0.005): categories with a smaller share are not in the legend.
+    """
+    from matplotlib.patches import Patch
+
+    present, areas = np.unique(labels, return_counts=True)
+    present = present[np.argsort(-areas)]
+    things = [False if is_thing is None else is_thing_group(is_thing[label]) for label in present]
+    colours = np.zeros((len(names), 3))
+    colours[present] = category_colours(things) if is_thing is not None else _distinct_colours(len(present))
+    height, width = image.shape[:2]
+    shown = [(label, thing) for label, thing in zip(present, things) if (labels == label).mean() >= smallest]
+    rows = -(-len(shown) // 3)
+    tall = 3.4 * height / width
+    figure, axes = subplots(1, 2, (7, tall + 0.3 * rows + 0.1))
+    axes[0, 0].imshow(image)
+    axes[0, 1].imshow(colours[labels], interpolation="nearest")
+    thing_pixels = np.isin(labels, present[np.array(things, dtype=bool)])
+    if thing_pixels.any() and not thing_pixels.all():
+        axes[0, 1].contourf(thing_pixels, levels=[0.5, 1.5], colors="none", hatches=["///"])
+    for axis in axes.flat:
+        axis.set_axis_off()
+    patches = [
+        Patch(facecolor=colours[label], hatch="///" if thing else None, label=names[label]) for label, thing in shown
+    ]
+    bottom = (0.3 * rows + 0.1) / (tall + 0.3 * rows + 0.1)
+    figure.subplots_adjust(0.005, bottom, 0.995, 0.995, 0.02, 0)
+    legend = figure.legend(handles=patches, loc="lower center", ncols=3, fontsize=13, frameon=False)
+    for text, (_, thing) in zip(legend.get_texts(), shown):
+        text.set_style("italic" if thing else "normal")
+    save_figure(figure, file, dpi=150, bbox_inches=None)
+
+
+def region_figure(
+    file: str | Path, image: np.ndarray, boxes: np.ndarray, names: Sequence[str], probabilities: np.ndarray
+) -> None:
+    """
+    Draws the category and probability of each box of an image.
+
+    Args:
+        file (`str` or path): image file to write; its suffix selects the format.
+        image (`np.ndarray` of shape `(height, width, 3)`, uint8): the image.
+        boxes (`np.ndarray` of shape `(n, 4)`): xyxy in pixels.
+        names (sequence of `str`): the category of each box.
+        probabilities (`np.ndarray` of shape `(n,)`): their probabilities.
+    """
+    from matplotlib.patches import Rectangle
+
+    height, width = image.shape[:2]
+    figure, axes = subplots(1, 1, (7, 7 * height / width))
+    axis = axes[0, 0]
+    axis.imshow(image)
+    axis.set_axis_off()
+    colour_of = dict(zip(dict.fromkeys(names), _distinct_colours(len(set(names)))))
+    for (x0, y0, x1, y1), name, probability in zip(boxes, names, probabilities):
+        axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour_of[name], linewidth=2.5))
+        axis.text(
+            x0,
+            y0,
+            f"{name} {probability:.2f}",
+            va="top",
+            fontsize=13,
+            clip_on=True,
+            bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": colour_of[name], "pad": 1.5},
+        )
+    axis.set_xlim(-0.5, width - 0.5)
+    axis.set_ylim(height - 0.5, -0.5)
+    figure.subplots_adjust(0, 0, 1, 1)
+    save_figure(figure, file, dpi=150, bbox_inches=None)
+
+
+def _distinct_colours(count: int) -> np.ndarray:
+    """`(count, 3)` colours, 0..1, of which the first ones differ most."""
+    import matplotlib
+
+    palette = matplotlib.colormaps["tab20"](np.arange(20))[:, :3]  # pairs of a dark and a light one
+    return np.concatenate([palette[::2], palette[1::2]])[np.arange(count) % 20]
 
 
 def category_colours(is_thing: Sequence[bool]) -> np.ndarray:

@@ -1,0 +1,285 @@
+# Copyright 2026 The DenseVLM for transformers authors
+# SPDX-License-Identifier: Apache-2.0
+r"""
+Names what is where in photos: a map of categories, or the categories of boxes or of the cells of a grid.
+
+    densevlm predict photo.jpg --model MODEL --words "boat, water, sky" --output predictions
+    densevlm predict photos/ "more/*.png" --model MODEL --categories coco_panoptic_133 --grid 4 6 --output predictions
+    densevlm predict photos/ --model MODEL --words "boat, water" --boxes boxes.json --output predictions
+
+writes into the output folder: `predictions.jsonl`, one line per photo; `pictures`, each photo beside its map or with
+its regions; and for maps, `maps`, PNGs whose values are the indices of `categories.json`.
+"""
+
+import argparse
+import glob
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMForSemanticSegmentation, DenseVLMModel
+from modeling_densevlm.category_embeddings import region_cosines
+from modeling_densevlm.command_line import check_output, finite_number, one_line_errors, whole_number
+from modeling_densevlm.image_files import IMAGE_SUFFIXES
+from modeling_densevlm.image_processing_densevlm import load_image
+from modeling_densevlm.region_pooling import grid_boxes
+from modeling_densevlm.templates import DEFAULT_TEMPLATES, TEMPLATES
+
+from .datasets.folders import find_files, warn_skipped_files
+from .figures import map_figure, region_figure, subplots
+from .models import load_square_processing, whole_cells
+from .shards import warn_skipped
+
+
+@dataclass
+class Predictor:
+    """A model with its vocabulary."""
+
+    segmenter: DenseVLMForSemanticSegmentation
+    image_processor: Any
+    categories: CategorySet
+    embeddings: CategoryEmbeddings
+
+    @torch.inference_mode()
+    def maps(self, images: Sequence[Image.Image]) -> list[np.ndarray]:
+        """The category index of each pixel of each image, `(height, width)`."""
+        pixel_values = self._pixel_values(images)
+        sizes = [(image.height, image.width) for image in images]
+        outputs = self.segmenter(pixel_values)
+        labels = self.image_processor.post_process_semantic_segmentation(outputs, sizes)
+        return [one.cpu().numpy() for one in cast(list[torch.Tensor], labels)]
+
+    @torch.inference_mode()
+    def regions(
+        self, images: Sequence[Image.Image], boxes: Sequence[np.ndarray]
+    ) -> list[tuple[list[str], np.ndarray]]:
+        """The category and probability of each box of each image, xyxy in pixels."""
+        given = [torch.as_tensor(one, dtype=torch.float32).reshape(-1, 4) for one in boxes]
+        inputs = self.image_processor(list(images), boxes=given)
+        device = self.segmenter.device
+        region_embeds = self.segmenter.densevlm.get_region_features(
+            inputs["pixel_values"].to(device, self.segmenter.dtype), boxes=[one.to(device) for one in inputs["boxes"]]
+        )
+        cosines = region_cosines(region_embeds, self.embeddings.embeds.to(device))
+        if self.segmenter.config.thing_offset:
+            cosines = cosines - self.segmenter.config.thing_offset * cosines.new_tensor(self.categories.things())
+        scores, labels = (cosines / self.segmenter.temperature).softmax(-1).max(-1)
+        counts = [len(one) for one in given]
+        return [
+            ([self.categories.names[label] for label in some.tolist()], probabilities.cpu().numpy())
+            for some, probabilities in zip(labels.split(counts), scores.split(counts))
+        ]
+
+    def _pixel_values(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        pixel_values = self.image_processor(list(images))["pixel_values"]
+        return pixel_values.to(self.segmenter.device, self.segmenter.dtype)
+
+
+def load_predictor(
+    source: str, categories: CategorySet, templates: str, device: str, side: int | None = None, offset: float = 0.0
+) -> Predictor:
+    """Loads a model with a vocabulary; `side` is that of the images in pixels, `offset` that of things."""
+    model = DenseVLMModel.from_pretrained(source, dtype=torch.float32).to(device).eval()  # type: ignore[arg-type]
+    image_processor, tokenizer = load_square_processing(source)
+    if side is not None:
+        image_processor.size = {"longest_edge": whole_cells(side, model.vision_model.stride, source)}
+    embeddings = CategoryEmbeddings.resolve(categories, model, tokenizer, templates)
+    segmenter = DenseVLMForSemanticSegmentation.from_densevlm(model).set_categories(embeddings)
+    if offset:
+        categories.require_flags("--thing_offset")
+    segmenter.config.thing_offset = offset
+    return Predictor(segmenter, image_processor, categories, embeddings)
+
+
+def find_photos(sources: Sequence[str]) -> dict[str, Path]:
+    """
+    The photos of files, folders and patterns: names for the outputs, relative to the folder that was given, and files.
+
+    Raises:
+        `ValueError` for a source without photos, and for two photos of the same name.
+    """
+    found: dict[str, Path] = {}
+    taken: set[Path] = set()
+    for source in sources:
+        path = Path(source)
+        if path.is_dir():
+            files, skipped = find_files(path, IMAGE_SUFFIXES)
+            warn_skipped_files(path, skipped)
+            named = {file.relative_to(path).as_posix(): file for file in files}
+        else:
+            matches = (
+                [path] if path.is_file() else [Path(match) for match in sorted(glob.glob(source, recursive=True))]
+            )
+            named = {file.name: file for file in matches if file.is_file()}
+        if not named:
+            raise ValueError(f"{source}: there is no such photo, or no photo in it.")
+        found |= {name: file for name, file in named.items() if name not in found}
+        taken |= {file.resolve() for file in named.values()}
+    outputs: dict[Path, Path] = {}
+    for name, file in found.items():
+        other = outputs.setdefault(Path(name).with_suffix(""), file)
+        if other != file:
+            raise ValueError(f"{other} and {file} have the same name: predict them into different folders.")
+    if len(taken) != len({file.resolve() for file in found.values()}):
+        lost = sorted(taken - {file.resolve() for file in found.values()})[0]
+        raise ValueError(f"Another photo has the name of {lost}: predict them into different folders.")
+    return found
+
+
+def read_boxes(file: Path) -> dict[str, np.ndarray]:
+    """
+    The boxes of each photo, xyxy in pixels: from `{"photo.jpg": [[x0, y0, x1, y1], ...]}`, or from COCO's results
+    (`image_id` is the photo's name, or the number in it).
+    """
+    try:
+        content = json.loads(file.read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"--boxes: {file} is not valid JSON: {error}") from None
+    if isinstance(content, list):
+        by_photo: dict[str, list[list[float]]] = {}
+        for row, result in enumerate(content):
+            if not isinstance(result, dict) or "image_id" not in result or len(result.get("bbox", ())) != 4:
+                raise ValueError(f"--boxes: {file}, result {row} has no `image_id` or no `bbox` of four numbers.")
+            x, y, width, height = result["bbox"]
+            by_photo.setdefault(str(result["image_id"]), []).append([x, y, x + width, y + height])
+        content = by_photo
+    if not isinstance(content, dict):
+        raise ValueError(f'--boxes: {file}: expected {{"photo.jpg": [[x0, y0, x1, y1], ...]}} or COCO results.')
+    try:
+        return {name: np.array(boxes, dtype=np.float32).reshape(-1, 4) for name, boxes in content.items()}
+    except (TypeError, ValueError):
+        raise ValueError(f"--boxes: {file}: a box is four numbers, x0, y0, x1, y1.") from None
+
+
+def boxes_of(name: str, boxes: dict[str, np.ndarray]) -> np.ndarray:
+    """The boxes of a photo, by its name, its name without suffix, or the number that this is; possibly none."""
+    stem = Path(name).stem
+    keys = (name, Path(name).name, stem, stem.lstrip("0") if stem.isdigit() else stem)
+    return next((boxes[key] for key in keys if key in boxes), np.zeros((0, 4), np.float32))
+
+
+def grid_of(image: Image.Image, rows: int, columns: int) -> np.ndarray:
+    """The boxes of the cells of a grid over an image, in pixels."""
+    return grid_boxes(rows, columns).numpy() * np.array([image.width, image.height] * 2, np.float32)
+
+
+def load_photos(photos: dict[str, Path], size: int, skipped: list[str]) -> Iterator[dict[str, Image.Image]]:
+    """Batches of photos; those that cannot be read are named in `skipped`."""
+    batch: dict[str, Image.Image] = {}
+    for name, file in tqdm(photos.items(), desc="photos", disable=None):
+        try:
+            batch[name] = load_image(file)
+        except Exception as error:  # a damaged file can raise anything in a decoder
+            skipped.append(f"{file}: {type(error).__name__}: {error}")
+        if len(batch) == size:
+            yield batch
+            batch = {}
+    if batch:
+        yield batch
+
+
+def predict_maps(predictor: Predictor, batch: dict[str, Image.Image], output: Path) -> Iterator[dict[str, Any]]:
+    """Writes the map and the picture of each photo; yields its share of pixels per category, largest first."""
+    names = predictor.categories.names
+    for (name, image), labels in zip(batch.items(), predictor.maps(list(batch.values()))):
+        values = labels.astype(np.uint8 if len(names) <= 256 else np.uint16)
+        _save(Image.fromarray(values), output / "maps" / Path(name).with_suffix(".png"))
+        picture = output / "pictures" / Path(name).with_suffix(".png")
+        map_figure(picture, np.asarray(image), labels, names, predictor.categories.is_thing)
+        counts = np.bincount(labels.ravel(), minlength=len(names))
+        shares = {names[i]: round(counts[i] / labels.size, 4) for i in np.argsort(-counts, kind="stable") if counts[i]}
+        map_file = (Path("maps") / Path(name).with_suffix(".png")).as_posix()
+        yield {"photo": name, "width": image.width, "height": image.height, "map": map_file, "shares": shares}
+
+
+def predict_regions(
+    predictor: Predictor, batch: dict[str, Image.Image], boxes: Sequence[np.ndarray], output: Path
+) -> Iterator[dict[str, Any]]:
+    """Writes the picture of each photo; yields its regions."""
+    for (name, image), of_image, (labels, scores) in zip(
+        batch.items(), boxes, predictor.regions(list(batch.values()), boxes)
+    ):
+        region_figure(
+            output / "pictures" / Path(name).with_suffix(".png"), np.asarray(image), of_image, labels, scores
+        )
+        regions = [
+            {"box": [round(float(value), 2) for value in box], "label": label, "score": round(float(score), 4)}
+            for box, label, score in zip(of_image, labels, scores)
+        ]
+        yield {"photo": name, "width": image.width, "height": image.height, "regions": regions}
+
+
+def _save(image: Image.Image, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    image.save(file)
+
+
+@one_line_errors()
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the program with `argv`, by default the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("photos", nargs="+", help="files, folders (with all below them) and patterns")
+    parser.add_argument("--model", required=True, help="folder or Hub name of a DenseVLM or a CLIP")
+    vocabulary = parser.add_mutually_exclusive_group(required=True)
+    vocabulary.add_argument("--words", help='names of the categories, separated by commas: "boat, water, sky"')
+    vocabulary.add_argument("--categories", help="built-in set or JSON file of categories")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--grid", type=whole_number(), nargs=2, metavar=("ROWS", "COLUMNS"), help="name its cells")
+    where.add_argument("--boxes", type=Path, help="JSON of boxes in pixels to name, by photo, or COCO's results")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--templates", default=DEFAULT_TEMPLATES, choices=TEMPLATES, help="prompt templates")
+    parser.add_argument("--image_size", type=whole_number(), help="input side in pixels; the processor's by default")
+    parser.add_argument(
+        "--thing_offset", type=finite_number(), default=0.0, help="subtracted from the cosines of all things"
+    )
+    parser.add_argument("--batch_size", type=whole_number(), default=4)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments = parser.parse_args(argv)
+    check_output(arguments.output, folder=True)
+    subplots()  # raises without matplotlib, before the model is loaded
+    photos = find_photos(arguments.photos)
+    boxes = None if arguments.boxes is None else read_boxes(arguments.boxes)
+    if arguments.words is not None:
+        categories = CategorySet("words", [word.strip() for word in arguments.words.split(",") if word.strip()])
+    else:
+        categories = CategorySet.load(arguments.categories)
+    predictor = load_predictor(
+        arguments.model,
+        categories,
+        arguments.templates,
+        arguments.device,
+        arguments.image_size,
+        arguments.thing_offset,
+    )
+    skipped: list[str] = []
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    categories.save(arguments.output / "categories.json")
+    with (arguments.output / "predictions.jsonl").open("w", encoding="utf-8") as lines:
+        for batch in load_photos(photos, arguments.batch_size, skipped):
+            if arguments.grid is None and boxes is None:
+                predictions = predict_maps(predictor, batch, arguments.output)
+            else:
+                of_photos = [
+                    boxes_of(name, boxes) if boxes is not None else grid_of(image, *arguments.grid)
+                    for name, image in batch.items()
+                ]
+                predictions = predict_regions(predictor, batch, of_photos, arguments.output)
+            for prediction in predictions:
+                lines.write(json.dumps(prediction, ensure_ascii=False) + "\n")
+    warn_skipped(skipped)
+    if len(skipped) == len(photos):
+        raise ValueError(f"None of the {len(photos)} photos could be read, e.g. {skipped[0]}")
+    print(f"Written: {arguments.output}, {len(photos) - len(skipped)} photos, {len(skipped)} skipped")
+
+
+if __name__ == "__main__":
+    main()
