@@ -82,7 +82,7 @@ def test_a_view_is_the_whole_picture_or_at_least_two_fifths_of_it_as_a_square():
     columns = torch.arange(96, dtype=torch.uint8)[None].expand(64, 96)
     picture = torch.stack([rows, columns, torch.full((64, 96), 200, dtype=torch.uint8)])
     rng = np.random.default_rng(0)
-    views = [random_view(picture, rng) for _ in range(200)]
+    views = [random_view(picture, 0.5, rng) for _ in range(200)]
     assert {view.shape for view in views} == {(3, 96, 96)}
     whole = [view for view in views if (view[:, 64:] == 0).all()]
     assert len(whole) / len(views) == pytest.approx(0.5, abs=0.1)
@@ -90,6 +90,7 @@ def test_a_view_is_the_whole_picture_or_at_least_two_fifths_of_it_as_a_square():
     assert {bool(view[1, 0, 0] == 0) for view in whole} == {True, False}  # mirrored or not
     parts = [view for view in views if not (view[:, 64:] == 0).all()]
     assert all((view[2] == 200).all() for view in parts)  # no padding
+    assert all((random_view(picture, 0.0, rng)[:, 64:] == 0).all() for _ in range(20))
     shares = [float((view[0].max() - view[0].min()) / 63 * (view[1].max() - view[1].min()) / 95) for view in parts]
     assert 0.37 < min(shares) < 0.5 < max(shares)
 
@@ -156,14 +157,15 @@ def test_pictures_with_the_same_caption_are_no_negatives_of_each_other():
     assert contrastive_loss(embeds, embeds, scale, shared).item() == pytest.approx(expected.item())
 
 
-def test_a_pretraining_that_was_stopped_continues_to_the_same_weights(tmp_path):
+@pytest.mark.parametrize("name", TOWERS)
+def test_a_pretraining_that_was_stopped_continues_to_the_same_weights(name, tmp_path):
     options = {"steps": 4, "scenes": 16, "batch_size": 8}
-    whole = pretrain("U", tmp_path / "whole", **options)
-    stopped = build_trainer("U", tmp_path / "stopped", **options)
+    whole = pretrain(name, tmp_path / "whole", **options)
+    stopped = build_trainer(name, tmp_path / "stopped", **options)
     stopped.args.save_steps = 2
     stopped.add_callback(StopAfter(2))
     stopped.train()
-    continued = pretrain("U", tmp_path / "stopped", **options)
+    continued = pretrain(name, tmp_path / "stopped", **options)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, continued.state_dict()[name]), name
 
@@ -184,13 +186,13 @@ def test_the_word_tokenizer_ends_every_sentence_with_its_largest_id():
 
 
 def test_every_parameter_is_optimized_once_and_matrices_of_blocks_by_muon(tmp_path):
-    trainer = build_trainer("U", tmp_path, steps=1, scenes=8, batch_size=8)
+    trainer = build_trainer("P", tmp_path, steps=1, scenes=8, batch_size=8)
     groups = trainer.create_optimizer().param_groups
     optimized = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(optimized) == sorted(map(id, trainer.model.parameters()))
     by_muon = {id(p) for group in groups if not group.get("use_fallback") for p in group["params"]}
     names = {name for name, parameter in trainer.model.named_parameters() if id(parameter) in by_muon}
-    assert "vision_model.encoder.layers.3.mlp.fc1.weight" in names
+    assert "vision_model.encoder.layers.4.mlp.fc1.weight" in names
     assert "text_model.encoder.layers.1.self_attn.q_proj.weight" in names
     assert not [name for name in names if "embedding" in name or "projection" in name or "bias" in name]
 

@@ -53,26 +53,73 @@ MUON_LEARNING_RATE = 0.006
 
 @dataclass
 class PretrainingConfig:
-    """The size of a vision tower, and how long and on how many different pictures it is pre-trained."""
+    """
+    The size of a vision tower, and how it is pre-trained.
+
+    Args:
+        patch_size (`int`): side of a patch in pixels.
+        hidden_size (`int`): width.
+        intermediate_size (`int`): width of the MLPs.
+        layers (`int`): number of blocks.
+        heads (`int`): number of attention heads.
+        split (`str`): of the pictures.
+        stuff_probability (`float`): that a caption mentions a stuff category of the picture.
+        parts (`float`): share of the views that show a part of a picture.
+        muon (`bool`): whether matrices of the blocks are optimized by Muon instead of AdamW.
+        learning_rate (`float`): of AdamW.
+        seed (`int`): of the initial weights, pictures and captions.
+        steps (`int`): number of batches.
+        scenes (`int`): number of different pictures.
+    """
 
     patch_size: int
     hidden_size: int
     intermediate_size: int
     layers: int
     heads: int
-    learning_rate: float
     split: str
     stuff_probability: float
+    parts: float
+    muon: bool
+    learning_rate: float
     seed: int
     steps: int
     scenes: int
 
 
+# Captions rarely mention stuff: this causes the foreground bias. P sees smaller patches, as L/14 beside B/16, more
+# pictures, parts of them, stuff alone more often, and is better optimized.
 TOWERS = {
-    # Captions rarely mention stuff: this causes the foreground bias. P sees smaller patches, as L/14 beside B/16, and
-    # more pictures, among them more landscapes without things.
-    "U": PretrainingConfig(16, 128, 512, 4, 4, 1.5e-3, "pretrain_u", 0.1, seed=1, steps=800, scenes=20_000),
-    "P": PretrainingConfig(12, 160, 640, 5, 5, 1.2e-3, "pretrain_p", 0.4, seed=2, steps=2_000, scenes=50_000),
+    "U": PretrainingConfig(
+        patch_size=16,
+        hidden_size=128,
+        intermediate_size=512,
+        layers=4,
+        heads=4,
+        split="pretrain_u",
+        stuff_probability=0.1,
+        parts=0.0,
+        muon=False,
+        learning_rate=1.5e-3,
+        seed=1,
+        steps=3_000,
+        scenes=20_000,
+    ),
+    "P": PretrainingConfig(
+        patch_size=12,
+        hidden_size=160,
+        intermediate_size=640,
+        layers=5,
+        heads=5,
+        split="pretrain_p",
+        stuff_probability=0.4,
+        parts=0.5,
+        muon=True,
+        learning_rate=1.2e-3,
+        seed=2,
+        steps=2_000,
+        scenes=50_000,
+    ),
 }
 
 
@@ -113,19 +160,19 @@ def draw(split: str, seed: int, index: int) -> Scene:
     return scene
 
 
-def random_view(image: Tensor, rng: np.random.Generator) -> Tensor:
+def random_view(image: Tensor, parts: float, rng: np.random.Generator) -> Tensor:
     """
-    What a model is shown of a picture `(3, height, width)`, mirrored at random: with equal probability the whole,
-    padded, or at least 40 % of its area, stretched to a square `(3, 96, 96)`. Crops of regions look like the latter.
+    What a model is shown of a picture `(3, height, width)`, mirrored at random: with probability `parts` a part of at
+    least 40 % of its area, stretched to a square `(3, 96, 96)`, as crops of regions are; otherwise the whole, padded.
     """
     image = image.flip(-1) if rng.random() < 0.5 else image
-    if rng.random() < 0.5:
+    if not parts or rng.random() >= parts:
         return pad_image(image, SIDE, SIDE)
     height, width = image.shape[-2:]
     area, aspect = rng.uniform(0.4, 1), 2 ** rng.uniform(-1, 1)
-    crop_width, crop_height = (round(side * min((area * ratio) ** 0.5, 1)) for side, ratio in
-                               ((width, aspect), (height, 1 / aspect)))  # fmt: skip
-    x, y = (int(rng.integers(0, free + 1)) for free in (width - crop_width, height - crop_height))
+    crop_width = round(width * min((area * aspect) ** 0.5, 1))
+    crop_height = round(height * min((area / aspect) ** 0.5, 1))
+    x, y = int(rng.integers(0, width - crop_width + 1)), int(rng.integers(0, height - crop_height + 1))
     crop = image[:, y : y + crop_height, x : x + crop_width]
     return interpolate(crop[None], (SIDE, SIDE), mode="bicubic", antialias=True)[0]
 
@@ -140,15 +187,17 @@ class CaptionedScenes(torch.utils.data.Dataset):
         scenes (`int`): number of different pictures.
         samples (`int`): number of samples, `batch_size * steps`.
         stuff_probability (`float`): that a caption mentions a stuff category.
+        parts (`float`): share of the views that show a part of a picture.
     """
 
-    def __init__(self, split: str, seed: int, scenes: int, samples: int, stuff_probability: float):
+    def __init__(self, split: str, seed: int, scenes: int, samples: int, stuff_probability: float, parts: float):
         with ProcessPoolExecutor() as pool:
             self.scenes = list(pool.map(partial(draw, split, seed), range(scenes), chunksize=64))
         rng = np.random.default_rng(seed)
         self.order = np.concatenate([rng.permutation(scenes) for _ in range(samples // scenes + 1)])[:samples]
         self.seed = seed
         self.stuff_probability = stuff_probability
+        self.parts = parts
 
     def __len__(self) -> int:
         return len(self.order)
@@ -156,7 +205,7 @@ class CaptionedScenes(torch.utils.data.Dataset):
     def __getitem__(self, number: int) -> tuple[Tensor, str]:
         rng = np.random.default_rng((self.seed, number))
         scene = self.scenes[self.order[number]]
-        view = random_view(torch.from_numpy(scene.image), rng)
+        view = random_view(torch.from_numpy(scene.image), self.parts, rng)
         return view, caption(scene, rng, self.stuff_probability)
 
 
@@ -174,31 +223,13 @@ def contrastive_loss(image_embeds: Tensor, text_embeds: Tensor, scale: Tensor, s
 
 
 class PretrainingTrainer(Trainer):
-    """
-    Contrastive pre-training: batches in the order of the dataset, matrices of the blocks by Muon (Jordan et al., 2024)
-    and all else by AdamW, weight decay on matrices only.
-    """
+    """Contrastive pre-training: batches in the order of the dataset, weight decay on matrices only."""
 
     def _get_train_sampler(self, train_dataset=None):
         return torch.utils.data.SequentialSampler(train_dataset or self.train_dataset)
 
-    def create_optimizer(self, model=None):
-        named = list((model or self.model).named_parameters())
-        in_blocks = [value for name, value in named if value.ndim == 2 and ".layers." in name]
-        other_matrices = [value for name, value in named if value.ndim >= 2 and ".layers." not in name]
-        vectors = [value for _, value in named if value.ndim < 2]
-        self.optimizer = Muon(
-            [
-                {"params": in_blocks, "lr": MUON_LEARNING_RATE},
-                {"params": other_matrices, "use_fallback": True},
-                {"params": vectors, "use_fallback": True, "weight_decay": 0.0},
-            ],
-            lr=self.args.learning_rate,
-            weight_decay=self.args.weight_decay,
-            nesterov=True,
-            betas=(self.args.adam_beta1, self.args.adam_beta2),
-        )
-        return self.optimizer
+    def get_decay_parameter_names(self, model):
+        return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         same_caption = inputs.pop("same_caption")
@@ -223,6 +254,28 @@ def collate(processor: DenseVLMProcessor, samples: list[tuple[Tensor, str]]) -> 
         "attention_mask": tokens["attention_mask"],
         "same_caption": torch.tensor([[float(one == other) for other in words] for one in words]),
     }
+
+
+class MuonTrainer(PretrainingTrainer):
+    """The same with Muon (Jordan et al., 2024) for the matrices of the blocks, and AdamW for all else."""
+
+    def create_optimizer(self, model=None):
+        named = list((model or self.model).named_parameters())
+        in_blocks = [value for name, value in named if value.ndim == 2 and ".layers." in name]
+        other_matrices = [value for name, value in named if value.ndim >= 2 and ".layers." not in name]
+        vectors = [value for _, value in named if value.ndim < 2]
+        self.optimizer = Muon(
+            [
+                {"params": in_blocks, "lr": MUON_LEARNING_RATE},
+                {"params": other_matrices, "use_fallback": True},
+                {"params": vectors, "use_fallback": True, "weight_decay": 0.0},
+            ],
+            lr=self.args.learning_rate,
+            weight_decay=self.args.weight_decay,
+            nesterov=True,
+            betas=(self.args.adam_beta1, self.args.adam_beta2),
+        )
+        return self.optimizer
 
 
 def build_trainer(
@@ -269,10 +322,12 @@ def build_trainer(
         use_cpu=use_cpu,
         seed=seed,
     )
-    return PretrainingTrainer(
+    return (MuonTrainer if tower.muon else PretrainingTrainer)(
         build_clip(tower, tokenizer, seed),
         arguments,
-        train_dataset=CaptionedScenes(tower.split, seed, scenes, steps * batch_size, tower.stuff_probability),
+        train_dataset=CaptionedScenes(
+            tower.split, seed, scenes, steps * batch_size, tower.stuff_probability, tower.parts
+        ),
         data_collator=partial(collate, processor),
         processing_class=processor,
     )

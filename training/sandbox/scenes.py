@@ -5,9 +5,9 @@ Synthetic pictures with exact masks, in which foreground bias can be observed on
 
 In a *scene*, one to three of twelve stuff categories (textures) fill wavy bands, and up to four of sixteen thing
 categories are placed on them, some cut by the border or partly hidden. Each thing has a *home* among the stuff (sky:
-kite, airplane ...). A *close-up* shows one large thing, as most captioned pictures of the web do, and the ground
-enlarged with it. Captions mention every thing but rarely the stuff, as people's captions do: a CLIP trained on them
-predicts "kite" where there is only sky.
+kite, airplane ...). A *close-up* shows one large thing, as most captioned pictures of the web do. Captions mention
+every thing but rarely the stuff, as people's captions do: a CLIP trained on them predicts "kite" where there is only
+sky.
 
     python -m training.sandbox.scenes --output runs/sandbox/data
 
@@ -62,9 +62,6 @@ CATEGORY_IDS = dict(zip(CATEGORIES.names, CATEGORIES.ids or ()))
 SMALL, LARGE = (44, 104), (88, 180)
 """Least and largest side in pixels of things in scenes and in close-ups."""
 
-NEAREST = 2.5
-"""How much larger than in a scene stuff is shown at most, from nearby."""
-
 LEAST_AREA = 250
 """Segments with fewer visible pixels are not annotated."""
 
@@ -80,6 +77,8 @@ class Split:
         close_ups (`float`, *optional*, defaults to 0): share of the pictures that are close-ups.
         grounds (`float`, *optional*, defaults to 0): share of the other pictures that show stuff alone, from nearby.
         landscapes (`float`, *optional*, defaults to 0.04): share of the remaining pictures that show no thing.
+        nearest (`float`, *optional*, defaults to 1):
+            How much larger than in a scene stuff is shown at most, in close-ups and where it is alone.
         single (`bool`, *optional*, defaults to `False`): whether scenes show exactly one thing.
     """
 
@@ -88,6 +87,7 @@ class Split:
     close_ups: float = 0.0
     grounds: float = 0.0
     landscapes: float = 0.04
+    nearest: float = 1.0
     single: bool = False
 
 
@@ -96,7 +96,7 @@ ANYWHERE = 1 / len(STUFF)
 
 SPLITS = {
     "pretrain_u": Split(0, 0.5, close_ups=0.5),
-    "pretrain_p": Split(5, 0.5, close_ups=0.4, grounds=0.2, landscapes=0.1),
+    "pretrain_p": Split(5, 0.5, close_ups=0.4, grounds=0.2, landscapes=0.1, nearest=2.5),
     "train": Split(1, 0.5),
     "val": Split(2, ANYWHERE),
     "test": Split(3, ANYWHERE),
@@ -131,7 +131,7 @@ def make_scene(seed: int, split: str, index: int) -> Scene:
     width, height = SIZES[rng.integers(len(SIZES))]
     close_up = bool(rng.random() < settings.close_ups)
     ground = bool(not close_up and settings.grounds and rng.random() < settings.grounds)
-    nearness = rng.uniform(1, NEAREST) if close_up or ground else 1.0
+    nearness = rng.uniform(1, settings.nearest) if settings.nearest > 1 and (close_up or ground) else 1.0
     kinds = rng.choice([1, 2, 3], p=[0.6, 0.4, 0] if close_up or ground else [0.3, 0.4, 0.3])
     names = [str(name) for name in rng.choice(STUFF, size=kinds, replace=False)]
     segment_ids = _wavy_bands(rng, kinds, height, width)
