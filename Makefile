@@ -55,17 +55,17 @@ $(foreach name,u p clipself-u,runs/pretraining-0/models/densevlm-sandbox-$(name)
 	mkdir -p runs/pretraining-0/models
 	cp -r model_cards/$(notdir $(@D)) runs/pretraining-0/models
 
-$(MODELS)/densevlm-sandbox-u/model.safetensors: | runs/sandbox/data/categories.json
+$(MODELS)/densevlm-sandbox-u/model.safetensors: | $(VENV)/all.stamp runs/sandbox/data/categories.json
 	$(PRETRAIN) U --seed $* --output $(@D)
 
-$(MODELS)/p-of-captions/model.safetensors: | runs/sandbox/data/categories.json
+$(MODELS)/p-of-captions/model.safetensors: | $(VENV)/all.stamp runs/sandbox/data/categories.json
 	$(PRETRAIN) P --seed $* --output $(@D)
 
 $(MODELS)/densevlm-sandbox-clipself-u/model.safetensors: $(MODELS)/densevlm-sandbox-u/model.safetensors
 	$(CLIPSELF) --model $(<D) --seed $* --output_dir $(@D)
 
 $(MODELS)/densevlm-sandbox-p/model.safetensors: $(MODELS)/p-of-captions/model.safetensors
-	$(CLIPSELF) --model $(<D) --image_size 144 --seed $* --output_dir $(@D)
+	$(CLIPSELF) --model $(<D) --image_size 144 --image_weight 1 --seed $* --output_dir $(@D)
 
 READY := $(foreach name,u p clipself-u,$(MODELS)/densevlm-sandbox-$(name)/model.safetensors)
 ALIGN = training/recipes/sandbox.yaml --teacher_cache runs/pretraining-$*/teacher_cache \
