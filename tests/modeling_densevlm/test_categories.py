@@ -209,7 +209,7 @@ def test_the_default_templates_are_defined_in_one_place(model, tokenizer, catego
         for file in (ROOT / package).rglob("*.py")
         if re.search(r"""["'](vild|short)["']""", file.read_text())
     ]
-    assert sorted(naming) == ["sandbox.py", "templates.py"]  # the sandbox's evaluation is of one recipe
+    assert sorted(naming) == ["sandbox_scores.py", "templates.py"]  # the sandbox's evaluation is of one recipe
 
 
 @pytest.fixture
