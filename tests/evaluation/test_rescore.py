@@ -54,7 +54,7 @@ def test_the_new_score_is_the_geometric_mean_with_the_probability_of_the_categor
 
 @torch.no_grad()
 def test_the_boxes_of_an_owlv2_are_rescored_by_their_text_labels(model, processor, embeddings, picture):
-    pytest.importorskip("scipy", reason="transformers' image processor of OWLv2 needs it")
+    pytest.importorskip("torchvision", reason="transformers' image processor of OWLv2 needs it, or scipy")
     tower = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = Owlv2Config(
         vision_config=tower | {"image_size": 48, "patch_size": 16},
