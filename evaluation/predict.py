@@ -106,7 +106,7 @@ def find_photos(sources: Sequence[str]) -> dict[str, Path]:
         `ValueError` for a source without photos, and for two photos of the same name.
     """
     found: dict[str, Path] = {}
-    taken: set[Path] = set()
+    outputs: dict[Path, Path] = {}
     for source in sources:
         path = Path(source)
         if path.is_dir():
@@ -117,19 +117,15 @@ def find_photos(sources: Sequence[str]) -> dict[str, Path]:
             matches = (
                 [path] if path.is_file() else [Path(match) for match in sorted(glob.glob(source, recursive=True))]
             )
-            named = {file.name: file for file in matches if file.is_file()}
+            named = {str(file): file for file in matches if file.is_file()}
         if not named:
             raise ValueError(f"{source}: there is no such photo, or no photo in it.")
-        found |= {name: file for name, file in named.items() if name not in found}
-        taken |= {file.resolve() for file in named.values()}
-    outputs: dict[Path, Path] = {}
-    for name, file in found.items():
-        other = outputs.setdefault(Path(name).with_suffix(""), file)
-        if other != file:
-            raise ValueError(f"{other} and {file} have the same name: predict them into different folders.")
-    if len(taken) != len({file.resolve() for file in found.values()}):
-        lost = sorted(taken - {file.resolve() for file in found.values()})[0]
-        raise ValueError(f"Another photo has the name of {lost}: predict them into different folders.")
+        for place, file in named.items():
+            name = place if path.is_dir() else file.name
+            other = outputs.setdefault(Path(name).with_suffix(""), file)
+            if other.resolve() != file.resolve():
+                raise ValueError(f"{other} and {file} have the same name: predict them into different folders.")
+            found[name] = file
     return found
 
 

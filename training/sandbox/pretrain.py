@@ -87,8 +87,8 @@ class PretrainingConfig:
     scenes: int
 
 
-# Captions rarely mention stuff: this causes the foreground bias. P sees smaller patches, as L/14 beside B/16, more
-# pictures, parts of them, stuff alone more often, and is better optimized.
+# P sees smaller patches, as L/14 beside B/16, more pictures, parts of them, stuff alone more often, and is optimized by
+# Muon.
 TOWERS = {
     "U": PretrainingConfig(
         patch_size=16,
