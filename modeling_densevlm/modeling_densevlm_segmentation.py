@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import initialization as init
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.utils.generic import can_return_tuple
 
@@ -65,6 +66,17 @@ class DenseVLMForSemanticSegmentation(DenseVLMPreTrainedModel):
         categories = config.categories or {"names": []}
         self.register_buffer("category_embeds", torch.zeros(len(categories["names"]), config.projection_dim or 0))
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self:
+            init.zeros_(self.category_embeds)
+
+    def _check_loading_info(self, source: Any, info: dict[str, Any]) -> None:
+        super()._check_loading_info(source, info)
+        if not self.category_embeds.any():  # saved by a DenseVLM that was loaded from a segmenter's folder
+            self.config.categories = None
 
     @classmethod
     def from_densevlm(cls, model: DenseVLMModel) -> "DenseVLMForSemanticSegmentation":

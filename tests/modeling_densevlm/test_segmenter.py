@@ -59,6 +59,14 @@ def test_the_vocabulary_travels_with_the_folder(segmenter, pixel_values, tmp_pat
     assert DenseVLMModel.from_pretrained(tmp_path).fingerprint() == segmenter.densevlm.fingerprint()
 
 
+def test_a_vocabulary_without_its_embeddings_is_not_taken_for_one(segmenter, pixel_values, tmp_path):
+    segmenter.save_pretrained(tmp_path / "segmenter")
+    DenseVLMModel.from_pretrained(tmp_path / "segmenter").save_pretrained(tmp_path / "model")
+    loaded = DenseVLMForSemanticSegmentation.from_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="no vocabulary"):
+        loaded(pixel_values)
+
+
 @torch.no_grad()
 def test_another_vocabulary_replaces_the_first(segmenter, pixel_values, processor, tmp_path):
     segmenter.save_pretrained(tmp_path)

@@ -87,8 +87,7 @@ class PretrainingConfig:
     scenes: int
 
 
-# P sees smaller patches, as L/14 beside B/16, more pictures, parts of them, stuff alone more often, and is optimized by
-# Muon.
+# P sees smaller patches, as L/14 beside B/16, more pictures, parts of them, and stuff alone more often.
 TOWERS = {
     "U": PretrainingConfig(
         patch_size=16,
