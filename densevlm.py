@@ -21,8 +21,6 @@ class Command(NamedTuple):
 
     module: str
     summary: str
-    options: tuple[str, ...] = ()
-    """Inserted before the user's options."""
 
 
 COMMANDS = {
@@ -40,9 +38,7 @@ COMMANDS = {
     "convert": Command(
         "modeling_densevlm.convert_open_clip", "convert a checkpoint of open_clip, EVA-CLIP, ... to a folder"
     ),
-    "export": Command(
-        "modeling_densevlm.convert_open_clip", "convert a folder to a checkpoint of open_clip", ("--export",)
-    ),
+    "export": Command("modeling_densevlm.export", "write a graph for ONNX or torch.export, with its vocabulary"),
     "publish": Command("modeling_densevlm.publish", "write a folder for the Hub, with the code that loads it"),
 }
 """Modules are named by strings, so that only the one to run is imported."""
@@ -61,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(unknown_command_message(argv))
     prefer_own_packages()
     command = COMMANDS[name]
-    sys.argv = [command.module, *command.options, *argv[len(name.split()) :]]
+    sys.argv = [command.module, *argv[len(name.split()) :]]
     runpy.run_module(command.module, run_name="__main__", alter_sys=True)
 
 

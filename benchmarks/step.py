@@ -355,7 +355,7 @@ def summarize(measured: dict[str, dict[str, float]], flop: dict[str, float]) -> 
     return lines
 
 
-README_COLUMNS = (
+TABLE_COLUMNS = (
     ("step, against the reference with fused attention",),
     ("- teacher", "- student"),
     ("step, against the reference with naive attention",),
@@ -363,7 +363,7 @@ README_COLUMNS = (
     (f"{EPOCHS} epochs with cached teacher predictions, against online",),
     ("FLOP/s of the teacher, of a 4096 x 4096 product's", "FLOP/s of the student, of a 4096 x 4096 product's"),
 )
-"""Titles of [`summarize`] in README's table."""
+"""Titles of [`summarize`] in the row that is printed for a pair."""
 
 
 def report_pair(options: argparse.Namespace) -> None:
@@ -386,7 +386,7 @@ def report_pair(options: argparse.Namespace) -> None:
     for title, value, remark in lines:
         print(f"  {title:50} {value:>8}   ({remark})", flush=True)
     values = {title: value for title, value, _ in lines}
-    print_row(options.pair, *(", ".join(values[title] for title in titles) for titles in README_COLUMNS))
+    print_row(options.pair, *(", ".join(values[title] for title in titles) for titles in TABLE_COLUMNS))
 
 
 def medians(runs: Sequence[dict[str, float]]) -> dict[str, float]:

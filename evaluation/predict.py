@@ -26,11 +26,17 @@ from tqdm import tqdm
 
 from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMForSemanticSegmentation, DenseVLMModel
 from modeling_densevlm.category_embeddings import region_cosines
-from modeling_densevlm.command_line import check_output, finite_number, one_line_errors, whole_number
+from modeling_densevlm.command_line import (
+    add_vocabulary_options,
+    check_output,
+    finite_number,
+    one_line_errors,
+    read_vocabulary,
+    whole_number,
+)
 from modeling_densevlm.image_files import IMAGE_SUFFIXES
 from modeling_densevlm.image_processing_densevlm import load_image
 from modeling_densevlm.region_pooling import grid_boxes
-from modeling_densevlm.templates import DEFAULT_TEMPLATES, TEMPLATES
 
 from .datasets.folders import find_files, warn_skipped_files
 from .figures import map_figure, region_figure, subplots
@@ -68,9 +74,7 @@ class Predictor:
             inputs["pixel_values"].to(device, self.segmenter.dtype), boxes=[one.to(device) for one in inputs["boxes"]]
         )
         cosines = region_cosines(region_embeds, self.embeddings.embeds.to(device))
-        if self.segmenter.config.thing_offset:
-            cosines = cosines - self.segmenter.config.thing_offset * cosines.new_tensor(self.categories.things())
-        scores, labels = (cosines / self.segmenter.temperature).softmax(-1).max(-1)
+        scores, labels = self.segmenter.scale_cosines(cosines).softmax(-1).max(-1)
         counts = [len(one) for one in given]
         return [
             ([self.categories.names[label] for label in some.tolist()], probabilities.cpu().numpy())
@@ -225,14 +229,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("photos", nargs="+", help="files, folders (with all below them) and patterns")
     parser.add_argument("--model", required=True, help="folder or Hub name of a DenseVLM or a CLIP")
-    vocabulary = parser.add_mutually_exclusive_group(required=True)
-    vocabulary.add_argument("--words", help='names of the categories, separated by commas: "boat, water, sky"')
-    vocabulary.add_argument("--categories", help="built-in set or JSON file of categories")
+    add_vocabulary_options(parser, required=True)
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--grid", type=whole_number(), nargs=2, metavar=("ROWS", "COLUMNS"), help="name its cells")
     where.add_argument("--boxes", type=Path, help="JSON of boxes in pixels to name, by photo, or COCO's results")
     parser.add_argument("--output", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--templates", default=DEFAULT_TEMPLATES, choices=TEMPLATES, help="prompt templates")
     parser.add_argument("--image_size", type=whole_number(), help="input side in pixels; the processor's by default")
     parser.add_argument(
         "--thing_offset", type=finite_number(), default=0.0, help="subtracted from the cosines of all things"
@@ -244,10 +245,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     subplots()  # raises without matplotlib, before the model is loaded
     photos = find_photos(arguments.photos)
     boxes = None if arguments.boxes is None else read_boxes(arguments.boxes)
-    if arguments.words is not None:
-        categories = CategorySet("words", [word.strip() for word in arguments.words.split(",") if word.strip()])
-    else:
-        categories = CategorySet.load(arguments.categories)
+    categories = read_vocabulary(arguments)
+    assert categories is not None  # required
     predictor = load_predictor(
         arguments.model,
         categories,

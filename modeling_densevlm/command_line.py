@@ -1,6 +1,9 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
-"""Shared by the command-line programs: option types, classes by import path, output paths, errors on one line."""
+"""
+Shared by the command-line programs: option types, the vocabulary, classes by import path, output paths, errors on one
+line.
+"""
 
 import argparse
 import contextlib
@@ -13,6 +16,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
+
+from .categories import CategorySet
+from .templates import DEFAULT_TEMPLATES, TEMPLATES
 
 
 OUT_OF_MEMORY = (
@@ -80,6 +86,21 @@ def finite_number(above: float = -math.inf) -> Callable[[str], float]:
     return read
 
 
+def add_vocabulary_options(parser: argparse.ArgumentParser, required: bool = False) -> None:
+    """Adds `--words`, `--categories` and `--templates`."""
+    vocabulary = parser.add_mutually_exclusive_group(required=required)
+    vocabulary.add_argument("--words", help='names of the categories, separated by commas: "boat, water, sky"')
+    vocabulary.add_argument("--categories", help="built-in set or JSON file of categories")
+    parser.add_argument("--templates", default=DEFAULT_TEMPLATES, choices=TEMPLATES, help="prompt templates")
+
+
+def read_vocabulary(arguments: argparse.Namespace) -> CategorySet | None:
+    """The categories of `--words` or `--categories`; `None` if neither is given."""
+    if arguments.words is not None:
+        return CategorySet("words", [word.strip() for word in arguments.words.split(",") if word.strip()])
+    return None if arguments.categories is None else CategorySet.load(arguments.categories)
+
+
 def check_output(path: Path, folder: bool = False, option: str = "--output") -> None:
     """
     Checks before a long computation that its output can be written. Nothing is created; missing parent folders are
@@ -125,4 +146,13 @@ def import_class(option: str, path: str, base: type) -> type:
     return found
 
 
-__all__ = ["as_one_line", "check_output", "finite_number", "import_class", "one_line_errors", "whole_number"]
+__all__ = [
+    "add_vocabulary_options",
+    "as_one_line",
+    "check_output",
+    "finite_number",
+    "import_class",
+    "one_line_errors",
+    "read_vocabulary",
+    "whole_number",
+]

@@ -179,16 +179,20 @@ class DenseVLMForSemanticSegmentation(DenseVLMPreTrainedModel):
         if not self.config.categories:
             raise ValueError("This segmenter has no vocabulary: call `set_categories([...])` first.")
         dense = self.dense_map(pixel_values)
-        logits = torch.einsum("bdhw,cd->bchw", dense.float(), self.category_embeds.float())
-        if self.config.thing_offset:
-            is_thing = logits.new_tensor(self._things(self.config.categories["is_thing"]))
-            logits = logits - self.config.thing_offset * is_thing[:, None, None]
+        cosines = torch.einsum("bdhw,cd->bhwc", dense.float(), self.category_embeds.float())
         background = self.config.background
         return DenseVLMSegmenterOutput(
-            logits=logits / self.temperature,
+            logits=self.scale_cosines(cosines).permute(0, 3, 1, 2),
             background=None if background is None else self._index_of(background, self.config.categories["names"]),
             background_threshold=None if background is None else self.config.background_threshold,
         )
+
+    def scale_cosines(self, cosines: Tensor) -> Tensor:
+        """Logits of locations or regions, of their cosines with the categories `(..., categories)`."""
+        if self.config.thing_offset and self.config.categories:
+            is_thing = cosines.new_tensor(self._things(self.config.categories["is_thing"]))
+            cosines = cosines - self.config.thing_offset * is_thing
+        return cosines * self.densevlm.logit_scale.detach().float().exp()
 
     def dense_map(self, pixel_values: Tensor) -> Tensor:
         """

@@ -25,7 +25,7 @@ def test_a_ratio_above_its_maximum_is_not_printed():
     assert gain == pytest.approx(60 / 33) and ceiling == pytest.approx(60 / 30) and gain < ceiling
     measured = {"fused": ours, "naive": ours | {"teacher": 9.0}, "ours": ours, "cached": ours | {"student": 2.0}}
     lines = {title: value for title, value, _ in step.summarize(measured, {"teacher": 54.0, "student": 41.0})}
-    assert all(title in lines for titles in step.README_COLUMNS for title in titles)
+    assert all(title in lines for titles in step.TABLE_COLUMNS for title in titles)
     assert lines["step, against the reference with fused attention"] == "1.00 x"
     assert lines["step, against the reference with naive attention"] == "1.30 x"
     slower = step.summarize(measured | {"naive": ours | {"teacher": 11.0}}, {"teacher": 54.0, "student": 41.0})

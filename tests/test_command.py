@@ -49,7 +49,8 @@ def test_a_command_runs_its_module_with_the_given_options(run_module, tmp_path):
         (["evaluate", "regions", "--model", "x"], "evaluation.evaluate_regions", "--output"),
         (["report", "--help"], "evaluation.report", "TITLE=FILE"),
         (["train", "--learning_rate", "1"], "training.train", "the following arguments are required"),
-        (["export", tmp_path / "gone", tmp_path], "modeling_densevlm.convert_open_clip", "with --export it is a .pt"),
+        (["export", tmp_path / "gone", tmp_path / "g.pt"], "modeling_densevlm.export", "ends in .onnx, or in .pt2"),
+        (["convert", "--export", tmp_path / "gone", tmp_path], "convert_open_clip", "with --export it is a .pt"),
         (["publish", tmp_path / "gone", tmp_path / "o"], "modeling_densevlm.publish", "gone"),
     ):
         done = run_module("densevlm", words, check=False)
