@@ -29,6 +29,7 @@ from modeling_densevlm import (
 from modeling_densevlm.command_line import check_output, one_line_errors, whole_number
 from modeling_densevlm.external_towers import import_tower
 from modeling_densevlm.processing_densevlm import load_processing, require_square_canvas
+from modeling_densevlm.shipped import model_source
 from modeling_densevlm.templates import DEFAULT_TEMPLATES, TEMPLATES, get_templates
 
 from .comparison import write_comparison
@@ -89,8 +90,8 @@ def run_evaluation(
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     models = parser.add_mutually_exclusive_group(required=True)
-    models.add_argument("--model", help="folder or Hub name of a DenseVLM or a CLIP")
-    models.add_argument("--models", nargs="+", help="several models to compare")
+    models.add_argument("--model", type=model_source, help="folder or Hub name of a DenseVLM or a CLIP")
+    models.add_argument("--models", type=model_source, nargs="+", help="several models to compare")
     parser.add_argument("--tower", help=TOWER_HELP)
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--templates", default=DEFAULT_TEMPLATES, choices=TEMPLATES, help="prompt templates")

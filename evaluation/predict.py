@@ -15,7 +15,6 @@ import argparse
 import glob
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,6 +36,8 @@ from modeling_densevlm.command_line import (
 from modeling_densevlm.image_files import IMAGE_SUFFIXES
 from modeling_densevlm.image_processing_densevlm import load_image
 from modeling_densevlm.region_pooling import grid_boxes
+from modeling_densevlm.shipped import model_source
+from modeling_densevlm.templates import DEFAULT_TEMPLATES
 
 from .datasets.folders import find_files, warn_skipped_files
 from .figures import map_figure, region_figure, subplots
@@ -44,21 +45,41 @@ from .models import load_square_processing, whole_cells
 from .shards import warn_skipped
 
 
-@dataclass
 class Predictor:
-    """A model with its vocabulary."""
+    r"""
+    A model that names pixels and regions of images.
 
-    segmenter: DenseVLMForSemanticSegmentation
-    image_processor: Any
-    categories: CategorySet
-    embeddings: CategoryEmbeddings
+    Args:
+        source (`str` or path): folder or Hub name of a DenseVLM or a CLIP.
+        device (`str`, *optional*, defaults to `"cpu"`): where it runs.
+        side (`int`, *optional*): longest side of the images in pixels; the processor's by default.
+    """
+
+    def __init__(self, source: str | Path, device: str = "cpu", side: int | None = None):
+        source = str(source)
+        model = DenseVLMModel.from_pretrained(source, dtype=torch.float32).to(device).eval()  # type: ignore[arg-type]
+        self.image_processor, self.tokenizer = load_square_processing(source)
+        if side is not None:
+            self.image_processor.size = {"longest_edge": whole_cells(side, model.vision_model.stride, source)}
+        self.segmenter = DenseVLMForSemanticSegmentation.from_densevlm(model)
+
+    def set_categories(
+        self, categories: CategorySet, templates: str = DEFAULT_TEMPLATES, thing_offset: float = 0.0
+    ) -> "Predictor":
+        """Sets the vocabulary; `thing_offset` is subtracted from the cosines of things. Returns itself."""
+        if thing_offset:
+            categories.require_flags("--thing_offset")
+        embeddings = CategoryEmbeddings.resolve(categories, self.segmenter.densevlm, self.tokenizer, templates)
+        self.segmenter.set_categories(embeddings)
+        self.segmenter.config.thing_offset = thing_offset
+        self.categories = categories
+        return self
 
     @torch.inference_mode()
     def maps(self, images: Sequence[Image.Image]) -> list[np.ndarray]:
         """The category index of each pixel of each image, `(height, width)`."""
-        pixel_values = self._pixel_values(images)
         sizes = [(image.height, image.width) for image in images]
-        outputs = self.segmenter(pixel_values)
+        outputs = self.segmenter(self._pixel_values(self.image_processor(list(images))))
         labels = self.image_processor.post_process_semantic_segmentation(outputs, sizes)
         return [one.cpu().numpy() for one in cast(list[torch.Tensor], labels)]
 
@@ -68,12 +89,11 @@ class Predictor:
     ) -> list[tuple[list[str], np.ndarray]]:
         """The category and probability of each box of each image, xyxy in pixels."""
         given = [torch.as_tensor(one, dtype=torch.float32).reshape(-1, 4) for one in boxes]
-        inputs = self.image_processor(list(images), boxes=given)
-        device = self.segmenter.device
+        inputs: Any = self.image_processor(list(images), boxes=given)  # type: ignore[call-arg]
         region_embeds = self.segmenter.densevlm.get_region_features(
-            inputs["pixel_values"].to(device, self.segmenter.dtype), boxes=[one.to(device) for one in inputs["boxes"]]
+            self._pixel_values(inputs), boxes=[one.to(self.segmenter.device) for one in inputs["boxes"]]
         )
-        cosines = region_cosines(region_embeds, self.embeddings.embeds.to(device))
+        cosines = region_cosines(region_embeds, self.segmenter.category_embeds)
         scores, labels = self.segmenter.scale_cosines(cosines).softmax(-1).max(-1)
         counts = [len(one) for one in given]
         return [
@@ -81,25 +101,8 @@ class Predictor:
             for some, probabilities in zip(labels.split(counts), scores.split(counts))
         ]
 
-    def _pixel_values(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        pixel_values = self.image_processor(list(images))["pixel_values"]
-        return pixel_values.to(self.segmenter.device, self.segmenter.dtype)
-
-
-def load_predictor(
-    source: str, categories: CategorySet, templates: str, device: str, side: int | None = None, offset: float = 0.0
-) -> Predictor:
-    """Loads a model with a vocabulary; `side` is that of the images in pixels, `offset` that of things."""
-    model = DenseVLMModel.from_pretrained(source, dtype=torch.float32).to(device).eval()  # type: ignore[arg-type]
-    image_processor, tokenizer = load_square_processing(source)
-    if side is not None:
-        image_processor.size = {"longest_edge": whole_cells(side, model.vision_model.stride, source)}
-    embeddings = CategoryEmbeddings.resolve(categories, model, tokenizer, templates)
-    segmenter = DenseVLMForSemanticSegmentation.from_densevlm(model).set_categories(embeddings)
-    if offset:
-        categories.require_flags("--thing_offset")
-    segmenter.config.thing_offset = offset
-    return Predictor(segmenter, image_processor, categories, embeddings)
+    def _pixel_values(self, inputs: Any) -> torch.Tensor:
+        return inputs["pixel_values"].to(self.segmenter.device, self.segmenter.dtype)
 
 
 def find_photos(sources: Sequence[str]) -> dict[str, Path]:
@@ -228,7 +231,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="python -m evaluation.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("photos", nargs="+", help="files, folders (with all below them) and patterns")
-    parser.add_argument("--model", required=True, help="folder or Hub name of a DenseVLM or a CLIP")
+    parser.add_argument("--model", type=model_source, required=True, help="folder or Hub name of a DenseVLM or a CLIP")
     add_vocabulary_options(parser, required=True)
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--grid", type=whole_number(), nargs=2, metavar=("ROWS", "COLUMNS"), help="name its cells")
@@ -247,14 +250,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     boxes = None if arguments.boxes is None else read_boxes(arguments.boxes)
     categories = read_vocabulary(arguments)
     assert categories is not None  # required
-    predictor = load_predictor(
-        arguments.model,
-        categories,
-        arguments.templates,
-        arguments.device,
-        arguments.image_size,
-        arguments.thing_offset,
-    )
+    predictor = Predictor(arguments.model, arguments.device, arguments.image_size)
+    predictor.set_categories(categories, arguments.templates, arguments.thing_offset)
     skipped: list[str] = []
     arguments.output.mkdir(parents=True, exist_ok=True)
     categories.save(arguments.output / "categories.json")

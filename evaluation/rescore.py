@@ -28,6 +28,7 @@ from modeling_densevlm.category_embeddings import region_cosines
 from modeling_densevlm.command_line import check_output, finite_number, one_line_errors
 from modeling_densevlm.image_processing_densevlm import load_image
 from modeling_densevlm.processing_densevlm import load_processing
+from modeling_densevlm.shipped import model_source
 from modeling_densevlm.templates import DEFAULT_TEMPLATES, TEMPLATES
 
 from .shards import warn_skipped
@@ -227,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="python -m evaluation.rescore", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("results", type=Path, help="JSON of a detector's boxes in COCO's results format")
-    parser.add_argument("--model", required=True, help="folder or Hub name of a DenseVLM or a CLIP")
+    parser.add_argument("--model", type=model_source, required=True, help="folder or Hub name of a DenseVLM or a CLIP")
     parser.add_argument("--annotations", type=Path, required=True, help="COCO instances JSON: images and categories")
     parser.add_argument("--images", type=Path, required=True, help="root folder of the images")
     parser.add_argument("--categories", help="set with ids; by default the categories of the annotation file")

@@ -25,6 +25,7 @@ import numpy as np
 from modeling_densevlm import CategorySet, DenseVLMForSemanticSegmentation
 from modeling_densevlm.command_line import check_output, one_line_errors, whole_number
 from modeling_densevlm.image_processing_densevlm import load_image
+from modeling_densevlm.shipped import MODEL_CARDS
 
 from . import report
 from .balance import Margins, accuracies_at, balance_curve, best_offset, compare_balance, harmonic_mean
@@ -243,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     where = "folders of the students, and of pre-trained models other than the shipped ones; one per pre-training seed"
     parser.add_argument("--runs", type=Path, nargs="+", default=[Path("runs/sandbox")], help=where)
-    parser.add_argument("--models", type=Path, default=Path("model_cards"), help="folder of the shipped models")
+    parser.add_argument("--models", type=Path, default=MODEL_CARDS, help="folder of the shipped models")
     parser.add_argument("--seeds", type=whole_number(0), nargs="+", default=[0], help="alignment seeds to evaluate")
     parser.add_argument("--data", type=Path, help="folder of the scenes; `data` in the first of --runs by default")
     parser.add_argument("--output", type=Path, help="output folder; the first of --runs by default")

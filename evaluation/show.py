@@ -26,6 +26,7 @@ from modeling_densevlm.command_line import finite_number, one_line_errors, whole
 from modeling_densevlm.external_towers import import_tower
 from modeling_densevlm.image_processing_densevlm import content_extent, load_image
 from modeling_densevlm.region_pooling import grid_boxes
+from modeling_densevlm.shipped import model_source
 from modeling_densevlm.templates import DEFAULT_TEMPLATES, TEMPLATES
 
 from .figures import check_picture, grid_figure, similarity_figure
@@ -97,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="python -m evaluation.show", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("image", type=Path)
-    parser.add_argument("--models", nargs="+", required=True, help="folders or Hub names")
+    parser.add_argument("--models", type=model_source, nargs="+", required=True, help="folders or Hub names")
     parser.add_argument("--tower", help=TOWER_HELP)
     parser.add_argument("--output", type=Path, required=True, help="image file to write")
     target = parser.add_mutually_exclusive_group(required=True)

@@ -20,6 +20,7 @@ from .modeling_densevlm import DenseVLMModel, DenseVLMOutput
 from .modeling_densevlm_segmentation import DenseVLMForSemanticSegmentation
 from .processing_densevlm import DenseVLMProcessor
 from .region_pooling import grid_boxes
+from .shipped import shipped
 
 
 # Registers the classes with the auto classes of this process. Saved folders carry these files as remote code, for
@@ -49,4 +50,5 @@ __all__ = [
     "DenseVLMOutput",
     "DenseVLMProcessor",
     "grid_boxes",
+    "shipped",
 ]

@@ -30,6 +30,7 @@ from .conversion.files import staged
 from .modeling_densevlm_segmentation import DenseVLMForSemanticSegmentation
 from .processing_densevlm import load_processing
 from .region_pooling import MAX_BOX_EXTENT, box_weights
+from .shipped import model_source
 from .templates import DEFAULT_TEMPLATES
 
 
@@ -225,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", help="folder or Hub name of a DenseVLM, a segmenter or a CLIP")
+    parser.add_argument("model", type=model_source, help="folder or Hub name of a DenseVLM, a segmenter or a CLIP")
     parser.add_argument("output", type=Path, help="file to write, .onnx or .pt2")
     parser.add_argument("--regions", action="store_true", help="boxes are an input, outputs are those of the boxes")
     add_vocabulary_options(parser)

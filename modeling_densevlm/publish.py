@@ -22,6 +22,7 @@ import torch
 from .command_line import check_output, one_line_errors
 from .modeling_densevlm import DenseVLMModel
 from .processing_densevlm import DenseVLMProcessor, load_processing
+from .shipped import model_source
 
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -115,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", help="folder or Hub name of a DenseVLM or a CLIP")
+    parser.add_argument("source", type=model_source, help="folder or Hub name of a DenseVLM or a CLIP")
     parser.add_argument("output", type=Path, help="new folder to write")
     parser.add_argument(
         "--dtype", choices=DTYPES, help="dtype of the weights; by default that in which they are saved"

@@ -20,6 +20,7 @@ from modeling_densevlm import (
     DenseVLMProcessor,
 )
 from modeling_densevlm.processing_densevlm import load_processing, require_square_canvas
+from modeling_densevlm.shipped import model_source
 from modeling_densevlm.vision_tower import VisionTower
 
 
@@ -65,7 +66,8 @@ def load_model(
     Loads a model (in float32 and eval mode) and its processing class.
 
     Args:
-        model (`str` or `DenseVLMModel`): a folder, a Hub name, or a model, which is used unchanged.
+        model (`str` or `DenseVLMModel`):
+            A folder, a Hub name, the name of a shipped model, or a model, which is used unchanged.
         processing (`DenseVLMProcessor` or `DenseVLMImageProcessor`, *optional*):
             Loaded from the folder of the model by default.
         image_size (`int`, *optional*): longest side in pixels. Defaults to that of the processor.
@@ -76,8 +78,8 @@ def load_model(
         images to a square.
     """
     if isinstance(model, str | PathLike):
-        name: str | PathLike = model
-        loaded: DenseVLMModel = DenseVLMModel.from_pretrained(model, dtype=torch.float32, **options).eval()
+        name = model_source(str(model))
+        loaded: DenseVLMModel = DenseVLMModel.from_pretrained(name, dtype=torch.float32, **options).eval()
     else:
         loaded = model
         name = getattr(model, "name_or_path", "")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation.predict import boxes_of, find_photos, load_predictor, main, predict_maps, read_boxes
+from evaluation.predict import Predictor, boxes_of, find_photos, main, predict_maps, read_boxes
 from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMForSemanticSegmentation, DenseVLMProcessor
 
 
@@ -117,7 +117,7 @@ def test_photos_of_the_same_name_are_refused_rather_than_overwritten(photos, pic
 def test_more_categories_than_a_byte_holds_give_maps_of_16_bits(photos, student, tmp_path):
     names = [f"boat {number}" for number in range(300)]
     embeds = torch.nn.functional.normalize(torch.randn(300, 24), dim=-1)
-    predictor = load_predictor(str(student), WORDS, "short", "cpu")
+    predictor = Predictor(student).set_categories(WORDS, "short")
     embeddings = CategoryEmbeddings(embeds, names, None, [[] for _ in names], ["{}"], "")
     predictor.segmenter.set_categories(embeddings)
     predictor.categories, predictor.embeddings = CategorySet(names), embeddings
