@@ -32,6 +32,7 @@ from modeling_densevlm.processing_densevlm import load_processing, require_squar
 from modeling_densevlm.shipped import model_source
 from modeling_densevlm.templates import DEFAULT_TEMPLATES, TEMPLATES, get_templates
 
+from .card_results import add_to_cards
 from .comparison import write_comparison
 from .renamed import add_renamed_options
 
@@ -41,7 +42,8 @@ logger = logging.get_logger(__name__)
 PACKAGES = [Path(__file__).parent, Path(modeling_densevlm.__file__).parent]
 PRESENTATION_FILES = {
     *("report.py", "report_data.py", "charts.py", "figures.py", "show.py", "comparison.py", "sandbox.py"),
-    *("app.py", "tests.py", "publish.py", "renamed.py"),
+    *("app.py", "tests.py", "publish.py", "renamed.py", "card_results.py", "model_card.py"),
+    *("demo.py", "demo_space.py", "export.py", "predict.py", "rescore.py"),
 }
 """Files that do not influence the metrics: they present results or start programs."""
 
@@ -85,6 +87,8 @@ def run_evaluation(
     rows = [evaluate(evaluated, arguments) for evaluated in load_models(arguments)]
     if state.is_main_process:
         write_comparison(rows, output)
+        if not arguments.no_card:
+            add_to_cards(rows, arguments)
     return rows
 
 
@@ -102,6 +106,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch_size", type=whole_number(), default=8)
     parser.add_argument("--num_workers", type=whole_number(0), default=2)
     parser.add_argument("--shard_size", type=whole_number(), default=128, help="images per shard of results")
+    parser.add_argument("--no_card", action="store_true", help="do not add the metrics to the model's card")
     add_renamed_options(parser)
     parser.add_argument("--device", type=_device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))

@@ -51,7 +51,7 @@ def test_a_command_runs_its_module_with_the_given_options(run_module, tmp_path):
         (["train", "--learning_rate", "1"], "training.train", "the following arguments are required"),
         (["export", tmp_path / "gone", tmp_path / "g.pt"], "modeling_densevlm.export", "ends in .onnx, or in .pt2"),
         (["convert", "--export", tmp_path / "gone", tmp_path], "convert_open_clip", "with --export it is a .pt"),
-        (["publish", tmp_path / "gone", tmp_path / "o"], "modeling_densevlm.publish", "gone"),
+        (["publish", tmp_path / "gone", "--folder", tmp_path / "o"], "modeling_densevlm.publish", "gone"),
     ):
         done = run_module("densevlm", words, check=False)
         output = done.stdout + done.stderr

@@ -47,6 +47,11 @@ class ModelArguments:
         },
     )
 
+    license: str | None = field(
+        default=None,
+        metadata={"help": "Licence of the result, for its model card; by default that of the student's card."},
+    )
+
     def __post_init__(self):
         if self.teacher_dtype not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"`teacher_dtype` is float32, bfloat16 or float16, got {self.teacher_dtype!r}.")

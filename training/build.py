@@ -76,7 +76,7 @@ def _build_trainer(arguments: Arguments) -> DistillationTrainer:
     dataset = images if cache is None else CachedTeacherDataset(images, cache)
     check_readable(dataset)
     warn_about_image_size("image_size", student.image_processor, student.model)
-    return method(
+    trainer = method(
         model=student.model,
         teacher=None if teacher is None else teacher.model,
         args=args,
@@ -87,6 +87,33 @@ def _build_trainer(arguments: Arguments) -> DistillationTrainer:
         run=describe_run(sampler, index),
         **extras,
     )
+    if model_args.teacher is not None:  # with cached targets it has not been loaded
+        trainer.sources["teacher"] = model_args.teacher
+    trainer.card_facts = describe_data(data_args, len(index), method.needs_categories)
+    trainer.card_options = {"licence": model_args.license, "datasets": hub_datasets(data_args)}
+    return trainer
+
+
+def describe_data(data_args: DataArguments, images: int, with_categories: bool) -> dict[str, str]:
+    """The rows of the model card about images and categories."""
+    names = [Path(source.images).name for source in data_args.all_sources]
+    facts = {"images": f"{images:,}, of {', '.join(names)}", "annotation": "none is used"}
+    if with_categories:
+        categories = load_categories(data_args)
+        things = sum(categories.things())
+        facts["categories"] = (
+            f"{categories.name}: {things} things, {len(categories) - things} stuff; templates {data_args.templates}"
+        )
+    return facts
+
+
+def hub_datasets(data_args: DataArguments) -> list[str]:
+    """The names of the sources that are datasets of the Hub."""
+    prefix = "hf://datasets/"
+    names = [
+        source.images.removeprefix(prefix) for source in data_args.all_sources if source.images.startswith(prefix)
+    ]
+    return ["/".join(name.split("/")[:2]) for name in names]
 
 
 def open_sources(arguments: Arguments) -> list[datasets.Dataset]:

@@ -76,6 +76,7 @@ class CLIPSelfTrainer(DistillationTrainer):
 
     arguments_class = CLIPSelfArguments
     needs_crops = True
+    method_name = "CLIPSelf"
     teaches_itself = True
 
     @property

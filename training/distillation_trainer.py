@@ -16,8 +16,8 @@ from modeling_densevlm import CategoryEmbeddings, CategorySet, DenseVLMModel, De
 from modeling_densevlm.templates import DEFAULT_TEMPLATES
 
 from .arguments import DataArguments, DistillationArguments
+from .card import PublishedRun
 from .data import RegionCollator, as_region_dataset
-from .engine.atomic_checkpoints import AtomicCheckpoints
 from .engine.run_log import RunLog, peak_memory
 from .engine.sharding import prepare_student
 from .engine.signals import SkipNonFiniteSteps, StopSignal, sigterm_blocked
@@ -29,7 +29,7 @@ from .models import LoadedModel, Processing, freeze, load_model
 logger = logging.get_logger(__name__)
 
 
-class DistillationTrainer(RunLog, AtomicCheckpoints):
+class DistillationTrainer(RunLog, PublishedRun):
     r"""
     The base class of all methods. A subclass implements [`~DistillationTrainer.compute_targets`],
     [`~DistillationTrainer.count_terms`] and [`~DistillationTrainer.loss`], and declares its needs by class attributes.
@@ -139,6 +139,8 @@ class DistillationTrainer(RunLog, AtomicCheckpoints):
             prepare_student(self.model, self.accelerator)
         self.teacher = None if loaded_teacher is None else self._prepare_teacher(loaded_teacher.model)
         self.run = run or {}
+        named_teacher = None if self.teaches_itself else loaded_teacher
+        self.sources = {"student": student.name, "teacher": "" if named_teacher is None else named_teacher.name}
         self.start_sums()
         self.skipped: set[str] = set()
         self.step_names: list[str] = []

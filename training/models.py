@@ -46,6 +46,11 @@ class LoadedModel:
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         return getattr(self.processing, "tokenizer", None)
 
+    @property
+    def name(self) -> str:
+        """The folder or Hub name that it was loaded from; empty for a model made in memory."""
+        return self.model.name_or_path or ""
+
     def embed(self, categories: CategorySet, templates: str, option: str) -> CategoryEmbeddings:
         """Embeds categories with the model's text tower. If it has none, the error names `option` as the remedy."""
         return CategoryEmbeddings.resolve(categories, self.model, self.tokenizer, templates, option=option)

@@ -179,7 +179,8 @@ def resolved_recipe(arguments: Arguments) -> dict[str, Any]:
         if isinstance(part, TrainingArguments):
             own = _own_names(type(part))
             values = {name: v for name, v in values.items() if name in own or v != _default(part, name)}
-            values.pop("resume_from_checkpoint", None)
+            for name in ("resume_from_checkpoint", "hub_token"):
+                values.pop(name, None)
             config: Any = values.pop("accelerator_config", None)
             if config and config.non_blocking:
                 values["accelerator_config"] = {"non_blocking": True}

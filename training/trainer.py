@@ -75,6 +75,7 @@ class DenseVLMTrainer(DistillationTrainer):
     args: DenseVLMArguments
 
     arguments_class = DenseVLMArguments
+    method_name = "DenseVLM"
     needs_categories = True
     uses_teacher_cache = True
 

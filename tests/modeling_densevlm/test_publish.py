@@ -66,10 +66,10 @@ def test_existing_outputs_and_missing_inputs_end_with_one_line_and_leave_no_file
         (bare, tmp_path / "out", "bare has a text tower but no tokenizer"),
     ):
         with pytest.raises(SystemExit, match=message) as ended:
-            main([str(source), str(output)])
+            main([str(source), "--folder", str(output)])
         assert "\n" not in str(ended.value)
         assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".publish-*"))
-    main([str(student), str(tmp_path / "empty")])
+    main([str(student), "--folder", str(tmp_path / "empty")])
     assert "modeling_densevlm.py" in capsys.readouterr().out
 
 

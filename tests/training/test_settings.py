@@ -41,10 +41,7 @@ REFUSED_EXAMPLES = {
     "eval_accumulation_steps": 2,
     "include_for_metrics": "loss",
     "metric_for_best_model": "loss",
-    "hub_token": "x",
-    "hub_model_id": "owner/name",
     "hub_strategy": "end",
-    "hub_revision": "main",
     "neftune_noise_alpha": 0.1,
     "length_column_name": "size",
     "train_sampling_strategy": "group_by_length",
@@ -59,6 +56,7 @@ REFUSED_EXAMPLES = {
 """Values other than the default for refused settings that are not booleans."""
 
 ELSEWHERE = {
+    **dict.fromkeys(("push_to_hub", "hub_model_id", "hub_token", "hub_revision"), "tests/test_hub.py"),
     "activation_checkpointing": "tests/training/test_train.py",
     "bf16": "tests/training/test_train.py",
     "ddp_backend": "tests/distributed/test_ranks.py",

@@ -109,7 +109,7 @@ class AtomicCheckpoints(Trainer):
         """
         folder, staged = self._folder, self._folder / STAGING
         try:
-            self.save_model(str(staged))
+            self.save_model(str(staged), _internal_call=True)  # uploads nothing
             if self.is_world_process_zero():
                 for file in staged.iterdir():
                     os.replace(file, folder / file.name)

@@ -39,6 +39,8 @@ WORKS = {
     # Checkpoints and repeatability.
     *("output_dir", "save_strategy", "save_steps", "save_total_limit", "resume_from_checkpoint"),
     *("seed", "full_determinism"),
+    # The Hub.
+    *("push_to_hub", "hub_model_id", "hub_token", "hub_revision"),
     # Processes.
     *("use_cpu", "accelerator_config", "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers"),
     *("ddp_static_graph", "ddp_backend", "ddp_timeout", "fsdp", "fsdp_config", "local_rank"),
@@ -54,7 +56,7 @@ _NO_EVALUATION = (
     "a run does not evaluate; `evaluation.while_training` adds an evaluation to it, `evaluation.evaluate_regions` "
     "compares its checkpoints"
 )
-_NO_HUB = "the folder of a finished run is complete: push it when the run is over"
+_NO_HUB = "the result is uploaded once, at the end of the run"
 _NO_TEXT = "it is for language models"
 _ORDER = "the order of the images follows from `seed` alone, the same on any number of processes"
 
@@ -64,8 +66,7 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(("eval_do_concat_batches", "eval_use_gather_object", "eval_accumulation_steps"), _NO_EVALUATION),
     **dict.fromkeys(("include_for_metrics", "batch_eval_metrics", "bf16_full_eval", "fp16_full_eval"), _NO_EVALUATION),
     **dict.fromkeys(("load_best_model_at_end", "metric_for_best_model", "greater_is_better"), _NO_EVALUATION),
-    **dict.fromkeys(("push_to_hub", "hub_token", "hub_model_id", "hub_strategy"), _NO_HUB),
-    **dict.fromkeys(("hub_always_push", "hub_revision"), _NO_HUB),
+    **dict.fromkeys(("hub_strategy", "hub_always_push"), _NO_HUB),
     **dict.fromkeys(("use_cache", "use_liger_kernel", "liger_kernel_config", "neftune_noise_alpha"), _NO_TEXT),
     **dict.fromkeys(("include_num_input_tokens_seen", "length_column_name"), _NO_TEXT),
     **dict.fromkeys(("train_sampling_strategy", "data_seed", "dataloader_in_order"), _ORDER),
