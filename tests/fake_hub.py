@@ -13,13 +13,14 @@ import yaml
 
 
 class FakeHub(ThreadingHTTPServer):
-    """`repositories`: files by name, for each repository; `commits`: the names of the files of each commit."""
+    """`repositories`: files by name, for each repository; `commits`: the names of each commit's files; `downloads`."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.repositories: dict[str, dict[str, bytes]] = {}
         self.private: dict[str, bool | None] = {}
         self.commits: list[list[str]] = []
+        self.downloads: list[str] = []
 
     @property
     def environment(self) -> dict[str, str]:
@@ -104,6 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if with_body:
+            self.server.downloads.append(f"{name}/{rest.partition('/')[2]}")
             self.wfile.write(content)
         return None
 

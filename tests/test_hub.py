@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What reaches the Hub, on a server that answers as it does: files, model cards, results of evaluations."""
 
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -10,11 +12,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
+from safetensors.torch import save_file
+from transformers import AutoTokenizer
 
 from evaluation.card_results import results_of
 from evaluation.evaluate_regions import main as evaluate_regions
 from modeling_densevlm import DenseVLMForSemanticSegmentation, DenseVLMModel, DenseVLMProcessor
+from modeling_densevlm.conversion import export_checkpoint
+from modeling_densevlm.conversion.hub import clip_tokenizer
 from modeling_densevlm.model_card import CARD
 from modeling_densevlm.publish import publish
 from tests.fake_hub import fake_hub
@@ -189,3 +196,69 @@ def test_segmentation_has_its_own_task_and_metric():
         ("image-segmentation", "accuracy", "pixel accuracy", 50.0),
         ("image-segmentation", "mean_iou", "mIoU", 25.12),
     ]
+
+
+def assert_same_weights(folder: Path, other: Path) -> None:
+    ours, theirs = (DenseVLMModel.from_pretrained(one).state_dict() for one in (folder, other))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_checkpoint_of_the_hub_is_converted_from_the_named_file_alone(hub, start, student, tmp_path):
+    tensors, config = export_checkpoint(DenseVLMModel.from_pretrained(student))
+    save_file(tensors, tmp_path / "vit.safetensors")
+    (tmp_path / "vit.json").write_text(json.dumps(config))
+    hub.repositories["owner/clips"] = {
+        "README.md": b"---\nlicense: cc-by-nc-4.0\n---\n# Clips\n",
+        "sub/vit.safetensors": (tmp_path / "vit.safetensors").read_bytes(),
+        "sub/other.pt": b"not to be read",
+    }
+    source = "hub:owner/clips/sub/vit.safetensors"
+    options = ("--config", tmp_path / "vit.json", "--processor", student)
+    start("modeling_densevlm.convert_open_clip", source, tmp_path / "ours", *options)
+    assert set(hub.downloads) == {"owner/clips/sub/vit.safetensors", "owner/clips/README.md"}
+    assert_same_weights(tmp_path / "ours", student)
+    card = ModelCard.load(tmp_path / "ours" / CARD)
+    assert card.data.license == "cc-by-nc-4.0" and card.data.base_model == ["owner/clips"]
+    digest = hashlib.sha256((tmp_path / "vit.safetensors").read_bytes()).hexdigest()
+    assert f"converted from `{source}`" in card.text and digest in card.text and "no value was trained" in card.text
+    for address, message in (
+        ("hub:owner/clips/none.pt", "hub:owner/clips/none.pt cannot be downloaded: 404"),
+        ("hub:owner/clips", "hub:owner/clips: an address on the Hub is hub:OWNER/NAME/FILE"),
+    ):
+        done = start("modeling_densevlm.convert_open_clip", address, tmp_path / "none", check=False)
+        assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_shards_of_an_index_on_the_hub_are_downloaded_with_it(hub, start, student, tmp_path):
+    tensors, config = export_checkpoint(DenseVLMModel.from_pretrained(student))
+    (tmp_path / "vit.json").write_text(json.dumps(config))
+    files, names = {}, sorted(tensors)
+    shards = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, keys in shards.items():
+        save_file({key: tensors[key] for key in keys}, tmp_path / file)
+        files[file] = (tmp_path / file).read_bytes()
+    index = {"weight_map": {key: file for file, keys in shards.items() for key in keys}}
+    hub.repositories["owner/clips"] = files | {"model.safetensors.index.json": json.dumps(index).encode()}
+    options = ("--config", tmp_path / "vit.json", "--processor", student, "--license", "mit")
+    source = "hub:owner/clips/model.safetensors.index.json"
+    start("modeling_densevlm.convert_open_clip", source, tmp_path / "ours", *options)
+    assert_same_weights(tmp_path / "ours", student)
+    assert ModelCard.load(tmp_path / "ours" / CARD).data.license == "mit"
+
+
+def test_clips_tokenizer_is_built_from_the_vocabulary_of_open_clip(tmp_path):
+    open_clip = pytest.importorskip("open_clip", reason="it holds the vocabulary (extra `convert`)")
+    clip_tokenizer().save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    texts = [
+        "a photo of a cat.",
+        "It's   a DOG, isn't it? naïve café 123",
+        "日本語 — 🪁",
+        "",
+        "x" * 400,
+        "don't we'll I'm",
+    ]
+    found = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
+    expected = open_clip.SimpleTokenizer()(texts)  # padded with zeros
+    assert torch.equal(found.input_ids * found.attention_mask, expected)
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (49_406, 49_407)
