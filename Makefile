@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SEEDS ?= 0
 PRETRAINING_SEEDS ?= 0 1 2
 
-.PHONY: sandbox sandbox-pretraining test test-slow test-core style benchmark gpu clean
+.PHONY: sandbox sandbox-pretraining test test-slow test-core style docs benchmark gpu clean
 
 # The method on synthetic scenes: two students, a table, figures and a page in runs/sandbox. No download.
 TEACHER_CACHE := --teacher_cache runs/sandbox/teacher_cache
@@ -102,6 +102,10 @@ style: $(VENV)/all.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The documentation as a site in runs/site.
+docs: $(VENV)/all.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 benchmark: $(VENV)/all.stamp
 	$(BIN)/python -m benchmarks.region_pooling
