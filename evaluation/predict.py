@@ -7,8 +7,11 @@ Names what is where in photos: a map of categories, or the categories of boxes o
     densevlm predict photos/ "more/*.png" --model MODEL --categories coco_panoptic_133 --grid 4 6 --output predictions
     densevlm predict photos/ --model MODEL --words "boat, water" --boxes boxes.json --output predictions
 
-writes into the output folder: `predictions.jsonl`, one line per photo; `pictures`, each photo beside its map or with
-its regions; and for maps, `maps`, PNGs whose values are the indices of `categories.json`.
+    densevlm predict photos/ --model MODEL --words "boat, water" --heat_maps --output predictions
+
+writes into the output folder: `predictions.jsonl`, one line per photo; `pictures`, each photo beside its map, with its
+regions, or beside its similarity to each word; and for maps, `maps`, PNGs whose values are the indices of
+`categories.json`.
 """
 
 import argparse
@@ -40,9 +43,10 @@ from modeling_densevlm.shipped import model_source
 from modeling_densevlm.templates import DEFAULT_TEMPLATES
 
 from .datasets.folders import find_files, warn_skipped_files
-from .figures import map_figure, region_figure, subplots
+from .figures import map_figure, region_figure, similarity_figure, subplots
 from .models import load_square_processing, whole_cells
 from .shards import warn_skipped
+from .show import similarities
 
 
 class Predictor:
@@ -219,6 +223,23 @@ def predict_regions(
         yield {"photo": name, "width": image.width, "height": image.height, "regions": regions}
 
 
+def predict_heat_maps(predictor: Predictor, batch: dict[str, Image.Image], output: Path) -> Iterator[dict[str, Any]]:
+    """Writes the picture of each photo, its similarity to each word; yields where each of them is the highest."""
+    names = predictor.categories.names
+    for name, image in batch.items():
+        maps = similarities(
+            predictor.segmenter.densevlm, predictor.image_processor, image, predictor.segmenter.category_embeds
+        )
+        picture = output / "pictures" / Path(name).with_suffix(".png")
+        similarity_figure(picture, np.asarray(image), {"": dict(zip(names, maps))})
+        found = {}
+        for word, cosines in zip(names, maps):
+            y, x = np.unravel_index(cosines.argmax(), cosines.shape)
+            lowest, highest = round(float(cosines.min()), 4), round(float(cosines.max()), 4)
+            found[word] = {"lowest": lowest, "highest": highest, "at": [int(x), int(y)]}
+        yield {"photo": name, "width": image.width, "height": image.height, "similarities": found}
+
+
 def _save(image: Image.Image, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     image.save(file)
@@ -235,6 +256,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_vocabulary_options(parser, required=True)
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--grid", type=whole_number(), nargs=2, metavar=("ROWS", "COLUMNS"), help="name its cells")
+    where.add_argument("--heat_maps", action="store_true", help="draw the similarity of each location to each word")
     where.add_argument("--boxes", type=Path, help="JSON of boxes in pixels to name, by photo, or COCO's results")
     parser.add_argument("--output", type=Path, required=True, help="folder to write to")
     parser.add_argument("--image_size", type=whole_number(), help="input side in pixels; the processor's by default")
@@ -247,6 +269,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_output(arguments.output, folder=True)
     subplots()  # raises without matplotlib, before the model is loaded
     photos = find_photos(arguments.photos)
+    if arguments.heat_maps and arguments.thing_offset:
+        raise ValueError("--thing_offset has no effect with --heat_maps, which draws the similarities themselves.")
     boxes = None if arguments.boxes is None else read_boxes(arguments.boxes)
     categories = read_vocabulary(arguments)
     assert categories is not None  # required
@@ -257,7 +281,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     categories.save(arguments.output / "categories.json")
     with (arguments.output / "predictions.jsonl").open("w", encoding="utf-8") as lines:
         for batch in load_photos(photos, arguments.batch_size, skipped):
-            if arguments.grid is None and boxes is None:
+            if arguments.heat_maps:
+                predictions = predict_heat_maps(predictor, batch, arguments.output)
+            elif arguments.grid is None and boxes is None:
                 predictions = predict_maps(predictor, batch, arguments.output)
             else:
                 of_photos = [

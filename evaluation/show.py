@@ -53,11 +53,12 @@ def similarities(
     Returns:
         `np.ndarray` of shape `(texts, height, width)`, interpolated bilinearly from the map to the image.
     """
-    dense = model.get_dense_features(image_processor(image)["pixel_values"])
-    cosines = torch.einsum("bdhw,cd->bchw", dense, text_embeds)
+    pixel_values = image_processor(image)["pixel_values"].to(model.device, model.dtype)
+    dense = model.get_dense_features(pixel_values).float()
+    cosines = torch.einsum("bdhw,cd->bchw", dense, text_embeds.to(model.device, torch.float32))
     side = max(image.size)
     resized = interpolate(cosines, size=(side, side), mode="bilinear", align_corners=False)[0]
-    return resized[:, : image.height, : image.width].numpy()
+    return resized[:, : image.height, : image.width].cpu().numpy()
 
 
 @torch.inference_mode()

@@ -133,3 +133,23 @@ def test_what_cannot_be_predicted_ends_the_program_with_one_line(photos, student
         predict(student, output, photos / "damaged.jpg", words="kite")
     with pytest.raises(SystemExit, match="--thing_offset"):
         predict(student, output, photos / "a.png", words="kite", thing_offset=0.1)
+
+
+@torch.no_grad()
+def test_heat_maps_say_where_each_word_is_the_most_similar(photos, student, model, tmp_path):
+    out = tmp_path / "out"
+    words = ["--model", student, "--words", "kite,sky", "--heat_maps", "--templates", "short", "--output", out]
+    main([str(word) for word in (photos, *words, "--device", "cpu")])
+    line = next(
+        one for one in map(json.loads, (out / "predictions.jsonl").read_text().splitlines()) if one["photo"] == "a.png"
+    )
+    processor = DenseVLMProcessor.from_pretrained(student)
+    text_embeds = CategoryEmbeddings.compute(CategorySet(["kite", "sky"]), model, processor.tokenizer, "short").embeds
+    dense = model.get_dense_features(processor(images=str(photos / "a.png"))["pixel_values"])[0]
+    for word, cosines in zip(("kite", "sky"), torch.einsum("dhw,cd->chw", dense, text_embeds)):
+        found = line["similarities"][word]
+        assert -1 <= found["lowest"] <= found["highest"] <= cosines.max() + 1e-3  # interpolation adds no extremes
+        assert 0 <= found["at"][0] < 90 and 0 <= found["at"][1] < 60
+    assert (out / "pictures" / "a.png").stat().st_size > 5_000
+    with pytest.raises(SystemExit, match="--thing_offset has no effect with --heat_maps"):
+        main([str(word) for word in (photos, *words, "--thing_offset", "0.1")])
