@@ -65,7 +65,7 @@ $(MODELS)/densevlm-sandbox-clipself-u/model.safetensors: $(MODELS)/densevlm-sand
 	$(CLIPSELF) --model $(<D) --seed $* --output_dir $(@D)
 
 $(MODELS)/densevlm-sandbox-p/model.safetensors: $(MODELS)/p-of-captions/model.safetensors
-	$(CLIPSELF) --model $(<D) --image_size 144 --image_weight 1 --seed $* --output_dir $(@D)
+	$(CLIPSELF) --model $(<D) --image_size 144 --image_weight 1 --learning_rate 1e-3 --seed $* --output_dir $(@D)
 
 READY := $(foreach name,u p clipself-u,$(MODELS)/densevlm-sandbox-$(name)/model.safetensors)
 ALIGN = training/recipes/sandbox.yaml --teacher_cache runs/pretraining-$*/teacher_cache \

@@ -151,9 +151,10 @@ def label_pixels(
     threshold: float = 0.0,
     temperature: float = 0.01,
     content: tuple[float, float] | None = None,
+    upsampling: str = "bilinear",
 ) -> Tensor:
     r"""
-    Predicts the category of every pixel: bilinear upsampling of the scores, then the argmax, a chunk of categories at
+    Predicts the category of every pixel: upsampling of the scores, then the argmax, a chunk of categories at
     a time.
 
     Args:
@@ -166,6 +167,7 @@ def label_pixels(
         temperature (`float`, *optional*, defaults to 0.01): of the softmax that gives these probabilities.
         content (`tuple[float, float]`, *optional*):
             Fractions of the canvas's width and height that the image covers; by default those of a padded square.
+        upsampling (`str`, *optional*, defaults to `"bilinear"`): as in [`upsample`].
 
     Returns:
         `torch.Tensor` of shape `size`, int64: category indices.
@@ -177,7 +179,7 @@ def label_pixels(
     total = scores.new_full(size, -torch.inf)
     count = max(min(16, MAX_CHUNK_ELEMENTS // (canvas[0] * canvas[1])), 1)  # all at once could exhaust memory
     for chunk in torch.tensor(others, device=scores.device).split(count):
-        upsampled = upsample(scores[chunk], size, canvas)
+        upsampled = upsample(scores[chunk], size, canvas, upsampling)
         values, indices = upsampled.max(0)
         labels = torch.where(values > best, chunk[indices], labels)
         best = torch.maximum(best, values)
@@ -195,9 +197,18 @@ def canvas_size(size: tuple[int, int], content: tuple[float, float] | None = Non
     return round(size[0] / float(content[1])), round(size[1] / float(content[0]))
 
 
-def upsample(scores: Tensor, size: tuple[int, int], canvas: tuple[int, int]) -> Tensor:
-    """Scores `(categories, height, width)` of a canvas at the resolution of the image, with the padding cropped."""
-    upsampled = interpolate(scores[None], size=canvas, mode="bilinear", align_corners=False)
+UPSAMPLING = ("bilinear", "bicubic", "nearest")
+
+
+def upsample(scores: Tensor, size: tuple[int, int], canvas: tuple[int, int], mode: str = "bilinear") -> Tensor:
+    """
+    Scores `(categories, height, width)` of a canvas at the resolution of the image, with the padding cropped; `mode` is
+    one of `UPSAMPLING`.
+    """
+    if mode not in UPSAMPLING:
+        raise ValueError(f"`upsampling` is one of {', '.join(UPSAMPLING)}, got {mode!r}.")
+    exact = {"mode": "nearest-exact"} if mode == "nearest" else {"mode": mode, "align_corners": False}
+    upsampled = interpolate(scores[None], size=canvas, **exact)
     return upsampled[0, :, : size[0], : size[1]]
 
 

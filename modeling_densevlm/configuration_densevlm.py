@@ -78,6 +78,8 @@ class DenseVLMConfig(BackboneConfigMixin, PreTrainedConfig):
             Name of a category that is assigned to the pixels where no other category is probable.
         background_threshold (`float`, *optional*, defaults to 0.5):
             A pixel is background if the highest probability of all other categories is below.
+        upsampling (`str`, *optional*, defaults to `"bilinear"`):
+            How the logits are enlarged to the image: `"bilinear"`, `"bicubic"` or `"nearest"`.
     """
 
     model_type = "densevlm"
@@ -100,6 +102,7 @@ class DenseVLMConfig(BackboneConfigMixin, PreTrainedConfig):
     window_stride: int | None = None
     background: str | None = None
     background_threshold: float = 0.5
+    upsampling: str = "bilinear"
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 

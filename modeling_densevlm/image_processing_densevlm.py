@@ -435,8 +435,9 @@ class DenseVLMImageProcessingMixin(BaseImageProcessor):
         content_extent: Sequence[tuple[float, float]] | torch.Tensor | None = None,
     ) -> list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput]:
         r"""
-        Predicts the category of every pixel: bilinear upsampling of the scores of the dense map, cropping of the
-        padding, and the argmax. Categories are upsampled in chunks, so that memory does not grow with their number.
+        Predicts the category of every pixel: upsampling of the scores of the dense map (bilinear, unless the outputs
+        name another way), cropping of the padding, and the argmax. Categories are upsampled in chunks, so that memory
+        does not grow with their number.
 
         Args:
             outputs ([`DenseVLMOutput`], or an output with `logits`):
@@ -475,6 +476,7 @@ class DenseVLMImageProcessingMixin(BaseImageProcessor):
         # The logits of the segmenter are divided by its temperature.
         background: dict[str, Any] = {"background": getattr(outputs, "background", None), "temperature": 1.0}
         background["threshold"] = getattr(outputs, "background_threshold", None) or 0.0
+        upsampling = getattr(outputs, "upsampling", None) or "bilinear"
         results: list[Any] = []
         content: tuple[float, float] | None
         for index in range(batch):
@@ -493,12 +495,12 @@ class DenseVLMImageProcessingMixin(BaseImageProcessor):
                 size = scaled(scores.shape[1], height), scaled(scores.shape[2], width)
                 scores, content = scores[:, : size[0], : size[1]], (1.0, 1.0)
             if return_segmentation_scores:
-                upsampled = upsample(scores, size, canvas_size(size, content))
-                labels = label_pixels(scores, size, content=content, **background)
+                upsampled = upsample(scores, size, canvas_size(size, content), upsampling)
+                labels = label_pixels(scores, size, content=content, upsampling=upsampling, **background)
                 result = {"segmentation": labels, "segmentation_scores": upsampled}
                 results.append(SemanticSegmentationPostProcessorOutput(result))
             else:
-                results.append(label_pixels(scores, size, content=content, **background))
+                results.append(label_pixels(scores, size, content=content, upsampling=upsampling, **background))
         return results
 
 

@@ -13,6 +13,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
 from transformers.utils import logging
 
+from .shipped import model_source
+
 
 logger = logging.get_logger(__name__)
 
@@ -140,7 +142,8 @@ def licence_text(licence: str | None, licences: Mapping[str, str | None]) -> str
 def card_of(source: str | Path) -> Any:
     """The `ModelCard` of a folder or of a model of the Hub; `None` if there is none, or the Hub cannot be reached."""
     try:
-        file = Path(source) / CARD if Path(source).is_dir() else Path(hf_hub_download(str(source), CARD))
+        folder = Path(model_source(str(source)))
+        file = folder / CARD if folder.is_dir() else Path(hf_hub_download(str(source), CARD))
     except (OSError, ValueError):  # no such model, no card, no network, a name that cannot be one
         return None
     if not file.is_file():
@@ -160,7 +163,7 @@ def licence_of(source: str | Path) -> str | None:
 
 def hub_names_of(source: str | Path) -> list[str]:
     """The Hub name of a model; of a folder, those that its card says it was made from."""
-    if not Path(source).exists():
+    if not Path(model_source(str(source))).exists():
         return [str(source)]
     card = card_of(source)
     names = [] if card is None else card.data.base_model or []

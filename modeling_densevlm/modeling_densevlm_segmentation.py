@@ -36,11 +36,13 @@ class DenseVLMSegmenterOutput(SemanticSegmenterOutput):
             Index of the background category, if there is one: post-processing assigns it to the pixels where the
             highest probability of all other categories is below `background_threshold`.
         background_threshold (`float`, *optional*): that threshold.
+        upsampling (`str`, *optional*): how post-processing enlarges the logits.
     """
 
     logits: Tensor | None = None
     background: int | None = None
     background_threshold: float | None = None
+    upsampling: str | None = None
 
 
 class DenseVLMForSemanticSegmentation(DenseVLMPreTrainedModel):
@@ -54,7 +56,7 @@ class DenseVLMForSemanticSegmentation(DenseVLMPreTrainedModel):
     ```
 
     Its options are fields of the configuration ([`DenseVLMConfig`]): `thing_offset`, `window_size`, `window_stride`,
-    `background` and `background_threshold`.
+    `background`, `background_threshold` and `upsampling`.
     """
 
     auto_classes = ("AutoModelForSemanticSegmentation",)
@@ -185,6 +187,7 @@ class DenseVLMForSemanticSegmentation(DenseVLMPreTrainedModel):
             logits=self.scale_cosines(cosines).permute(0, 3, 1, 2),
             background=None if background is None else self._index_of(background, self.config.categories["names"]),
             background_threshold=None if background is None else self.config.background_threshold,
+            upsampling=self.config.upsampling,
         )
 
     def scale_cosines(self, cosines: Tensor) -> Tensor:

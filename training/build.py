@@ -87,8 +87,7 @@ def _build_trainer(arguments: Arguments) -> DistillationTrainer:
         run=describe_run(sampler, index),
         **extras,
     )
-    if model_args.teacher is not None:  # with cached targets it has not been loaded
-        trainer.sources["teacher"] = model_args.teacher
+    trainer.sources = {"student": model_args.model, "teacher": model_args.teacher or ""}
     trainer.card_facts = describe_data(data_args, len(index), method.needs_categories)
     trainer.card_options = {"licence": model_args.license, "datasets": hub_datasets(data_args)}
     return trainer

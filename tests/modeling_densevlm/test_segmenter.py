@@ -146,6 +146,24 @@ def test_pixels_without_a_probable_category_are_background(segmenter, processor,
 
 
 @torch.no_grad()
+def test_logits_are_enlarged_as_the_configuration_says(segmenter, processor, picture, tmp_path):
+    image = picture(96, 96)
+    inputs = processor(images=image)
+    plain = {}
+    for mode in ("bilinear", "bicubic", "nearest"):
+        segmenter.config.upsampling = mode
+        segmenter.save_pretrained(tmp_path / mode)
+        outputs = DenseVLMForSemanticSegmentation.from_pretrained(tmp_path / mode)(**inputs)
+        plain[mode] = processor.post_process_semantic_segmentation(outputs, target_sizes=[(96, 96)])[0]
+    cells = outputs.logits[0].argmax(0).repeat_interleave(12, 0).repeat_interleave(12, 1)
+    assert torch.equal(plain["nearest"], cells)
+    assert not torch.equal(plain["bilinear"], cells) and not torch.equal(plain["bilinear"], plain["bicubic"])
+    segmenter.config.upsampling = "cubic"
+    with pytest.raises(ValueError, match="`upsampling` is one of bilinear, bicubic, nearest, got 'cubic'"):
+        processor.post_process_semantic_segmentation(segmenter(**inputs), target_sizes=[(96, 96)])
+
+
+@torch.no_grad()
 def test_the_head_shares_the_weights_of_a_model_in_memory(student, pixel_values):
     model = DenseVLMModel.from_pretrained(student)
     segmenter = DenseVLMForSemanticSegmentation.from_densevlm(model).set_categories(WORDS, "short")
