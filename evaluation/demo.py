@@ -31,7 +31,7 @@ from .figures import map_figure, region_figure, subplots
 from .predict import Predictor, grid_of
 
 
-SANDBOX_MODELS = ("densevlm-sandbox-clipself-u", "densevlm-sandbox-p")
+SANDBOX_MODELS = ("densevlm-sandbox-clipself-u", "densevlm-sandbox")
 
 VIEWS = ("every pixel", "cells of a grid", "boxes")
 

@@ -202,8 +202,8 @@ UPSAMPLING = ("bilinear", "bicubic", "nearest")
 
 def upsample(scores: Tensor, size: tuple[int, int], canvas: tuple[int, int], mode: str = "bilinear") -> Tensor:
     """
-    Scores `(categories, height, width)` of a canvas at the resolution of the image, with the padding cropped; `mode` is
-    one of `UPSAMPLING`.
+    Scores `(categories, height, width)` of a canvas at the resolution of the image, with the padding cropped; `mode`
+    is one of `UPSAMPLING`.
     """
     if mode not in UPSAMPLING:
         raise ValueError(f"`upsampling` is one of {', '.join(UPSAMPLING)}, got {mode!r}.")
