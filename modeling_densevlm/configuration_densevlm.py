@@ -2,6 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configuration of a DenseVLM: a vision tower, an optional text tower and their joint image-text space."""
 
+import math
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
@@ -40,14 +43,15 @@ class DenseVLMConfig(BackboneConfigMixin, PreTrainedConfig):
         vision_config (`dict` or `PreTrainedConfig`, *optional*):
             Configuration of the vision tower, with `model_type` `"clip_vision_model"` (the default, a ViT-B/32),
             `"eva02_clip_vision_model"`, `"clip_resnet_vision_model"`, `"siglip_vision_model"`,
-            `"siglip2_vision_model"`, `"timm_convnext_vision_model"` or `"timm_vit_vision_model"`.
+            `"siglip2_vision_model"`, `"tipsv2_vision_model"`, `"timm_convnext_vision_model"` or
+            `"timm_vit_vision_model"`.
         text_config (`dict` or `PreTrainedConfig`, *optional*):
-            Configuration of the text tower, with `model_type` `"clip_text_model"`, `"siglip_text_model"` or
-            `"siglip2_text_model"`. If `None` (the default), the model has no text tower, and category embeddings must
-            be given as a file.
+            Configuration of the text tower, with `model_type` `"clip_text_model"`, `"siglip_text_model"`,
+            `"siglip2_text_model"` or `"tipsv2_text_model"`. If `None` (the default), the model has no text tower, and
+            category embeddings must be given as a file.
         projection_dim (`int`, *optional*):
-            Dimension of the image-text space. Defaults to 512, or to the width of the vision tower for SigLIP, which
-            has no projection.
+            Dimension of the image-text space. Defaults to 512, or to the width of the vision tower for SigLIP and
+            TIPSv2, which have no projection.
         logit_scale_init_value (`float`, *optional*, defaults to 2.6592):
             Logarithm of the scale (inverse temperature) of the logits.
         logit_bias_init_value (`float`, *optional*):
@@ -108,10 +112,12 @@ class DenseVLMConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any):
         requested = {key: kwargs.pop(key, None) for key in ("out_features", "out_indices")}
+        if isinstance(self.vision_config, dict):  # that of a backbone of transformers may name maps of another depth
+            self.vision_config = {k: v for k, v in self.vision_config.items() if k not in requested}
         super().__post_init__(**kwargs)
         if self.projection_dim is None:
-            is_siglip = self.vision_config.model_type.startswith("siglip")
-            self.projection_dim = self.vision_config.hidden_size if is_siglip else 512
+            without_projection = self.vision_config.model_type.startswith(("siglip", "tipsv2"))
+            self.projection_dim = self.vision_config.hidden_size if without_projection else 512
         self.set_output_features_output_indices(**requested)
 
     def verify_out_features_out_indices(self) -> None:
@@ -123,7 +129,8 @@ class DenseVLMConfig(BackboneConfigMixin, PreTrainedConfig):
     @property
     def stage_names(self) -> list[str]:
         """Names of the maps that the model can return as a backbone, in order of computation."""
-        own = getattr(self.vision_config, "stage_names", None)
+        is_backbone = isinstance(self.vision_config, BackboneConfigMixin)  # of transformers, with names of its own
+        own = None if is_backbone else getattr(self.vision_config, "stage_names", None)
         return [*(own or (f"block{i}" for i in range(self.vision_config.num_hidden_layers))), DENSE_STAGE]
 
     # Attributes that heads of transformers read from the configuration of their backbone.
@@ -156,7 +163,8 @@ class DenseVLMConfig(BackboneConfigMixin, PreTrainedConfig):
     @classmethod
     def translate(cls, config: dict[str, Any]) -> dict[str, Any]:
         """
-        Converts the `config.json` of a CLIP or SigLIP of transformers; that of a DenseVLM is returned unchanged.
+        Converts the `config.json` of a CLIP, SigLIP or TIPSv2 of transformers; that of a DenseVLM is returned
+        unchanged.
 
         Args:
             config (`dict`): content of the file.
@@ -170,15 +178,28 @@ class DenseVLMConfig(BackboneConfigMixin, PreTrainedConfig):
         family = config.get("model_type")
         if family in (None, cls.model_type):
             return config
-        if family not in ("clip", "siglip", "siglip2"):
+        if family not in ("clip", "siglip", "siglip2", "tipsv2"):
             raise ValueError(
-                f"This is the configuration of a {family}. A DenseVLM is loaded from a CLIP, SigLIP or SigLIP 2 with "
-                "both towers, or from a folder of its own."
+                f"This is the configuration of a {family}. A DenseVLM is loaded from a CLIP, SigLIP, SigLIP 2 or "
+                "TIPSv2 with both towers, or from a folder of its own."
             )
         # Parsed by its own class, which handles legacy forms (`vision_config_dict`, omitted defaults).
         theirs = CONFIG_MAPPING[family].from_dict(config).to_dict()
         own = {**theirs, "model_type": cls.model_type}
+        if family == "tipsv2":
+            own["logit_scale_init_value"] = -math.log(own.pop("temperature_init_value"))
+            return {**own, "projection_dim": None}
         return own if family == "clip" else {**own, "projection_dim": None, "logit_bias_init_value": 0.0}
 
 
-__all__ = ["DENSE_STAGE", "DenseVLMConfig"]
+def read_config(source: str | PathLike, **kwargs: Any) -> dict[str, Any]:
+    """The `config.json` of a folder or Hub name as it is, empty without one; `kwargs` are for loading from the Hub."""
+    if Path(source).is_file():
+        return {}
+    try:
+        return PreTrainedConfig.get_config_dict(source, **kwargs)[0]
+    except (OSError, ValueError):
+        return {}
+
+
+__all__ = ["DENSE_STAGE", "DenseVLMConfig", "read_config"]

@@ -15,7 +15,6 @@ from urllib.request import Request, urlopen
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
-from transformers import PreTrainedConfig
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
@@ -32,7 +31,7 @@ from .canvas import (
     scaled,
     upsample,
 )
-from .configuration_densevlm import DenseVLMConfig
+from .configuration_densevlm import DenseVLMConfig, read_config
 
 
 logger = logging.get_logger(__name__)
@@ -203,6 +202,9 @@ class DenseVLMImageProcessingMixin(BaseImageProcessor):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         patch_size = _patch_size(pretrained_model_name_or_path, **kwargs)
         options, kwargs = super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
+        if options.get("image_processor_type", "").startswith("Tipsv2"):  # pixels 0..1, resized bilinearly
+            unchanged = {"do_normalize": True, "image_mean": [0.0] * 3, "image_std": [1.0] * 3}
+            options = {**options, **unchanged, "resample": Image.Resampling.BICUBIC}
         return options if patch_size is None else {**options, "patch_size": patch_size}, kwargs
 
     @classmethod
@@ -619,14 +621,7 @@ def model_config(source: str | PathLike, **kwargs: Any) -> DenseVLMConfig | None
 
 
 def _config_dict(source: str | PathLike, **kwargs: Any) -> dict[str, Any]:
-    """The `config.json` of a folder or Hub name; empty without one."""
-    if os.path.isfile(source):
-        return {}
-    hub = {name: kwargs[name] for name in _HUB_KEYS if name in kwargs}
-    try:
-        return PreTrainedConfig.get_config_dict(source, **hub)[0]
-    except (OSError, ValueError):
-        return {}
+    return read_config(source, **{name: kwargs[name] for name in _HUB_KEYS if name in kwargs})
 
 
 def _patch_size(source: str | PathLike, **kwargs: Any) -> int | None:

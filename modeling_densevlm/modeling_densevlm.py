@@ -13,21 +13,22 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, Tipsv2Model
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_densevlm import DENSE_STAGE, DenseVLMConfig
+from .configuration_densevlm import DENSE_STAGE, DenseVLMConfig, read_config
 from .modeling_clip_resnet import CLIPResNetVisionModel
 from .modeling_clip_vit import DenseCLIPVisionModel
 from .modeling_eva_clip import Eva02CLIPVisionModel
 from .modeling_siglip import DenseSiglip2VisionModel, DenseSiglipVisionModel
 from .modeling_timm_clip import TimmConvNextVisionModel, TimmViTVisionModel
+from .modeling_tipsv2 import DenseTipsv2VisionModel
 from .region_pooling import pool_boxes, pool_masks
-from .text_towers import CLIPTextTower, Siglip2TextTower, SiglipTextTower
+from .text_towers import CLIPTextTower, Siglip2TextTower, SiglipTextTower, Tipsv2TextTower
 
 
 @dataclass
@@ -79,6 +80,7 @@ VISION_TOWERS = {
     "clip_resnet_vision_model": CLIPResNetVisionModel,
     "siglip_vision_model": DenseSiglipVisionModel,
     "siglip2_vision_model": DenseSiglip2VisionModel,
+    "tipsv2_vision_model": DenseTipsv2VisionModel,
     "timm_convnext_vision_model": TimmConvNextVisionModel,
     "timm_vit_vision_model": TimmViTVisionModel,
 }
@@ -100,6 +102,7 @@ TEXT_TOWERS = {
     "clip_text_model": CLIPTextTower,
     "siglip_text_model": SiglipTextTower,
     "siglip2_text_model": Siglip2TextTower,
+    "tipsv2_text_model": Tipsv2TextTower,
 }
 """Text towers by the `model_type` of `config.text_config`."""
 
@@ -264,12 +267,25 @@ class DenseVLMModel(BackboneMixin, DenseVLMPreTrainedModel):
 
     @classmethod
     def from_clip(cls, clip: PreTrainedModel) -> "DenseVLMModel":
-        """A DenseVLM with a copy of the weights of a [`CLIPModel`], [`SiglipModel`] or [`Siglip2Model`]."""
+        """A DenseVLM with a copy of the weights of a CLIP, SigLIP, SigLIP 2 or TIPSv2 of transformers."""
         config = DenseVLMConfig.from_dict(DenseVLMConfig.translate(copy.deepcopy(clip.config.to_dict())))
         config._attn_implementation = clip.config._attn_implementation
         model = cls(config)
-        model.load_state_dict(clip.state_dict())
+        weights = clip.state_dict()
+        if "temperature" in weights:  # of TIPSv2, whose inverse is the scale
+            weights["logit_scale"] = -weights.pop("temperature").log()
+        model.load_state_dict(weights)
         return model.to(clip.device, clip.dtype).train(clip.training)  # type: ignore[arg-type]
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As [`~DenseVLMPreTrainedModel.from_pretrained`]. A TIPSv2 is read by its own class, for its names."""
+        source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        if source is None or read_config(source).get("model_type") != "tipsv2":
+            return super().from_pretrained(*args, **kwargs)
+        model = cls.from_clip(Tipsv2Model.from_pretrained(*args, **kwargs))
+        model.name_or_path = model.config._name_or_path = str(source)
+        return model.eval()
 
     def fingerprint(self) -> str:
         """

@@ -5,7 +5,7 @@
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, Siglip2TextModel, SiglipTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, Siglip2TextModel, SiglipTextModel, Tipsv2TextModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 
@@ -88,4 +88,20 @@ class Siglip2TextTower(SiglipTextTowerMixin, Siglip2TextModel):
     """The text tower of SigLIP 2 at any aspect ratio (NaFlex)."""
 
 
-__all__ = ["CLIPTextTower", "Siglip2TextTower", "SiglipTextTower"]
+class Tipsv2TextTower(TextTower, Tipsv2TextModel):
+    """The text tower of TIPSv2, whose feature is the mean over the tokens, without padding and projection."""
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
+        if attention_mask is None:
+            attention_mask = (input_ids != self.config.pad_token_id).long()
+        return super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+
+    def make_projection(self, dim):
+        if self.config.hidden_size != dim:
+            raise ValueError(f"The text tower has {self.config.hidden_size} dimensions, the image-text space {dim}.")
+        return nn.Identity()
+
+
+__all__ = ["CLIPTextTower", "Siglip2TextTower", "SiglipTextTower", "Tipsv2TextTower"]

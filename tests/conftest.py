@@ -119,6 +119,15 @@ TOWERS = {
     },
     "siglip": {"model_type": "siglip_vision_model", **_TRANSFORMER, "image_size": 32, "patch_size": 8},
     "siglip2": {"model_type": "siglip2_vision_model", **_TRANSFORMER, "num_patches": 16, "patch_size": 8},
+    "tipsv2": {
+        "model_type": "tipsv2_vision_model",
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "mlp_ratio": 1.5,
+        "image_size": 32,
+        "patch_size": 8,
+    },
 }
 """Tiny versions of every vision tower: native maps of 4 x 4 locations, 3 x 3 for the CNNs."""
 
@@ -129,7 +138,7 @@ NEED_TIMM = ("convnext", "timm_vit")
 def tower_config(tower: str, tokenizer=None) -> DenseVLMConfig:
     """Configuration of a model with this tower; with a tokenizer, also with a text tower of its family."""
     vision = TOWERS[tower]
-    family = tower if tower.startswith("siglip") else "clip"
+    family = tower if tower.startswith(("siglip", "tipsv2")) else "clip"
     text = None
     if tokenizer is not None:
         text = {
@@ -142,11 +151,11 @@ def tower_config(tower: str, tokenizer=None) -> DenseVLMConfig:
             "bos_token_id": tokenizer.bos_token_id,
             "eos_token_id": tokenizer.eos_token_id,
         }
-    siglip = family != "clip"
+    siglip = family.startswith("siglip")
     return DenseVLMConfig(
         vision_config=dict(vision),
         text_config=text,
-        projection_dim=None if siglip else 24,
+        projection_dim=24 if family == "clip" else None,
         logit_bias_init_value=0.0 if siglip else None,
     )
 

@@ -154,7 +154,7 @@ def test_eager_and_fused_attention_agree_and_each_is_used_on_request(model, towe
     for eager, sdpa in zip(*outputs):
         assert_close(eager, sdpa, atol=1e-5, rtol=1e-4)
     # The last block has none where it takes the dense path; CNNs have none but in the attention pool.
-    expected = {"clip_vit": 2, "eva02_clip": 2, "timm_vit": 2, "siglip": 3, "siglip2": 3}
+    expected = {"clip_vit": 2, "eva02_clip": 2, "timm_vit": 2, "siglip": 3, "siglip2": 3, "tipsv2": 3}
     assert counts == [0, expected.get(tower, 0)]
     other.set_attn_implementation("eager")
     calls.clear()
@@ -306,7 +306,16 @@ def test_in_the_blocks_gradients_reach_exactly_the_trainable_parameters(model):
     assert set(listed) <= set(found)
     assert all(found[name].abs().max() > 0 for name in listed)
     # Beside the blocks stand embedding or stem, final norm, head and projection: frozen by training.
-    in_blocks = ("encoder.layers.", "layer1.", "layer2.", "layer3.", "layer4.", "trunk.blocks.", "trunk.stages.")
+    in_blocks = (
+        "encoder.layers.",
+        "encoder.layer.",
+        "layer1.",
+        "layer2.",
+        "layer3.",
+        "layer4.",
+        "trunk.blocks.",
+        "trunk.stages.",
+    )
     reached = {name for name in found if name.removeprefix("vision_model.").startswith(in_blocks)}
     assert reached == set(listed)
 
