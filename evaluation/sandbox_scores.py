@@ -27,7 +27,7 @@ from .scores import RegionScores
 SANDBOX_TEMPLATES = "short"
 """Prompt templates that the sandbox models are trained with (`training/recipes/sandbox.yaml`)."""
 
-SANDBOX_TEMPERATURE = 0.08
+SANDBOX_TEMPERATURE = 0.1
 """Temperature of the softmax over categories there."""
 
 
