@@ -84,7 +84,7 @@ CARDS: dict[str, tuple[str, dict[str, str]]] = {
     "densevlm-sandbox": (
         "DenseVLM of the sandbox: U, taught by P which region is what, things contrasted with things alone.",
         {
-            "training": "`python -m training.train training/recipes/sandbox.yaml`, by `make sandbox`: 500 steps of 48 "
+            "training": "`python -m training.train training/recipes/sandbox.yaml`, by `make sandbox`: 400 steps of 48 "
             "of 4,000 scenes, student U, teacher P",
         },
     ),
