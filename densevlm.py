@@ -35,7 +35,7 @@ COMMANDS = {
     "predict": Command("evaluation.predict", "name what is where in photos: maps, boxes or the cells of a grid"),
     "rescore": Command("evaluation.rescore", "combine the scores of a detector's boxes with a model's probabilities"),
     "show": Command("evaluation.show", "draw the predictions of models for an image"),
-    "demo": Command("evaluation.demo", "open a page in the browser: a photo, words, and two models beside each other"),
+    "demo": Command("evaluation.demo", "open a page in the browser: a photo, words, and what two models see"),
     "convert": Command(
         "modeling_densevlm.convert_open_clip", "convert a checkpoint of open_clip, EVA-CLIP, ... to a folder"
     ),

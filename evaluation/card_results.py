@@ -27,12 +27,13 @@ METRICS = {
 """The metrics in a card, and their types on the Hub."""
 
 
-def results_of(row: dict[str, Any], data: str) -> list[EvalResult]:
-    """The metrics of one evaluation on `data`, in %."""
+def results_of(row: dict[str, Any], data: str, further: Sequence[str] = ()) -> list[EvalResult]:
+    """The metrics of one evaluation on `data`, in %; `further` settings tell it from others on the same data."""
     segmentation = "miou" in row
     settings = f"{row['image_size']} pixels, {row['templates']} templates"
     if row.get("thing_offset"):
         settings += f", offset of things {row['thing_offset']:g}"
+    settings = ", ".join([settings, *further])
     return [
         EvalResult(
             task_type="image-segmentation" if segmentation else "zero-shot-image-classification",
@@ -51,13 +52,19 @@ def results_of(row: dict[str, Any], data: str) -> list[EvalResult]:
 
 def add_to_cards(rows: Sequence[dict[str, Any]], arguments: argparse.Namespace) -> None:
     """Adds the metrics to the cards of the evaluated folders that have one; names the cards."""
-    data = Path(arguments.annotations).stem
+    annotations = Path(arguments.annotations)
+    # A file of annotations has a name of its own; a folder of them is often called `val`.
+    data = annotations.stem if annotations.suffix else "/".join(annotations.absolute().parts[-2:])
+    further = [f"categories {Path(arguments.categories).stem}"] if arguments.categories else []
+    for name in ("window", "stride", "background"):
+        if getattr(arguments, name, None) is not None:
+            further.append(f"{name} {getattr(arguments, name)}")
     for row in rows:
         card = Path(row["model"]) / CARD
         if card.absolute().parents[1] == MODEL_CARDS:  # those of the package are not changed
             continue
         try:
-            if add_results(row["model"], results_of(row, data)):
+            if add_results(row["model"], results_of(row, data, further)):
                 print(f"Added to the model card {card}")
         except OSError as error:
             logger.warning(f"The metrics were not added to {card}: {error}")

@@ -1,7 +1,7 @@
 # Copyright 2026 The DenseVLM for transformers authors
 # SPDX-License-Identifier: Apache-2.0
 """
-A page in the browser: a photo, words, and what two models see in it, beside each other.
+A page in the browser: a photo, words, and what two models see in it.
 
     densevlm demo                                                       # the sandbox's models, before and after
     densevlm demo --models openai/clip-vit-base-patch16 runs/mine --examples photos/
@@ -29,9 +29,10 @@ from modeling_densevlm.templates import DEFAULT_TEMPLATES, TEMPLATES
 from .demo_space import write_space
 from .figures import map_figure, region_figure, subplots
 from .predict import Predictor, grid_of
+from .sandbox_scores import SANDBOX_TEMPLATES
 
 
-SANDBOX_MODELS = ("densevlm-sandbox-clipself-u", "densevlm-sandbox")
+SANDBOX_MODELS = ("densevlm-sandbox-u", "densevlm-sandbox")
 
 VIEWS = ("every pixel", "cells of a grid", "boxes")
 
@@ -192,6 +193,7 @@ def build_page(
         if examples:
             gradio.Examples([[str(file)] for file in examples], inputs=[image], label="Examples")
         inputs = [image, things, stuff, view, rows, columns, boxes, offset]
+        image.change(lambda: ("", None), None, [boxes, corner], show_progress="hidden")  # of another photo
         image.select(click, [boxes, corner], [boxes, corner, view], show_progress="hidden")
         button.click(run, inputs, pictures, api_name="predict")
         offset.release(run, inputs, pictures, api_visibility="private")
@@ -228,14 +230,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     arguments = parser.parse_args(argv)
     if arguments.space is not None:
-        write_space(arguments.space, arguments.models)
+        if arguments.examples is not None:
+            raise ValueError("--examples has no effect with --space: put photos into its folder model_cards/scenes.")
+        write_space(arguments.space, arguments.models, arguments.templates)
         print(f"Written: {arguments.space}")
         return
     sandbox = arguments.models is None
     sources = [str(shipped(name)) for name in SANDBOX_MODELS] if sandbox else arguments.models
     folder = arguments.examples or (shipped("scenes") if sandbox else None)
     examples = [] if folder is None else sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
-    templates = arguments.templates or ("short" if sandbox else DEFAULT_TEMPLATES)
+    templates = arguments.templates or (SANDBOX_TEMPLATES if sandbox else DEFAULT_TEMPLATES)
     page = build_page(sources, examples, templates, arguments.device)
     launch(page, server_name=arguments.host, server_port=arguments.port)
 

@@ -17,6 +17,9 @@ from .configuration_vision_towers import OWN_CONFIGS
 DENSE_STAGE = "dense"
 """Name of the dense map, the last stage of the model as a backbone."""
 
+HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+"""Options of loading from the Hub."""
+
 
 class _TowerSpec(SubConfigSpec):
     """Finds the configuration class of a tower by its `model_type`, in this package or in transformers."""
@@ -202,4 +205,4 @@ def read_config(source: str | PathLike, **kwargs: Any) -> dict[str, Any]:
         return {}
 
 
-__all__ = ["DENSE_STAGE", "DenseVLMConfig", "read_config"]
+__all__ = ["DENSE_STAGE", "HUB_KEYS", "DenseVLMConfig", "read_config"]

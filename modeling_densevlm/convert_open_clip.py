@@ -36,7 +36,7 @@ from .conversion.files import SUFFIXES, staged, write_checkpoint
 from .conversion.hub import HUB, clip_tokenizer, local_file
 from .conversion.open_clip import image_processor_for
 from .conversion.recognition import UnknownConfig
-from .model_card import CARD, new_card
+from .model_card import CARD, licence_of, new_card
 from .modeling_densevlm import DenseVLMModel
 from .processing_densevlm import DenseVLMProcessor
 
@@ -136,7 +136,7 @@ def _card(arguments: argparse.Namespace, file: Path, model: DenseVLMModel, repor
         summary=f"Weights of other authors, converted from `{source}`.",
         training=rows,
         base_models=[repo] if repo else [],
-        licence=arguments.license,
+        licence=arguments.license or (licence_of(repo) if repo else None),
     )
 
 

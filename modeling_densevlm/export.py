@@ -177,6 +177,10 @@ def describe(graph: Graph, image_processor: Any) -> dict[str, Any]:
         "stride": graph.segmenter.densevlm.vision_model.stride,
         "categories": (config.categories or {}).get("names"),
         "is_thing": (config.categories or {}).get("is_thing"),
+        # Applied after the logits, by whoever makes labels of them.
+        "background": config.background,
+        "background_threshold": config.background_threshold,
+        "upsampling": config.upsampling,
     }
 
 

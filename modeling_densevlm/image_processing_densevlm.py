@@ -31,7 +31,7 @@ from .canvas import (
     scaled,
     upsample,
 )
-from .configuration_densevlm import DenseVLMConfig, read_config
+from .configuration_densevlm import HUB_KEYS, DenseVLMConfig, read_config
 
 
 logger = logging.get_logger(__name__)
@@ -621,7 +621,7 @@ def model_config(source: str | PathLike, **kwargs: Any) -> DenseVLMConfig | None
 
 
 def _config_dict(source: str | PathLike, **kwargs: Any) -> dict[str, Any]:
-    return read_config(source, **{name: kwargs[name] for name in _HUB_KEYS if name in kwargs})
+    return read_config(source, **{name: kwargs[name] for name in HUB_KEYS if name in kwargs})
 
 
 def _patch_size(source: str | PathLike, **kwargs: Any) -> int | None:
@@ -636,7 +636,6 @@ def _patch_size(source: str | PathLike, **kwargs: Any) -> int | None:
 _FILE_KEYS = {"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"}
 """Keys in files of image processors that are not options."""
 
-_HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 _INHERITED_OPTIONS = ("size", "image_mean", "image_std", "do_rescale", "rescale_factor", "do_normalize", "patch_size")
 """Options read from another model's image processor. Its cropping and resampling filter are ignored."""

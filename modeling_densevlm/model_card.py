@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
 from transformers.utils import logging
 
@@ -84,7 +85,7 @@ def new_card(
         summary (`str`, *optional*): the first sentence.
         training (mapping of `str` to `str`, *optional*): rows of the table on its training; `None` if not known.
         base_models (sequence of `str`, *optional*): folders or Hub names of the models that it was made from.
-        licence (`str`, *optional*): identifier of its licence on the Hub; by default that of the first base model.
+        licence (`str`, *optional*): identifier of its licence on the Hub; see [`licence_of`].
         datasets (sequence of `str`, *optional*): Hub names of the data.
         limits (`str`, *optional*): sentences on its limits.
         tags (sequence of `str`, *optional*): further tags.
@@ -95,7 +96,6 @@ def new_card(
     segmenter = getattr(model, "densevlm", None)
     inner = model if segmenter is None else segmenter
     licences = {source: licence_of(source) for source in base_models}
-    licence = licence or next(iter(licences.values()), None)
     data = ModelCardData(
         library_name="transformers",
         license=licence,
@@ -135,7 +135,7 @@ def pipeline_tag(model: Any) -> str:
 def licence_text(licence: str | None, licences: Mapping[str, str | None]) -> str:
     """What is known of the licence of the weights."""
     first = f"The weights: `{licence}`." if licence else "The licence of the weights is not known: look it up."
-    of_bases = [f"`{source}`: {f'`{found}`' if found else 'not known'}" for source, found in licences.items()]
+    of_bases = [f"`{shown(source)}`: {f'`{found}`' if found else 'not known'}" for source, found in licences.items()]
     return first + (f" Of the models that it was made from: {', '.join(of_bases)}." if of_bases else "")
 
 
@@ -150,9 +150,14 @@ def card_of(source: str | Path) -> Any:
         return None
     try:
         return ModelCard.load(file, ignore_metadata_errors=True)
-    except ValueError as error:
-        logger.warning(f"{file} cannot be read as a model card: {error}")
+    except (ValueError, yaml.YAMLError) as error:
+        logger.warning(f"{file} cannot be read as a model card: {' '.join(str(error).split())}")
         return None
+
+
+def shown(source: str | Path) -> str:
+    """A model as a card names it: a Hub name, or the name of a folder without its place on this machine."""
+    return Path(source).name if Path(source).exists() else str(source)
 
 
 def licence_of(source: str | Path) -> str | None:
@@ -220,14 +225,17 @@ def results_table(results: Sequence[EvalResult]) -> str:
 
 
 def rename(card: ModelCard, name: str) -> None:
-    """Makes the title and the lines of code of a card say another name: that under which the model is published."""
+    """Makes the lines of code and the metadata of a card say another name: that under which it is published."""
     title = re.search(r"^# (.+)$", card.text, re.MULTILINE)
     if title is not None:
         card.text = card.text.replace(f'"{title[1]}"', f'"{name}"')
+    data: Any = card.data
+    if data.model_name is not None:
+        data.model_name = name.split("/")[-1]
 
 
 def _table(rows: Mapping[str, str]) -> str:
     return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows.items())])
 
 
-__all__ = ["CARD", "add_results", "card_of", "hub_names_of", "licence_of", "new_card", "rename"]
+__all__ = ["CARD", "add_results", "card_of", "hub_names_of", "licence_of", "new_card", "rename", "shown"]

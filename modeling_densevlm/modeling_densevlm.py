@@ -20,7 +20,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_densevlm import DENSE_STAGE, DenseVLMConfig, read_config
+from .configuration_densevlm import DENSE_STAGE, HUB_KEYS, DenseVLMConfig, read_config
 from .modeling_clip_resnet import CLIPResNetVisionModel
 from .modeling_clip_vit import DenseCLIPVisionModel
 from .modeling_eva_clip import Eva02CLIPVisionModel
@@ -172,6 +172,10 @@ class DenseVLMPreTrainedModel(PreTrainedModel):
                 f"{source} is a file, not a folder. Convert checkpoints first: `python -m "
                 "modeling_densevlm.convert_open_clip`."
             )
+        hub = {name: kwargs[name] for name in HUB_KEYS if name in kwargs}
+        if source is not None and read_config(source, **hub).get("model_type") == "tipsv2":
+            model = cls._from_tipsv2(source, **kwargs)
+            return (model, {}) if output_loading_info else model
         try:
             loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         except OSError as error:
@@ -184,6 +188,18 @@ class DenseVLMPreTrainedModel(PreTrainedModel):
         model, info = loaded
         model._check_loading_info(source, info)
         return (model, info) if output_loading_info else model
+
+    @classmethod
+    def _from_tipsv2(cls, source: str | Path, **kwargs: Any) -> Any:
+        """Reads a TIPSv2 by its own class, which knows the names in its authors' files."""
+        config, kwargs = DenseVLMConfig.from_pretrained(source, return_unused_kwargs=True, **kwargs)
+        model = DenseVLMModel.from_clip(Tipsv2Model.from_pretrained(source, **kwargs), config).eval()
+        model.name_or_path = model.config._name_or_path = str(source)
+        if cls is DenseVLMModel:
+            return model
+        if not hasattr(cls, "from_densevlm"):
+            raise ValueError(f"{source}: load a TIPSv2 as a DenseVLMModel, and put {cls.__name__} around that.")
+        return cls.from_densevlm(model)
 
     def _check_loading_info(self, source: str | Path | None, info: dict[str, Any]) -> None:
         def own(keys: Collection[Any]) -> list[str]:
@@ -266,9 +282,13 @@ class DenseVLMModel(BackboneMixin, DenseVLMPreTrainedModel):
         return [self.out_feature_strides[name] for name in self.out_features]
 
     @classmethod
-    def from_clip(cls, clip: PreTrainedModel) -> "DenseVLMModel":
-        """A DenseVLM with a copy of the weights of a CLIP, SigLIP, SigLIP 2 or TIPSv2 of transformers."""
-        config = DenseVLMConfig.from_dict(DenseVLMConfig.translate(copy.deepcopy(clip.config.to_dict())))
+    def from_clip(cls, clip: PreTrainedModel, config: DenseVLMConfig | None = None) -> "DenseVLMModel":
+        """
+        A DenseVLM with a copy of the weights of a CLIP, SigLIP, SigLIP 2 or TIPSv2 of transformers; by default with
+        its configuration, too.
+        """
+        if config is None:
+            config = DenseVLMConfig.from_dict(DenseVLMConfig.translate(copy.deepcopy(clip.config.to_dict())))
         config._attn_implementation = clip.config._attn_implementation
         model = cls(config)
         weights = clip.state_dict()
@@ -276,16 +296,6 @@ class DenseVLMModel(BackboneMixin, DenseVLMPreTrainedModel):
             weights["logit_scale"] = -weights.pop("temperature").log()
         model.load_state_dict(weights)
         return model.to(clip.device, clip.dtype).train(clip.training)  # type: ignore[arg-type]
-
-    @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        """As [`~DenseVLMPreTrainedModel.from_pretrained`]. A TIPSv2 is read by its own class, for its names."""
-        source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
-        if source is None or read_config(source).get("model_type") != "tipsv2":
-            return super().from_pretrained(*args, **kwargs)
-        model = cls.from_clip(Tipsv2Model.from_pretrained(*args, **kwargs))
-        model.name_or_path = model.config._name_or_path = str(source)
-        return model.eval()
 
     def fingerprint(self) -> str:
         """

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, ModelCard
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import HfApi, ModelCard, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RevisionNotFoundError
 
 from .command_line import check_output, one_line_errors
 from .configuration_densevlm import DenseVLMConfig
-from .model_card import CARD, add_results, card_of, new_card, rename
+from .model_card import CARD, add_results, licence_of, new_card, rename
 from .modeling_densevlm import DenseVLMModel
 from .modeling_densevlm_segmentation import DenseVLMForSemanticSegmentation
 from .processing_densevlm import DenseVLMProcessor, load_processing
@@ -73,8 +73,9 @@ def publish(source: str | Path, output: str | Path, dtype: torch.dtype | None = 
         if (Path(source) / CARD).is_file():
             shutil.copyfile(Path(source) / CARD, staging / CARD)
         else:
-            of_hub = () if Path(source).exists() else (str(source),)
-            new_card(output.name, model, image_processor.size["longest_edge"], base_models=of_hub).save(staging / CARD)
+            of_hub = [] if Path(source).exists() else [str(source)]
+            options: dict[str, Any] = {"base_models": of_hub, "licence": licence_of(source)}
+            new_card(output.name, model, image_processor.size["longest_edge"], **options).save(staging / CARD)
         if output.exists():
             output.rmdir()  # empty, see above
         shutil.move(staging, output)
@@ -116,7 +117,7 @@ def upload(
         try:
             if not dry_run:
                 repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
-            complete_card(folder, repo)
+            complete_card(folder, repo, None if dry_run else card_on_hub(repo, revision, token))
             for file in sorted(folder.iterdir()):
                 print(f"{file.stat().st_size:>13,} bytes  {file.name}")
             if dry_run:
@@ -127,12 +128,19 @@ def upload(
         return str(commit.commit_url)
 
 
-def complete_card(folder: Path, repo: str) -> None:
+def card_on_hub(repo: str, revision: str | None, token: str | None) -> Any:
+    """The `ModelCard` of a repository; `None` if it has none yet."""
+    try:
+        return ModelCard.load(hf_hub_download(repo, CARD, revision=revision, token=token), ignore_metadata_errors=True)
+    except (EntryNotFoundError, RevisionNotFoundError):
+        return None
+
+
+def complete_card(folder: Path, repo: str, on_hub: Any) -> None:
     """Writes the name on the Hub into the card of a folder, and the results that only the card on the Hub has."""
     card: Any = ModelCard.load(folder / CARD, ignore_metadata_errors=True)
     rename(card, repo)
     card.save(folder / CARD)
-    on_hub = card_of(repo)
     if on_hub is not None and on_hub.data.eval_results:
         add_results(folder, [*on_hub.data.eval_results, *(card.data.eval_results or [])])
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from huggingface_hub import ModelCard
 
-from modeling_densevlm.model_card import CARD, new_card
+from modeling_densevlm.model_card import CARD, licence_of, new_card, shown
 from modeling_densevlm.publish import upload
 
 from .arguments import DistillationArguments
@@ -55,6 +55,10 @@ class PublishedRun(AtomicCheckpoints):
             **self.card_options,
             **kwargs,
         }
+        if "license" in options:  # as transformers spells it
+            options["licence"] = options.pop("license")
+        student = self.sources["student"]
+        options["licence"] = options.get("licence") or (licence_of(student) if student else None)
         side = self.image_processor.size["longest_edge"]
         card: ModelCard = new_card(name, self.accelerator.unwrap_model(self.model), side, **options)
         card.save(folder / CARD)
@@ -66,7 +70,7 @@ class PublishedRun(AtomicCheckpoints):
         runtime = next((entry["train_runtime"] for entry in self.state.log_history if "train_runtime" in entry), None)
         precision = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
         trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
-        rows = {role: f"`{source}`" for role, source in self.sources.items() if source}
+        rows = {role: f"`{shown(source)}`" for role, source in self.sources.items() if source}
         rows |= {
             "method": ", ".join([self.method, *self._method_settings()]),
             **self.card_facts,
@@ -99,17 +103,27 @@ class PublishedRun(AtomicCheckpoints):
         **kwargs: Any,
     ) -> Any:
         """
-        Saves the result with its card and uploads what [`~modeling_densevlm.publish.publish`] writes. Arguments as in
-        [`Trainer.push_to_hub`]; the upload always ends before it returns.
+        Saves the result, with a card if there is none, and uploads what [`~modeling_densevlm.publish.publish`]
+        writes. Arguments as in [`Trainer.push_to_hub`]; the upload always ends before it returns.
 
         Returns:
             `str`: address of the commit; `None` on all processes but the first.
         """
-        self.save_result()
+        super().save_result()
         if not self.is_world_process_zero():
             return None
-        if kwargs:
+        if kwargs or not (self._folder / CARD).is_file():
             self.create_model_card(**kwargs)
+        return self.upload_result(commit_message, token, revision, private)
+
+    def upload_result(
+        self,
+        message: str | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+    ) -> str | None:
+        """Uploads what [`~PublishedRun.save_result`] has written; on the first process alone."""
         if self.hub_model_id is None:
             self.init_hf_repo(token=token, private=private)
         return upload(
@@ -118,7 +132,7 @@ class PublishedRun(AtomicCheckpoints):
             private=self.args.hub_private_repo if private is None else private,
             revision=revision or self.args.hub_revision,
             token=token or self.args.hub_token,
-            message=commit_message or "End of training",
+            message=message or "End of training",
         )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:

@@ -63,11 +63,9 @@ def main(
     else:
         trainer.save_result()
         report_result(trainer, arguments)
-        if args.push_to_hub:
+        if args.push_to_hub and trainer.is_world_process_zero():
             with one_line_errors():
-                address = trainer.push_to_hub()
-            if trainer.is_world_process_zero():
-                print(f"Uploaded: {address}")
+                print(f"Uploaded: {trainer.upload_result()}")
     if trainer.skipped:
         logger.warning(f"{len(trainer.skipped)} images were skipped by this process; the log names them.")
     trainer.accelerator.wait_for_everyone()  # the launcher ends all ranks when one ends; the first may still be saving

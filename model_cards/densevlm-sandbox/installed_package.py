@@ -7,5 +7,5 @@ try:
 except ImportError as error:
     raise ImportError(
         "This folder holds no modeling code: install the package `densevlm`, or let it write a folder with code, by "
-        "`densevlm publish FOLDER OUTPUT`."
+        "`densevlm publish FOLDER --folder OUTPUT`."
     ) from error

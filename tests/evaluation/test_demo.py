@@ -3,6 +3,7 @@
 """The page in the browser: its function, its inputs, and the folder of a Space."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -88,7 +89,9 @@ def test_the_folder_of_a_space_starts_by_itself(tmp_path):
     main(["--space", str(tmp_path / "space")])
     head = (tmp_path / "space" / "README.md").read_text().split("---")[1]
     assert "sdk: gradio" in head and "app_file: app.py" in head
-    assert "matplotlib" in (tmp_path / "space" / "requirements.txt").read_text()
+    required = (tmp_path / "space" / "requirements.txt").read_text().splitlines()
+    names = {re.match(r"[\w-]+", line)[0] for line in required}
+    assert {"torch", "transformers", "matplotlib"} <= names and not names & {"densevlm", "gradio", "timm", "pytest"}
     port = free_port()
     environment = os.environ | {"GRADIO_SERVER_PORT": str(port), "PYTHONPATH": ""}
     process = subprocess.Popen([sys.executable, "app.py"], cwd=tmp_path / "space", env=environment)
@@ -108,6 +111,13 @@ def test_the_folder_of_a_space_starts_by_itself(tmp_path):
         process.wait()
 
 
+def test_a_space_starts_with_the_given_models_and_templates(tmp_path):
+    pytest.importorskip("gradio", reason="the page needs gradio (extra `demo`)")
+    main(["--space", str(tmp_path / "space"), "--models", "densevlm-sandbox", "me/model", "--templates", "short"])
+    expected = "main(['--models', 'densevlm-sandbox', 'me/model', '--templates', 'short'])"
+    assert expected in (tmp_path / "space" / "app.py").read_text()
+
+
 def test_what_a_space_cannot_hold_is_refused(tmp_path):
     with pytest.raises(SystemExit, match="is a folder here, which a Space does not have"):
         main(["--space", str(tmp_path / "space"), "--models", str(tmp_path)])
@@ -115,6 +125,8 @@ def test_what_a_space_cannot_hold_is_refused(tmp_path):
     (tmp_path / "full" / "file").touch()
     with pytest.raises(SystemExit, match="full exists already"):
         main(["--space", str(tmp_path / "full")])
+    with pytest.raises(SystemExit, match="--examples has no effect with --space"):
+        main(["--space", str(tmp_path / "other"), "--examples", str(tmp_path)])
 
 
 def test_without_gradio_the_extra_is_named(monkeypatch):

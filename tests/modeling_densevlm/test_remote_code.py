@@ -162,7 +162,7 @@ for folder in sys.argv[1:]:
 def test_shipped_folders_load_with_the_package_and_name_it_where_it_is_missing(tmp_path):
     """Nothing but transformers is imported: the configuration leads to the package's classes."""
     output = run_script(SHIPPED_SCRIPT, *SHIPPED, cwd=tmp_path, PYTHONPATH=str(ROOT))
-    assert len(output.splitlines()) == len(SHIPPED) == 3
+    assert len(output.splitlines()) == len(SHIPPED) == 4
 
 
 @pytest.mark.parametrize("folder", OLDER, ids=lambda folder: folder.name)

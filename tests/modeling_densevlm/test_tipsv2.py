@@ -8,7 +8,13 @@ from torch.nn.functional import normalize
 from torch.testing import assert_close
 from transformers import Tipsv2Config, Tipsv2ImageProcessor, Tipsv2Model
 
-from modeling_densevlm import DenseVLMConfig, DenseVLMImageProcessor, DenseVLMModel
+from modeling_densevlm import (
+    CategoryEmbeddings,
+    DenseVLMConfig,
+    DenseVLMForSemanticSegmentation,
+    DenseVLMImageProcessor,
+    DenseVLMModel,
+)
 
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -52,6 +58,18 @@ def test_a_folder_of_transformers_gives_its_features_of_images_locations_and_tex
     assert_close(found.logits_per_image, logits.logits_per_image, atol=1e-4, rtol=1e-4)
     model.save_pretrained(tmp_path)
     assert DenseVLMModel.from_pretrained(tmp_path).fingerprint() == model.fingerprint()
+
+
+@torch.no_grad()
+def test_it_is_a_segmenter_and_a_backbone_too(folder):
+    pixel_values = torch.rand(1, 3, 32, 32)
+    model = DenseVLMModel.from_pretrained(folder, out_indices=[0, 3], dtype=torch.float32)
+    maps = model(pixel_values).feature_maps
+    assert [one.shape for one in maps] == [(1, 32, 4, 4)] * 2 and model.out_features == ["block0", "dense"]
+    segmenter = DenseVLMForSemanticSegmentation.from_pretrained(folder)
+    embeddings = CategoryEmbeddings(torch.eye(32)[:2], ["a", "b"], None, [[], []], ["{}"], "")
+    logits = segmenter.set_categories(embeddings)(pixel_values).logits
+    assert_close(logits, 50 * model.get_dense_features(pixel_values)[:, :2])  # 1 / 0.02
 
 
 def test_its_images_are_not_normalised_and_padded_as_all_others(folder, picture):

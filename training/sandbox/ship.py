@@ -9,7 +9,7 @@ Writes the sandbox's models into `model_cards`: weights in half precision, proce
 
 The folders do not contain modeling code: their
 configurations refer to the installed package through the file `REFERENCE`. To load a model without the package, write
-a folder with the code by `python -m modeling_densevlm.publish model_cards/NAME OUTPUT`.
+a folder with the code by `densevlm publish model_cards/NAME --folder OUTPUT`.
 """
 
 import argparse
@@ -43,7 +43,7 @@ try:
 except ImportError as error:
     raise ImportError(
         "This folder holds no modeling code: install the package `densevlm`, or let it write a folder with code, by "
-        "`densevlm publish FOLDER OUTPUT`."
+        "`densevlm publish FOLDER --folder OUTPUT`."
     ) from error
 '''
 
