@@ -13,6 +13,7 @@ evaluations that the card on the Hub has beyond it are preserved.
 """
 
 import argparse
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -111,6 +112,8 @@ def upload(
     Raises:
         `ValueError` as [`publish`]; `OSError` if the Hub refuses.
     """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise ValueError(f"{repo} is no name on the Hub, YOU/NAME. To write a folder, give `--folder {repo}`.")
     with tempfile.TemporaryDirectory(prefix="densevlm-publish-") as temporary:
         folder = publish(source, Path(temporary) / repo.split("/")[-1], dtype)
         api = HfApi(token=token)

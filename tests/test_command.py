@@ -86,7 +86,7 @@ def test_the_installed_package_runs_from_any_folder_also_one_with_another_traini
     for words, written in (
         (["train", "sandbox", *run], "run/model.safetensors"),
         (["evaluate", "regions", "--model", student, *regions, "--num_workers", "0", "--output", "m.json"], "m.json"),
-        (["publish", student, published], "published/modeling_densevlm.py"),
+        (["publish", student, "--folder", published], "published/modeling_densevlm.py"),
         (["report", "m/0-student0-96.safetensors", "--output", "r.html"], "r.html"),
     ):  # fmt: skip
         command = [site / "bin" / "densevlm", *words]

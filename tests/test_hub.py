@@ -23,7 +23,7 @@ from modeling_densevlm import DenseVLMForSemanticSegmentation, DenseVLMModel, De
 from modeling_densevlm.conversion import export_checkpoint
 from modeling_densevlm.conversion.hub import clip_tokenizer
 from modeling_densevlm.model_card import CARD
-from modeling_densevlm.publish import publish
+from modeling_densevlm.publish import publish, upload
 from tests.fake_hub import fake_hub
 from training.train import main as train
 
@@ -161,6 +161,12 @@ def test_the_trainer_uploads_the_same_files_once_at_the_end(hub, start, recipe, 
     assert hub.commits[1] == hub.commits[0]
     assert b'from_pretrained("me/by-trainer"' in hub.repositories["me/by-trainer"]["README.md"]
     assert not any("hf_of_me" in file.read_text() for file in (tmp_path / "pushed").glob("*.[yjm]*"))
+
+
+def test_a_path_is_not_taken_for_a_name_on_the_hub(student, tmp_path):
+    with pytest.raises(ValueError, match=r"is no name on the Hub, YOU/NAME\. To write a folder, give `--folder "):
+        upload(student, str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_refusal_of_the_hub_is_one_line(start, student):
