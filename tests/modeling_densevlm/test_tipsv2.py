@@ -2,11 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """TIPSv2 as a DenseVLM: the features of transformers' own class, from the folder that it saves."""
 
+import json
+
 import pytest
 import torch
 from torch.nn.functional import normalize
 from torch.testing import assert_close
-from transformers import Tipsv2Config, Tipsv2ImageProcessor, Tipsv2Model
+from transformers import Tipsv2Config, Tipsv2Model
 
 from modeling_densevlm import (
     CategoryEmbeddings,
@@ -37,7 +39,11 @@ def theirs() -> Tipsv2Model:
 def folder(theirs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tipsv2")
     theirs.save_pretrained(folder)  # in the names of its authors' files
-    Tipsv2ImageProcessor().save_pretrained(folder)
+    # As `Tipsv2ImageProcessor`, which needs torchvision, saves it.
+    options = {"do_convert_rgb": True, "do_normalize": False, "do_rescale": True, "do_resize": True, "resample": 2}
+    options |= {"image_processor_type": "Tipsv2ImageProcessor", "rescale_factor": 1 / 255}
+    options["size"] = {"height": 448, "width": 448}
+    (folder / "preprocessor_config.json").write_text(json.dumps(options))
     return folder
 
 
