@@ -164,7 +164,7 @@ def build_page(
             return boxes, [x, y], VIEWS[2]
         return f"{boxes.rstrip()}\n{corner[0]} {corner[1]} {x} {y}".lstrip(), None, VIEWS[2]
 
-    toy = all(Path(source).parent == MODEL_CARDS for source in sources)
+    toy = are_shipped(sources)
     words = sandbox_words() if toy else WORDS
     with gradio.Blocks(title="DenseVLM: what is where?", analytics_enabled=False) as page:
         gradio.Markdown(INTRODUCTION + (f"\n{TOY}" if toy else ""))
@@ -195,11 +195,18 @@ def build_page(
         inputs = [image, things, stuff, view, rows, columns, boxes, offset]
         image.change(lambda: ("", None), None, [boxes, corner], show_progress="hidden")  # of another photo
         image.select(click, [boxes, corner], [boxes, corner, view], show_progress="hidden")
-        button.click(run, inputs, pictures, api_name="predict")
-        offset.release(run, inputs, pictures, api_visibility="private")
+        # One at a time: they share the models, whose vocabulary each sets.
+        button.click(run, inputs, pictures, api_name="predict", concurrency_id="models")
+        private: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "models"}
+        offset.release(run, inputs, pictures, **private)
         if examples:
-            page.load(run, inputs, pictures, api_visibility="private")
+            page.load(run, inputs, pictures, **private)
     return page
+
+
+def are_shipped(sources: Sequence[str]) -> bool:
+    """Whether all models are those of the sandbox."""
+    return all(Path(source).parent == MODEL_CARDS for source in sources)
 
 
 def titles_of(sources: Sequence[str]) -> list[str]:
@@ -235,8 +242,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_space(arguments.space, arguments.models, arguments.templates)
         print(f"Written: {arguments.space}")
         return
-    sandbox = arguments.models is None
-    sources = [str(shipped(name)) for name in SANDBOX_MODELS] if sandbox else arguments.models
+    sources = arguments.models or [str(shipped(name)) for name in SANDBOX_MODELS]
+    sandbox = are_shipped(sources)
     folder = arguments.examples or (shipped("scenes") if sandbox else None)
     examples = [] if folder is None else sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
     templates = arguments.templates or (SANDBOX_TEMPLATES if sandbox else DEFAULT_TEMPLATES)

@@ -66,6 +66,7 @@ class Predictor:
         if side is not None:
             self.image_processor.size = {"longest_edge": whole_cells(side, model.vision_model.stride, source)}
         self.segmenter = DenseVLMForSemanticSegmentation.from_densevlm(model)
+        self._embedded: tuple[Any, ...] = ()
 
     def set_categories(
         self, categories: CategorySet, templates: str = DEFAULT_TEMPLATES, thing_offset: float = 0.0
@@ -73,8 +74,11 @@ class Predictor:
         """Sets the vocabulary; `thing_offset` is subtracted from the cosines of things. Returns itself."""
         if thing_offset:
             categories.require_flags("--thing_offset")
-        embeddings = CategoryEmbeddings.resolve(categories, self.segmenter.densevlm, self.tokenizer, templates)
-        self.segmenter.set_categories(embeddings)
+        vocabulary = (categories.names, categories.synonyms, categories.is_thing, templates)
+        if vocabulary != self._embedded:  # another offset alone needs no text tower
+            embeddings = CategoryEmbeddings.resolve(categories, self.segmenter.densevlm, self.tokenizer, templates)
+            self.segmenter.set_categories(embeddings)
+            self._embedded = vocabulary
         self.segmenter.config.thing_offset = thing_offset
         self.categories = categories
         return self

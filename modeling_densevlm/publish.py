@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi, ModelCard, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RevisionNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError, RevisionNotFoundError
 
 from .command_line import check_output, one_line_errors
 from .configuration_densevlm import DenseVLMConfig
@@ -135,7 +135,7 @@ def card_on_hub(repo: str, revision: str | None, token: str | None) -> Any:
     """The `ModelCard` of a repository; `None` if it has none yet."""
     try:
         return ModelCard.load(hf_hub_download(repo, CARD, revision=revision, token=token), ignore_metadata_errors=True)
-    except (EntryNotFoundError, RevisionNotFoundError):
+    except (RemoteEntryNotFoundError, RevisionNotFoundError):  # not: the Hub cannot be reached
         return None
 
 

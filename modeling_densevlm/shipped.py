@@ -14,7 +14,7 @@ def shipped(name: str) -> Path:
 
     ```python
     >>> DenseVLMModel.from_pretrained(shipped("densevlm-sandbox"))
-    >>> Image.open(shipped("scenes/umbrella.png"))
+    >>> Image.open(shipped("scenes/bus.png"))
     ```
 
     Args:

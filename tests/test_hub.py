@@ -72,7 +72,8 @@ def evaluate(folder: Path, scenes: Path, output: Path, *options: str) -> None:
 def test_a_run_writes_a_card_with_its_models_method_data_settings_machine_and_licence(trained):
     card = ModelCard.load(trained / CARD)
     assert card.data.license == "mit" and card.data.base_model == ["openai/clip-vit-base-patch16"]
-    assert card.data.library_name == "transformers" and card.data.pipeline_tag == "zero-shot-image-classification"
+    metadata = card.data.to_dict()
+    assert (metadata["library_name"], metadata["pipeline_tag"]) == ("transformers", "zero-shot-image-classification")
     assert "densevlm" in card.data.tags and card.data.eval_results is None
     for words in (
         r"# run\n",

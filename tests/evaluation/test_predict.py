@@ -153,3 +153,20 @@ def test_heat_maps_say_where_each_word_is_the_most_similar(photos, student, mode
     assert (out / "pictures" / "a.png").stat().st_size > 5_000
     with pytest.raises(SystemExit, match="--thing_offset has no effect with --heat_maps"):
         main([str(word) for word in (photos, *words, "--thing_offset", "0.1")])
+
+
+def test_another_offset_does_not_embed_the_words_again(student, monkeypatch):
+    predictor = Predictor(student)
+    embedded = []
+    resolve = CategoryEmbeddings.resolve
+
+    def counted(*given, **more):
+        embedded.append(given)
+        return resolve(*given, **more)
+
+    monkeypatch.setattr(CategoryEmbeddings, "resolve", counted)
+    flags = CategorySet(["kite", "sky"], [True, False])
+    for categories, offset in ((flags, 0.0), (flags, 0.1), (WORDS, 0.0)):
+        predictor.set_categories(categories, "short", offset)
+    assert len(embedded) == 2 and predictor.segmenter.config.thing_offset == 0.0
+    assert predictor.segmenter.config.categories["names"] == WORDS.names

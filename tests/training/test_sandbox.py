@@ -224,7 +224,7 @@ def test_a_shipped_folder_is_complete_but_for_the_code(name):
     model = DenseVLMModel.from_pretrained(folder)
     assert model.dtype == torch.float16
     card = ModelCard.load(folder / "README.md")
-    assert card.data.license == "apache-2.0" and card.data.library_name == "transformers"
+    assert card.data.license == "apache-2.0" and card.data.to_dict()["library_name"] == "transformers"
     assert {result.metric_name for result in card.data.eval_results} == {title for title, _ in RESULTS.values()}
 
 
